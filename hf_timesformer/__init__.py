@@ -1,0 +1,1 @@
+"""TimeSformer, complete and at home in Hugging Face Transformers."""

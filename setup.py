@@ -1,0 +1,34 @@
+"""Packaging of hf_timesformer: `pip install .` (users), `pip install -e ".[test]"` (developers)."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+
+EXTRAS = {
+    "viz": ["matplotlib>=3.7"],
+    "peft": ["peft>=0.17"],
+}
+EXTRAS["test"] = ["pytest>=8", "ruff>=0.8", *EXTRAS["viz"], *EXTRAS["peft"]]
+
+setup(
+    name="hf-timesformer",
+    version="0.1.0",
+    description="TimeSformer for Hugging Face Transformers: all five space-time attention schemes, exact video decoding",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["hf_timesformer"],
+    install_requires=[
+        "transformers>=5.23",
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "datasets>=4.0",
+        "accelerate>=1.1",
+        "evaluate>=0.4.3",
+        "huggingface-hub>=1.0",
+        "av>=14.0",
+    ],
+    extras_require=EXTRAS,
+)

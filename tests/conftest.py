@@ -1,0 +1,27 @@
+"""Fixtures that several test modules use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that read the developers' folder of real clips, so that `-m "not shared"` leaves them out."""
+    for item in items:
+        if "shared_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The developers' folder of real clips and weights; the test is skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder of real clips is not beside this checkout")
+    return SHARED
