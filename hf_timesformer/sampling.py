@@ -1,0 +1,108 @@
+"""Which frames of a video a clip takes: index arithmetic alone, no video is opened here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What a policy sees: whole numbers that have been checked, and the length of a window in source frames."""
+
+    total_num_frames: int
+    num_frames: int
+    num_clips: int
+    window: float
+    generator: np.random.Generator | None
+
+
+def _sample_clip(request: _Request) -> np.ndarray:
+    """`num_frames` frames spread over a window of consecutive source frames.
+
+    12 frames, a window of 4, 2 frames a clip (x taken, f left):
+    one clip, evaluation     ffffxffxffff   the window in the middle
+    three clips, evaluation  xffxffffffff   evenly: the first clip starts with the video ...
+                             ffffxffxffff
+                             ffffffffxffx   ... and the last one ends with it
+    """
+    room = max(request.total_num_frames - request.window, 0)
+    if request.generator is not None:
+        starts = request.generator.uniform(0, room, size=request.num_clips)
+    elif request.num_clips == 1:
+        starts = np.array([room / 2])
+    else:
+        starts = np.linspace(0, room, request.num_clips)
+    positions = np.linspace(starts, starts + request.window - 1, request.num_frames, axis=1)  # (clips, frames)
+    return np.floor(np.clip(positions, 0, request.total_num_frames - 1))
+
+
+def _sample_segments(request: _Request) -> np.ndarray:
+    """One frame of each of `num_frames` equal parts of the video; where in its part depends on the clip.
+
+    12 frames, 4 a clip, evaluation (x taken, f left, | between parts):
+    one clip   fxf|fxf|fxf|fxf   the middle frame of each part
+    two clips  xff|xff|xff|xff   a quarter ...
+               ffx|ffx|ffx|ffx   ... and three quarters of the way through each part
+    """
+    shape = (request.num_clips, request.num_frames)
+    if request.generator is not None:
+        within = request.generator.random(shape)
+    else:
+        within = np.broadcast_to((np.arange(request.num_clips)[:, None] + 0.5) / request.num_clips, shape)
+    positions = (np.arange(request.num_frames) + within) * request.total_num_frames / request.num_frames
+    return np.minimum(np.floor(positions), request.total_num_frames - 1)
+
+
+SAMPLING_POLICIES: dict[str, Callable[[_Request], np.ndarray]] = {"clip": _sample_clip, "segments": _sample_segments}
+
+
+def sample_indices(
+    policy: str,
+    total_num_frames: int,
+    *,
+    num_frames: int,
+    sampling_rate: int = 32,
+    num_clips: int = 1,
+    fps: float | None = None,
+    target_fps: float | None = None,
+    generator: np.random.Generator | None = None,
+) -> np.ndarray:
+    """Frame numbers of `num_clips` clips of a video: int64 `(num_clips, num_frames)`, each in `[0, total_num_frames)`.
+
+    * `"clip"` (Kinetics, Diving48): a window of `num_frames * sampling_rate` source frames, times `fps / target_fps`
+      where both are known, sampled evenly: `floor(clamp(linspace(start, start + window - 1), 0, total - 1))`, the
+      arithmetic of the official code. For evaluation one window lies in the middle of the video (paper, 4), several
+      are spread evenly from its first frame to its last; for training each start is uniformly random.
+    * `"segments"` (Something-Something-V2): the video is cut in `num_frames` equal parts; for evaluation the middle
+      frame of each (with several clips: clip `c` takes the `(c + 1/2) / num_clips` point of each part), for training
+      a random frame of each. `sampling_rate`, `fps` and `target_fps` have no effect.
+
+    `generator=None` is the evaluation placement, always the same; a generator gives training placements. A video
+    shorter than the window repeats frames. Raises `ValueError` for an unknown policy and for counts, rates and fps
+    that are not positive.
+    """
+    if policy not in SAMPLING_POLICIES:
+        known = ", ".join(repr(name) for name in SAMPLING_POLICIES)
+        raise ValueError(f"sampling policy {policy!r} is unknown: choose one of {known}")
+    counts = {"total_num_frames": total_num_frames, "num_frames": num_frames, "num_clips": num_clips}
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+    for name, rate in {"sampling_rate": sampling_rate, "fps": fps, "target_fps": target_fps}.items():
+        if (rate is not None or name == "sampling_rate") and not _is_positive(rate):
+            raise ValueError(f"{name} must be a positive number, got {rate!r}")
+    speed = fps / target_fps if fps is not None and target_fps is not None else 1
+    request = _Request(
+        total_num_frames=int(total_num_frames),
+        num_frames=int(num_frames),
+        num_clips=int(num_clips),
+        window=num_frames * sampling_rate * speed,
+        generator=generator,
+    )
+    return SAMPLING_POLICIES[policy](request).astype(np.int64)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and isfinite(value) and value > 0
