@@ -11,9 +11,10 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 logger = logging.getLogger(__name__)
 
+# Suffixes without the dot, in lower case.
 VIDEO_EXTENSIONS = frozenset(
-    "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv".split()
-)  # suffixes, without the dot, in lower case
+    ("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "vob", "webm", "wmv")
+)
 
 
 @dataclass
