@@ -1,0 +1,250 @@
+"""Where a video's bytes come from, what is refused before FFmpeg sees a byte, and the one way a container is opened."""
+
+import io
+import os
+import stat
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+import av
+import av.error
+
+
+# Demuxers that read one self-contained media file. Playlists (HLS, DASH, concat, SDP), image sequences, devices and
+# filter graphs are left out on purpose: they open further files or addresses.
+CONTAINERS = "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,h264,hevc,m4v,mjpeg,gif,ogg,asf,ivf,obu,yuv4mpegpipe"
+
+# What PyAV raises for bad input: its own family, what its I/O callbacks pass on, and the built-in errors of its
+# Python layer (rates of 0/0, sizes that do not fit, text that does not decode, allocations that FFmpeg refuses).
+LIBRARY_ERRORS = (
+    av.error.FFmpegError,
+    EOFError,
+    OSError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    ZeroDivisionError,
+    RuntimeError,
+)
+
+Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
+
+
+class VideoDecodeError(ValueError):
+    """A video that cannot be decoded as asked. `source` names it, `reason` is a short stable word:
+
+    `not-found`, `not-a-file`, `url`, `fetch`, `container`, `no-video-stream`, `codec`, `damaged`, `limit`, `index`
+    or `frame-size`.
+    """
+
+    def __init__(self, source: str, reason: str, message: str):
+        super().__init__(f"{source}: {message}")
+        self.source = source
+        self.reason = reason
+        self.message = message
+
+    def __reduce__(self):
+        # Exceptions are pickled by `args`; DataLoader workers send this one to the main process.
+        return type(self), (self.source, self.reason, self.message)
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """How much one video may cost before it is refused: bytes of the file, pixels a frame, frames, and seconds."""
+
+    max_bytes: int = 2 * 1024**3
+    max_pixels: int = 8192 * 4608
+    max_frames: int = 1_000_000
+    max_seconds: float = 120.0
+
+
+def describe_source(source: Source) -> str:
+    """A short printable name of `source` for messages and reports."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fsdecode(source)
+        return text if len(text) <= 200 else text[:90] + "..." + text[-90:]
+    name = getattr(source, "name", None)
+    return f"<{type(source).__name__} {name!r}>" if isinstance(name, str) else f"<{type(source).__name__}>"
+
+
+class Reader:
+    """The only door between FFmpeg and a video's bytes: a seekable file object with a size, a deadline and no name."""
+
+    def __init__(self, file: BinaryIO, size: int, check: Callable[[], None]):
+        self._file = file
+        self._size = size
+        self._check = check
+        self._file.seek(0)
+
+    def read(self, size: int) -> bytes:
+        self._check()
+        data = self._file.read(size)
+        # PyAV copies whatever comes back into a buffer of `size` bytes, so a careless file object would overrun it.
+        return bytes(data[:size]) if data else b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._check()
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._size}[whence]
+        self._file.seek(max(0, base + offset))
+        return self._file.tell()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+@contextmanager
+def open_file(source: Source, limits: DecodeLimits, allow_urls: bool) -> Iterator[tuple[BinaryIO, int]]:
+    """Yield a seekable binary file object for `source` and its size in bytes; closes only what it opened itself."""
+    name = describe_source(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        _check_size(name, len(source), limits)
+        yield io.BytesIO(source), len(source)
+    elif isinstance(source, (str, os.PathLike)):
+        path = os.fsdecode(source)
+        if "://" in path and urlsplit(path).scheme.lower() in ("http", "https"):
+            data = _fetch(path, limits, allow_urls)
+            yield io.BytesIO(data), len(data)
+            return
+        with _open_path(path, name) as file:
+            size = os.fstat(file.fileno()).st_size
+            _check_size(name, size, limits)
+            yield file, size
+    elif hasattr(source, "read"):
+        file = source if _is_seekable(source) else io.BytesIO(_read_all(source, name, limits))
+        size = file.seek(0, os.SEEK_END)
+        size = file.tell() if size is None else size
+        _check_size(name, size, limits)
+        yield file, size
+    else:
+        raise TypeError(
+            f"A video is a path, bytes or a binary file object; got {type(source).__name__}: {str(source)[:80]}"
+        )
+
+
+def _open_path(path: str, name: str) -> BinaryIO:
+    """Open a regular file for reading; anything else (directory, pipe, device, missing, an address) is refused."""
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise VideoDecodeError(name, "not-a-file", "is not a regular file")
+        return open(path, "rb", buffering=0)
+    except (OSError, ValueError) as error:
+        if isinstance(error, VideoDecodeError):
+            raise
+        if "://" in path:
+            message = "is an address, not a file; only http(s) addresses can be read, with allow_urls=True"
+            raise VideoDecodeError(name, "url", message) from error
+        reason = "not-found" if isinstance(error, FileNotFoundError) else "not-a-file"
+        raise VideoDecodeError(name, reason, f"cannot be opened: {error}") from error
+
+
+def _check_size(name: str, size: int, limits: DecodeLimits) -> None:
+    if size > limits.max_bytes:
+        raise VideoDecodeError(
+            name, "limit", f"is {size} bytes long, more than the limit of {limits.max_bytes} (DecodeLimits.max_bytes)"
+        )
+
+
+def _is_seekable(file: BinaryIO) -> bool:
+    seekable = getattr(file, "seekable", None)
+    return hasattr(file, "seek") and hasattr(file, "tell") and (seekable is None or seekable())
+
+
+def _read_all(file: BinaryIO, name: str, limits: DecodeLimits) -> bytes:
+    """Read a stream that cannot seek to its end, in pieces, stopping at the limits of size and time."""
+    check = deadline(name, limits)
+    pieces: list[bytes] = []
+    total = 0
+    while piece := file.read(1 << 20):
+        check()
+        pieces.append(piece)
+        total += len(piece)
+        if total > limits.max_bytes:
+            message = f"has more bytes than the limit of {limits.max_bytes} (DecodeLimits.max_bytes)"
+            raise VideoDecodeError(name, "limit", message)
+    return b"".join(pieces)
+
+
+def deadline(name: str, limits: DecodeLimits) -> Callable[[], None]:
+    """A function that raises `VideoDecodeError` once `limits.max_seconds` have passed since this call."""
+    end = time.monotonic() + limits.max_seconds
+
+    def check() -> None:
+        if time.monotonic() > end:
+            message = f"took longer than the limit of {limits.max_seconds:g} s (DecodeLimits.max_seconds)"
+            raise VideoDecodeError(name, "limit", message)
+
+    return check
+
+
+def _fetch(url: str, limits: DecodeLimits, allow_urls: bool) -> bytes:
+    """Download `url` with Python's own client: http(s) only (redirects too), bounded in size and time."""
+    if not allow_urls:
+        raise VideoDecodeError(
+            url, "url", "is an address; addresses are refused unless allow_urls=True (download it first, or allow it)"
+        )
+    opener = urllib.request.OpenerDirector()  # no file:, ftp: or data: handlers, whatever a redirect says
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    request = urllib.request.Request(url, headers={"User-Agent": "hf_timesformer"})
+    try:
+        with opener.open(request, timeout=min(30.0, limits.max_seconds)) as response:
+            declared = response.headers.get("Content-Length")
+            if declared is not None and declared.isdigit():
+                _check_size(url, int(declared), limits)
+            return _read_all(response, url, limits)
+    except VideoDecodeError:
+        raise
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        raise VideoDecodeError(url, "fetch", f"could not be downloaded: {error}") from error
+
+
+def _refuse_nested(url: str, flags: int, options: dict) -> BinaryIO:
+    raise PermissionError(f"a video may not open another resource: {url[:80]!r}")
+
+
+@contextmanager
+def open_container(
+    file: BinaryIO, size: int, name: str, limits: DecodeLimits, check: Callable[[], None]
+) -> Iterator[av.container.InputContainer]:
+    """Open `file` with the accepted demuxers only, no protocol, no nested resource; always closed again.
+
+    Raises:
+        VideoDecodeError: no accepted container, or one too damaged to open.
+    """
+    try:
+        container = av.open(
+            Reader(file, size, check),
+            mode="r",
+            options={"max_pixels": str(limits.max_pixels), "threads": "1"},
+            container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"},
+            metadata_errors="replace",
+            buffer_size=1 << 18,
+            timeout=limits.max_seconds,
+            io_open=_refuse_nested,
+        )
+    except VideoDecodeError:
+        raise
+    except LIBRARY_ERRORS as error:
+        message = f"cannot be opened as a video: {error} (accepted containers: {CONTAINERS.replace(',', ', ')})"
+        raise VideoDecodeError(name, "container", message) from error
+    try:
+        yield container
+    finally:
+        container.close()
