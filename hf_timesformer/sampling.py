@@ -83,16 +83,12 @@ def sample_indices(
     shorter than the window repeats frames. Raises `ValueError` for an unknown policy and for counts, rates and fps
     that are not positive.
     """
-    if policy not in SAMPLING_POLICIES:
-        known = ", ".join(repr(name) for name in SAMPLING_POLICIES)
-        raise ValueError(f"sampling policy {policy!r} is unknown: choose one of {known}")
-    counts = {"total_num_frames": total_num_frames, "num_frames": num_frames, "num_clips": num_clips}
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
-    for name, rate in {"sampling_rate": sampling_rate, "fps": fps, "target_fps": target_fps}.items():
-        if (rate is not None or name == "sampling_rate") and not _is_positive(rate):
-            raise ValueError(f"{name} must be a positive number, got {rate!r}")
+    check_sampling(
+        policy, num_frames=num_frames, sampling_rate=sampling_rate, num_clips=num_clips, target_fps=target_fps
+    )
+    _check_count("total_num_frames", total_num_frames)
+    if fps is not None:
+        _check_rate("fps", fps)
     speed = fps / target_fps if fps is not None and target_fps is not None else 1
     request = _Request(
         total_num_frames=int(total_num_frames),
@@ -104,5 +100,26 @@ def sample_indices(
     return SAMPLING_POLICIES[policy](request).astype(np.int64)
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and isfinite(value) and value > 0
+def check_sampling(
+    policy: str, *, num_frames: int, sampling_rate: int = 32, num_clips: int = 1, target_fps: float | None = None
+) -> None:
+    """Raise `ValueError` for settings that `sample_indices` would refuse, whatever the video."""
+    if policy not in SAMPLING_POLICIES:
+        known = ", ".join(repr(name) for name in SAMPLING_POLICIES)
+        raise ValueError(f"sampling policy {policy!r} is unknown: choose one of {known}")
+    _check_count("num_frames", num_frames)
+    _check_count("num_clips", num_clips)
+    _check_rate("sampling_rate", sampling_rate)
+    if target_fps is not None:
+        _check_rate("target_fps", target_fps)
+
+
+def _check_count(name: str, count: object) -> None:
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+
+
+def _check_rate(name: str, rate: object) -> None:
+    is_number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
+    if not is_number or not isfinite(rate) or rate <= 0:
+        raise ValueError(f"{name} must be a positive number, got {rate!r}")

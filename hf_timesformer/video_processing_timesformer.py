@@ -1,0 +1,234 @@
+"""Videos, as files or as frames in memory, to the views that the network takes."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ChannelDimension
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoInput, VideoMetadata, make_batched_metadata
+
+from .decoding import decode_video
+from .image_processing_timesformer import (
+    TimeSformerImageProcessor,
+    TimeSformerViewsMixin,
+    frames_to_tensor,
+    is_source,
+    split_videos,
+)
+from .sampling import check_sampling, sample_indices
+
+
+logger = logging.get_logger(__name__)
+
+Sampler = Callable[..., np.ndarray]
+
+
+class TimeSformerVideoProcessorKwargs(VideosKwargs, total=False):
+    """Settings of `TimeSformerVideoProcessor` beyond those that every video processor has."""
+
+    sampling: str | None
+    sampling_rate: int | None
+    target_fps: int | float | None
+    num_clips: int | None
+    num_crops: int | None
+    allow_urls: bool | None
+
+
+class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
+    """Videos to `pixel_values`: decodes, samples clips, scales, cuts crops and normalises (paper, 4).
+
+    `processor(videos)`: one video or a list of them, of any sizes and lengths. A video is a path, `bytes`, a binary
+    file object (decoded by this package; URLs only with `allow_urls=True`), or frames in memory: a list of PIL images,
+    arrays or tensors, or one 4D array, channels first or last, values 0 to 255.
+
+    * Sampling (`hf_timesformer.sampling`): `num_clips` clips of `num_frames` frames by the policy `sampling` (`"clip"`
+      with `sampling_rate` and `target_fps`, or `"segments"`). `fps=` in a call instead takes that many frames a
+      second of the whole video. A video that is too short repeats frames.
+    * Frames in memory are sampled in the same way, with `video_metadata` or without, but for two cases that are passed
+      as they are: without metadata, exactly `num_frames` frames for one clip; with metadata, frames that its
+      `frames_indices` shows to be sampled already. A call whose own `num_frames` exceeds the frames in memory raises,
+      as stock's does, unless it has `do_sample_frames=True` or `video_metadata`.
+    * `do_sample_frames=False` takes every frame, of files too, as one clip.
+    * Views: the short side is scaled to `size`; `num_crops=1` cuts the centre, `num_crops=3` left, centre and right,
+      in portrait top, centre and bottom. Three crops of square frames scaled to the crop's size are one and the same.
+
+    Returns `pixel_values`: float `(B, T, C, H, W)`, with more than one view `(B, views, T, C, H, W)` where
+    `views = num_clips * num_crops`, all crops of the first clip first; with `return_metadata=True` also
+    `video_metadata`, one `VideoMetadata` a video, `frames_indices` clip after clip. Raises `VideoDecodeError` (a
+    `ValueError`) for a file that cannot be read, `ValueError` for settings and input that make no sense.
+    """
+
+    valid_kwargs = TimeSformerVideoProcessorKwargs
+    num_frames = 8
+    sampling = "clip"
+    sampling_rate = 32
+    target_fps = None
+    num_clips = 1
+    do_sample_frames = True
+    allow_urls = False
+
+    def __init__(self, **kwargs: Unpack[TimeSformerVideoProcessorKwargs]):
+        super().__init__(**kwargs)
+        check_sampling(
+            self.sampling,
+            num_frames=self.num_frames,
+            sampling_rate=self.sampling_rate,
+            num_clips=self.num_clips,
+            target_fps=self.target_fps,
+        )
+
+    def preprocess(self, videos: VideoInput, **kwargs: Unpack[TimeSformerVideoProcessorKwargs]) -> BatchFeature:
+        """Open and sample every video once, then let `BaseVideoProcessor` and `_preprocess` make the views."""
+        validate_typed_dict(self.valid_kwargs, kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        sample = self._sampler(kwargs)
+        videos = split_videos(videos)
+        given = kwargs.get("video_metadata")
+        metadata = [None] * len(videos) if given is None else make_batched_metadata(videos, given)
+        opened = []
+        for video, about in zip(videos, metadata):
+            if is_source(video):
+                opened.append(self.fetch_videos(video, sample, allow_urls=kwargs.get("allow_urls")))
+            else:
+                frames = frames_to_tensor(video, kwargs.get("input_data_format"))
+                opened.append(self._sample_in_memory(frames, about, sample, kwargs))
+        frames, metadata = map(list, zip(*opened))
+        kwargs |= {"do_sample_frames": False, "video_metadata": metadata, "input_data_format": ChannelDimension.FIRST}
+        kwargs["num_clips"] = 1 if sample is None else sample.keywords["num_clips"]
+        return super().preprocess(frames, **kwargs)
+
+    def _sampler(self, kwargs: dict[str, Any]) -> Sampler | None:
+        """`sample_frames` with the settings of this call, or None where every frame is taken."""
+        if not kwargs.get("do_sample_frames", self.do_sample_frames):
+            return None
+        if "fps" in kwargs and "num_frames" in kwargs:
+            raise ValueError("num_frames and fps exclude each other: pass one of them")
+        names = ("num_frames", "sampling", "sampling_rate", "target_fps", "num_clips")
+        settings = {name: kwargs.get(name, getattr(self, name)) for name in names}
+        fps = kwargs.get("fps", None if "num_frames" in kwargs else self.fps)
+        if fps is not None:
+            settings |= {"fps": fps, "num_frames": None, "num_clips": 1}
+        return partial(self.sample_frames, **settings)
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        *,
+        sampling: str | None = None,
+        sampling_rate: int | None = None,
+        target_fps: float | None = None,
+        num_clips: int | None = None,
+        **kwargs,
+    ) -> np.ndarray:
+        """Frame numbers to take of a video, clip after clip: int64 `(num_clips * num_frames,)`; None: own setting.
+
+        `fps` frames a second of the whole video instead of `num_frames` where it is given. Raises `ValueError` where
+        both are given, and where the video's own rate is unknown and `fps` needs it.
+        """
+        if fps is not None:
+            if num_frames is not None:
+                raise ValueError("num_frames and fps exclude each other: pass one of them")
+            if not metadata.fps:
+                raise ValueError(f"fps={fps} needs the video's own rate: pass video_metadata with its fps")
+            count = max(1, int(metadata.total_num_frames / metadata.fps * fps))
+            return np.arange(count) * metadata.total_num_frames // count
+        return sample_indices(
+            self.sampling if sampling is None else sampling,
+            metadata.total_num_frames,
+            num_frames=self.num_frames if num_frames is None else num_frames,
+            sampling_rate=self.sampling_rate if sampling_rate is None else sampling_rate,
+            num_clips=self.num_clips if num_clips is None else num_clips,
+            fps=metadata.fps or None,
+            target_fps=self.target_fps if target_fps is None else target_fps,
+        ).reshape(-1)
+
+    def fetch_videos(
+        self, video_url_or_urls: Any, sample_indices_fn: Sampler | None = None, allow_urls: bool | None = None
+    ) -> tuple[torch.Tensor, VideoMetadata] | list[tuple]:
+        """Decode one source to uint8 frames `(T, 3, H, W)` and metadata; of a list, all frames and all metadata.
+
+        `sample_indices_fn(metadata=...)` names the frames, each of which is decoded once; None takes all. Raises
+        `VideoDecodeError` for a source that cannot be read, and for a URL without `allow_urls`.
+        """
+        if isinstance(video_url_or_urls, (list, tuple)):
+            fetched = [self.fetch_videos(source, sample_indices_fn, allow_urls) for source in video_url_or_urls]
+            return list(zip(*fetched))
+        source = video_url_or_urls
+        if isinstance(source, (bytearray, memoryview)):
+            source = bytes(source)
+        indices: list[int] = []
+
+        def choose(metadata: VideoMetadata) -> list[int]:
+            chosen = range(metadata.total_num_frames)
+            indices.extend(chosen if sample_indices_fn is None else sample_indices_fn(metadata=metadata).tolist())
+            return indices
+
+        allow_urls = self.allow_urls if allow_urls is None else allow_urls
+        frames, metadata = decode_video(source, choose, allow_urls=bool(allow_urls))
+        return frames, replace(metadata, frames_indices=indices)
+
+    def _sample_in_memory(
+        self, frames: torch.Tensor, metadata: VideoMetadata | None, sample: Sampler | None, kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, VideoMetadata]:
+        """The frames of `(T, C, H, W)` that this call asks for; the class's docstring has the rules."""
+        count = len(frames)
+        whole = VideoMetadata(
+            total_num_frames=count, height=frames.shape[2], width=frames.shape[3], frames_indices=list(range(count))
+        )
+        if sample is None:
+            return frames, metadata or whole
+        if metadata is None:
+            asked = kwargs.get("num_frames", 0)
+            if asked > count and "do_sample_frames" not in kwargs:
+                raise ValueError(
+                    f"num_frames={asked} were asked of {count} frames in memory: pass do_sample_frames=True to repeat "
+                    "frames, or do_sample_frames=False to take them as they are"
+                )
+            if sample.keywords["num_clips"] == 1 and sample.keywords["num_frames"] == count:
+                return frames, whole
+        elif metadata.total_num_frames != count:
+            if metadata.frames_indices is not None and len(metadata.frames_indices) == count:
+                return frames, metadata
+            raise ValueError(
+                f"video_metadata says total_num_frames={metadata.total_num_frames}, but the video has {count} frames: "
+                "pass the whole video, or the frames_indices of those that were taken"
+            )
+        indices = sample(metadata=metadata or whole)
+        if metadata is None and "do_sample_frames" not in kwargs:
+            _warn_of_repeats(indices, count)
+        return frames[torch.from_numpy(indices)], replace(metadata or whole, frames_indices=indices.tolist())
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """Save the settings in `video_preprocessor_config.json`, and beside it those of a like image processor.
+
+        The stock pipeline needs the second file (`preprocessor_config.json`) before it forms batches; one that is
+        there already is left alone.
+        """
+        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if not os.path.exists(os.path.join(save_directory, IMAGE_PROCESSOR_NAME)):
+            names = TimeSformerImageProcessor.valid_kwargs.__annotations__
+            image_processor = TimeSformerImageProcessor(**{n: v for n, v in self.to_dict().items() if n in names})
+            files += image_processor.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        return files
+
+
+def _warn_of_repeats(indices: np.ndarray, count: int) -> None:
+    if len(np.unique(indices)) < min(count, len(indices)):
+        logger.warning_once(
+            f"{count} frames in memory were sampled as a whole video, shorter than its sampling window, so that "
+            "frames repeat. If they are a clip already, pass do_sample_frames=False"
+        )
+
+
+__all__ = ["TimeSformerVideoProcessor"]
