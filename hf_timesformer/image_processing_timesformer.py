@@ -242,18 +242,27 @@ class TimeSformerImageProcessor(TimeSformerViewsMixin, TorchvisionBackend):
     def __init__(self, **kwargs: Unpack[TimeSformerImageProcessorKwargs]):
         super().__init__(**kwargs)
 
+    def preprocess(self, images: ImageInput, *args, **kwargs: Unpack[TimeSformerImageProcessorKwargs]) -> BatchFeature:
+        """As the class's docstring says; a setting that is None in a call keeps its own value."""
+        return super().preprocess(
+            images, *args, **{name: value for name, value in kwargs.items() if value is not None}
+        )
+
     def _prepare_image_like_inputs(
         self,
         images: ImageInput,
         *args,
         do_convert_rgb: bool | None = None,
+        image_mean: float | tuple[float, ...] | None = None,
         input_data_format: str | ChannelDimension | None = None,
         device: str | torch.device | None = None,
         **kwargs,
     ) -> list[torch.Tensor]:
         videos = [frames_to_tensor(video, input_data_format) for video in split_videos(images)]
         if do_convert_rgb:
-            videos = [self.convert_to_rgb(video) for video in videos]
+            # Four means (or one) are for frames of four channels (or one): these are not meant to become RGB.
+            num_channels = len(image_mean) if isinstance(image_mean, tuple) else 3
+            videos = [video if video.shape[1] == num_channels else self.convert_to_rgb(video) for video in videos]
         return [video.to(device) for video in videos]
 
 
