@@ -1,0 +1,233 @@
+"""The parts of a TimeSformer: embeddings, attention with its projections, blocks."""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import TimeSformerSelfAttention
+from .configuration_timesformer import TimeSformerConfig, pair
+from .fused_linear import FusedLinear, is_plain_linear
+from .position import resize_positions, resize_times
+from .schemes import SCHEMES, Grid
+
+
+# Rows of tokens that the MLP takes at a time in inference: what it widens stays in the cache and out of the peak.
+MLP_ROWS = 512
+
+
+class TimeSformerPatchEmbeddings(nn.Module):
+    """A linear map of each patch."""
+
+    def __init__(self, config: TimeSformerConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = pair(config.patch_size)
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, self.patch_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(b, t, channels, height, width) -> (b, h, w, t, d)`. Raises ValueError for sizes that do not fit."""
+        if pixel_values.ndim != 5:
+            raise ValueError(
+                "pixel_values must be (batch, frames, channels, height, width), or with views after the batch for the "
+                f"classifier; got the shape {tuple(pixel_values.shape)}."
+            )
+        batch, _, channels, *size = pixel_values.shape
+        if channels != self.num_channels:
+            raise ValueError(f"pixel_values has {channels} channels, the model takes {self.num_channels}.")
+        for name, pixels, patch in zip(("height", "width"), size, self.patch_size):
+            if pixels % patch:
+                raise ValueError(f"The frames' {name} {pixels} is no multiple of the patch {name} {patch}.")
+        patches = self.projection(pixel_values.flatten(0, 1))  # (b*t, d, h, w)
+        return patches.unflatten(0, (batch, -1)).permute(0, 3, 4, 1, 2)
+
+
+class TimeSformerEmbeddings(nn.Module):
+    """Patch tokens and CLS with their places in space and time."""
+
+    def __init__(self, config: TimeSformerConfig):
+        super().__init__()
+        self.config = config
+        rows, columns = config.grid_size
+        self.patch_embeddings = TimeSformerPatchEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        kind = config.position_embedding_type
+        self.position_embeddings = self.time_embeddings = None
+        if kind != "none":
+            self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns + 1, config.hidden_size))
+        if kind == "space_time" and config.attention_type != "space_only":
+            self.time_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
+        self.register_state_dict_post_hook(_write_absent_embeddings)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
+        """`(b, t, channels, height, width) -> (b, 1 + h*w*t, d)` and the grid `(h, w, t)`."""
+        patches = self.patch_embeddings(pixel_values)  # (b, h, w, t, d)
+        batch, *grid, _ = patches.shape
+        cls, mode = self.cls_token, self.config.position_interpolation
+        if self.position_embeddings is not None:
+            positions = resize_positions(self.position_embeddings, self.config.grid_size, grid[:2], mode)
+            cls = cls + positions[:, :1]
+            patches = patches + positions[:, 1:].unflatten(1, grid[:2])[:, :, :, None]
+        if self.time_embeddings is not None:
+            patches = patches + resize_times(self.time_embeddings, grid[2], mode)[:, None, None]
+        tokens = torch.cat((cls.expand(batch, -1, -1), patches.flatten(1, 3)), dim=1)
+        return self.dropout(tokens), tuple(grid)
+
+
+def _write_absent_embeddings(module: TimeSformerEmbeddings, state: dict, prefix: str, _) -> None:
+    """Write the embeddings that an ablation lacks as zeros, which add nothing where stock reads them."""
+    config = module.config
+    rows, columns = config.grid_size
+    absent = {"position_embeddings": rows * columns + 1}
+    if config.attention_type != "space_only":
+        absent["time_embeddings"] = config.num_frames
+    for name, length in absent.items():
+        if getattr(module, name) is None:
+            state[prefix + name] = module.cls_token.new_zeros(1, length, config.hidden_size).detach()
+
+
+class TimeSformerDense(nn.Module):
+    """A linear layer, an activation where one is given, dropout."""
+
+    def __init__(self, config: TimeSformerConfig, in_features: int, out_features: int, activation: str | None = None):
+        super().__init__()
+        self.dense = nn.Linear(in_features, out_features)
+        self.activation = nn.Identity() if activation is None else ACT2FN[activation]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.activation(self.dense(hidden_states)))
+
+
+class TimeSformerAttention(nn.Module):
+    """Attention of one step and its output projection."""
+
+    def __init__(self, config: TimeSformerConfig, step: str):
+        super().__init__()
+        self.attention = TimeSformerSelfAttention(config, step)
+        self.output = TimeSformerDense(config, config.hidden_size, config.hidden_size)
+        self.fused = FusedLinear()
+
+    def forward(
+        self, patches: torch.Tensor, cls: torch.Tensor | None = None, extra_dense: nn.Linear | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """`patches (b, h, w, t, d)`, `cls (b, 1, d)` -> their updates, with the weights (eager) in between."""
+        context, cls_context, weights = self.attention(patches, cls)
+        if cls is not None:
+            return self.output(context), weights, self.output(cls_context)
+        return self.project_twice(context, extra_dense), weights, None
+
+    def project_twice(self, context: torch.Tensor, extra_dense: nn.Linear) -> torch.Tensor:
+        """The output projection and the extra dense layer: in inference one map where that saves work."""
+        first = self.output.dense
+        tokens = context.shape[1] * context.shape[2] * context.shape[3]
+        saves_work = tokens >= context.shape[-1] and not torch.is_grad_enabled() and not self.training
+        if saves_work and is_plain_linear(first) and is_plain_linear(extra_dense):
+            return nn.functional.linear(context, *self.fused(first, extra_dense))
+        return extra_dense(self.output(context))
+
+
+class TimeSformerDropPath(nn.Module):
+    """Stochastic depth: a residual branch is dropped for whole clips of the batch (Huang et al. 2016)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    @property
+    def is_active(self) -> bool:
+        return self.training and self.rate > 0.0
+
+    def forward(self, update: torch.Tensor) -> torch.Tensor:
+        if not self.is_active:
+            return update
+        keep = torch.rand(update.shape[0], *[1] * (update.ndim - 1), device=update.device) >= self.rate
+        return update * keep / (1 - self.rate)
+
+
+class TimeSformerLayer(GradientCheckpointingLayer):
+    """A block: the scheme's attention steps one after the other, then the MLP."""
+
+    def __init__(self, config: TimeSformerConfig, layer_index: int):
+        super().__init__()
+        *self.earlier_steps, last_step = SCHEMES[config.attention_type]
+        size, eps = config.hidden_size, config.layer_norm_eps
+        for step in self.earlier_steps:
+            self.add_module(f"{step}_layernorm", nn.LayerNorm(size, eps=eps))
+            self.add_module(f"{step}_attention", TimeSformerAttention(config, step))
+            self.add_module(f"{step}_dense", nn.Linear(size, size))
+        self.layernorm_before = nn.LayerNorm(size, eps=eps)
+        self.attention = TimeSformerAttention(config, last_step)
+        self.layernorm_after = nn.LayerNorm(size, eps=eps)
+        self.intermediate = TimeSformerDense(config, size, config.intermediate_size, config.hidden_act)
+        self.output = TimeSformerDense(config, config.intermediate_size, size)
+        self.drop_path = TimeSformerDropPath(
+            config.drop_path_rate * layer_index / max(1, config.num_hidden_layers - 1)
+        )
+
+    def forward(self, hidden_states: torch.Tensor, grid: Grid, cls_only: bool = False) -> torch.Tensor:
+        """`(b, 1 + h*w*t, d)` -> the same, or `(b, 1, d)` where only CLS is asked for."""
+        in_place = self._may_overwrite()
+        if in_place:  # a copy of its own: what came in stays as it was for whoever recorded it
+            hidden_states = hidden_states.clone(memory_format=torch.contiguous_format)
+        cls, patches = hidden_states[:, :1], hidden_states[:, 1:].unflatten(1, grid)  # (b, 1, d), (b, h, w, t, d)
+        for step in self.earlier_steps:
+            patches = _add(patches, self.drop_path(self.attend_early(step, patches)), in_place)
+        if cls_only:
+            cls = cls + self.drop_path(self.attend_from_cls(patches, cls))
+            return cls + self.drop_path(self.feed_forward(cls))
+
+        patch_update, _, cls_update = self.attention(self.layernorm_before(patches), self.layernorm_before(cls))
+        patch_update, cls_update = self._drop_together(patch_update, cls_update)
+        patches, cls = _add(patches, patch_update, in_place), _add(cls, cls_update, in_place)
+        if not in_place:
+            hidden_states = torch.cat((cls, patches.flatten(1, 3)), dim=1)
+            return hidden_states + self.drop_path(self.feed_forward(hidden_states))
+        for rows in hidden_states.flatten(0, 1).split(MLP_ROWS):  # cls and patches are views of hidden_states
+            rows += self.feed_forward(rows)
+        return hidden_states
+
+    def attend_early(self, step: str, patches: torch.Tensor) -> torch.Tensor:
+        """The update of a step before the last: of patches only, through one more linear layer."""
+        layernorm, attention = getattr(self, f"{step}_layernorm"), getattr(self, f"{step}_attention")
+        return attention(layernorm(patches), extra_dense=getattr(self, f"{step}_dense"))[0]
+
+    def attend_from_cls(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+        """The last step's update of CLS alone."""
+        attention = self.attention
+        context = attention.attention.attend_from_cls(self.layernorm_before(patches), self.layernorm_before(cls))
+        return attention.output(context)
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The update of the MLP."""
+        return self.output(self.intermediate(self.layernorm_after(hidden_states)))
+
+    def _drop_together(
+        self, patch_update: torch.Tensor, cls_update: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Drop the same clips' updates of patches and of CLS: they are one residual branch."""
+        if not self.drop_path.is_active:
+            return patch_update, cls_update
+        keep = self.drop_path(torch.ones_like(cls_update[:, :, :1]))  # (b, 1, 1)
+        return patch_update * keep[..., None, None], cls_update * keep
+
+    def _may_overwrite(self) -> bool:
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return not (torch.is_grad_enabled() or traced or self.drop_path.is_active)
+
+
+def _add(tokens: torch.Tensor, update: torch.Tensor, in_place: bool) -> torch.Tensor:
+    return tokens.add_(update) if in_place else tokens + update
+
+
+class TimeSformerEncoder(nn.Module):
+    def __init__(self, config: TimeSformerConfig):
+        super().__init__()
+        self.layer = nn.ModuleList([TimeSformerLayer(config, index) for index in range(config.num_hidden_layers)])
+
+    def forward(self, hidden_states: torch.Tensor, grid: Grid, cls_only: bool = False) -> torch.Tensor:
+        last = len(self.layer) - 1
+        for index, layer in enumerate(self.layer):
+            hidden_states = layer(hidden_states, grid, cls_only and index == last)
+        return hidden_states

@@ -1,0 +1,359 @@
+"""TimeSformer: a ViT whose blocks attend over space and time in one of five ways."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_timesformer import TimeSformerConfig
+from .layers import TimeSformerAttention, TimeSformerEmbeddings, TimeSformerEncoder, TimeSformerLayer
+from .position import resize_positions, resize_times
+from .schemes import SCHEMES
+from .vit_weights import VitSource, load_vit
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class TimeSformerModelOutput(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`(batch, 1 + h*w*t, hidden)`): after the final LayerNorm; CLS first, then patches with time
+            fastest. `space_only`: `(batch, 1 + h*w, hidden)`, the mean over frames.
+        hidden_states (tuple of `1 + num_hidden_layers` tensors of that shape): input of the first block and output of
+            each. `space_only`: `(batch*t, 1 + h*w, hidden)`, each frame by itself.
+        attentions (tuple of `num_hidden_layers`): weights of the last step, CLS being token 0: `(batch*g, heads,
+            1 + l, 1 + l)` for `g` groups of `l` patches. Space `(batch*t, ., 1 + h*w, .)`, joint `(batch, ., 1 + h*w*t, .)`,
+            height `(batch*w*t, ., 1 + h, .)`, global `(batch*g, ., 1 + l, .)` with up to 8 groups, `l` patches in the
+            largest; columns that smaller groups lack are zero.
+        temporal_attentions (tuple): `(batch*h*w, heads, t, t)`, of `divided_space_time` and `axial`.
+        local_attentions (tuple): `(batch, heads, h*w*t, h*w*t)`, zero outside the windows, of `sparse_local_global`.
+        width_attentions (tuple): `(batch*h*t, heads, w, w)`, of `axial`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    temporal_attentions: tuple[torch.Tensor, ...] | None = None
+    local_attentions: tuple[torch.Tensor, ...] | None = None
+    width_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class TimeSformerClassifierOutput(ModelOutput):
+    """
+    Args:
+        loss (scalar, where labels were given): cross-entropy (or what `config.problem_type` says) of the logits.
+        logits (`(batch, num_labels)`): before the softmax; with several views their mean.
+        hidden_states, attentions, temporal_attentions, local_attentions, width_attentions: as in
+            [`TimeSformerModelOutput`]; with several views the batch is `batch*views`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    temporal_attentions: tuple[torch.Tensor, ...] | None = None
+    local_attentions: tuple[torch.Tensor, ...] | None = None
+    width_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+RECORDED_STEPS = ("temporal", "local", "width")
+
+# Config fields that embeddings can be resized to, and the arguments of `from_pretrained` that say where a config is.
+RESIZABLE = ("num_frames", "image_size")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class TimeSformerPreTrainedModel(PreTrainedModel):
+    """Weights, attention implementations and what can be recorded, for both models."""
+
+    config: TimeSformerConfig
+    config_class = TimeSformerConfig
+    base_model_prefix = "timesformer"
+    main_input_name = "pixel_values"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TimeSformerEmbeddings", "TimeSformerLayer"]
+    _input_embed_layer = "patch_embeddings"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": TimeSformerLayer,
+        "attentions": OutputRecorder(TimeSformerAttention, index=1, layer_name="attention"),
+        **{
+            f"{step}_attentions": OutputRecorder(TimeSformerAttention, index=1, layer_name=f"{step}_attention")
+            for step in RECORDED_STEPS
+        },
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """By type. The extra dense layers start at zero, so that a new network starts as the ViT it is made from."""
+        super()._init_weights(module)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, TimeSformerEmbeddings):
+            for parameter in (module.cls_token, module.position_embeddings):
+                if parameter is not None:
+                    init.trunc_normal_(parameter, std=self.config.initializer_range)
+            if module.time_embeddings is not None:
+                init.zeros_(module.time_embeddings)
+        elif isinstance(module, TimeSformerLayer):
+            for step in module.earlier_steps:
+                init.zeros_(getattr(module, f"{step}_dense").weight)
+                init.zeros_(getattr(module, f"{step}_dense").bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should spare: biases, norms, CLS and all position embeddings."""
+        spared = ("cls_token", "position_embeddings", "time_embeddings")
+        return {name for name, p in self.named_parameters() if p.ndim <= 1 or name.endswith(spared)}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As in transformers; `num_frames=` and `image_size=` (pixels) of your own resize the embeddings.
+
+        They are interpolated as `config.position_interpolation` says, so the resized model gives what the checkpoint's
+        own would give for such clips; one line is logged.
+        """
+        if not isinstance(config, TimeSformerConfig):
+            hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+            config, kwargs = cls.config_class.from_pretrained(
+                config or pretrained_model_name_or_path, return_unused_kwargs=True, **{**kwargs, **hub}
+            )
+            kwargs |= hub
+        stored = _stored_sizes(pretrained_model_name_or_path, kwargs)
+        wanted = {name: getattr(config, name) for name in RESIZABLE}
+        changed = [name for name in stored if stored[name] != wanted[name]]
+        if not changed:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        config = copy.deepcopy(config)
+        for name in changed:
+            setattr(config, name, stored[name])
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.resize_embeddings(**{name: wanted[name] for name in changed})
+        return loaded
+
+    @torch.no_grad()
+    def resize_embeddings(self, num_frames: int | None = None, image_size: int | list[int] | None = None) -> None:
+        """Make the embeddings for clips of `num_frames` frames of `image_size` pixels, by interpolation."""
+        config, embeddings = self.config, self.base_model.embeddings
+        old = f"{config.num_frames} frames of {config.image_size}"
+        old_grid, mode = config.grid_size, config.position_interpolation
+        sizes = {"num_frames": num_frames or config.num_frames, "image_size": image_size or config.image_size}
+        type(config)(**{**config.to_dict(), **sizes})  # raises for sizes that no network has
+        config.num_frames, config.image_size = sizes["num_frames"], sizes["image_size"]
+        resized = {}
+        if embeddings.position_embeddings is not None:
+            positions = resize_positions(embeddings.position_embeddings, old_grid, config.grid_size, mode)
+            resized["position_embeddings"] = positions
+        if embeddings.time_embeddings is not None:
+            resized["time_embeddings"] = resize_times(embeddings.time_embeddings, config.num_frames, mode)
+        for name, values in resized.items():
+            setattr(
+                embeddings, name, nn.Parameter(values.clone(), requires_grad=getattr(embeddings, name).requires_grad)
+            )
+        logger.warning(
+            f"Position and time embeddings resized ({mode}) from {old} to {config.num_frames} frames of "
+            f"{config.image_size} pixels."
+        )
+
+    @classmethod
+    def from_vit(cls, vit: VitSource, **config_overrides):
+        """A TimeSformer from a pretrained image ViT (the paper starts from ImageNet ViTs, section 4).
+
+        Args:
+            vit: Hub id or folder of a transformers ViT, DeiT or DINOv2, such a model, or a `.safetensors` file with
+                timm's names. LayerScale is folded into the projections.
+            config_overrides: fields of [`TimeSformerConfig`]; what is left out follows the ViT. `image_size` resizes
+                its position embeddings (bicubic).
+
+        Each step before the last starts from the block's own attention and LayerNorm, with a zero extra layer, and the
+        time embeddings from zero. So the new network's features are those of the ViT whose attention is confined to
+        the groups of the last step: for `space_only` the mean of the frames' own, for `divided_space_time` the ViT's
+        own where all frames are equal (frames share CLS), for the others what the ViT gives under such a mask.
+
+        Raises:
+            ValueError: for a source that is no plain ViT, or overrides that contradict its weights.
+        """
+        fields, state = load_vit(vit)
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "intermediate_size",
+            "patch_size",
+            "num_channels",
+            "qkv_bias",
+        ):
+            if config_overrides.get(name, fields[name]) != fields[name]:
+                raise ValueError(f"from_vit: {name}={config_overrides[name]!r}, but the ViT has {fields[name]!r}.")
+        config = cls.config_class(**{**fields, **config_overrides})
+        model = cls(config)
+        vit_grid = cls.config_class(**fields).grid_size
+        if config.position_embedding_type == "none":
+            del state["embeddings.position_embeddings"]
+        else:
+            positions = resize_positions(
+                state["embeddings.position_embeddings"], vit_grid, config.grid_size, "bicubic"
+            )
+            state["embeddings.position_embeddings"] = positions
+        for index in range(config.num_hidden_layers):
+            layer = f"encoder.layer.{index}."
+            for step in SCHEMES[config.attention_type][:-1]:
+                for name in [
+                    name for name in state if name.startswith((layer + "attention.", layer + "layernorm_before."))
+                ]:
+                    own = name.removeprefix(layer).replace("layernorm_before", "layernorm")
+                    state[f"{layer}{step}_{own}"] = state[name]
+        incompatible = model.base_model.load_state_dict(state, strict=False)
+        left_out = [
+            n for n in incompatible.missing_keys if not n.split(".")[-2].endswith("_dense") and "time_" not in n
+        ]
+        if left_out or incompatible.unexpected_keys:
+            raise ValueError(
+                f"from_vit: missing {left_out}, unknown {incompatible.unexpected_keys} in the ViT's weights."
+            )
+        return model
+
+
+def _stored_sizes(name_or_path, kwargs: dict) -> dict:
+    """The sizes that a checkpoint's own config names, stock's defaults where it names none."""
+    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+    if name_or_path is None:
+        return {}
+    stored, _ = TimeSformerConfig.get_config_dict(name_or_path, **hub)
+    return {name: stored.get(name, getattr(TimeSformerConfig, name)) for name in RESIZABLE}
+
+
+class TimeSformerModel(TimeSformerPreTrainedModel):
+    """Clips to tokens: embeddings, blocks, final LayerNorm."""
+
+    def __init__(self, config: TimeSformerConfig):
+        super().__init__(config)
+        self.embeddings = TimeSformerEmbeddings(config)
+        self.encoder = TimeSformerEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: torch.Tensor, cls_only: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> TimeSformerModelOutput:
+        """Run the network.
+
+        Args:
+            pixel_values: float `(batch, frames, channels, height, width)`, normalised. Any number of frames;
+                height and width any multiples of the patch size.
+            cls_only: give CLS alone, `last_hidden_state (batch, 1, hidden)`, and leave out of the last block what only
+                the other tokens need.
+            kwargs: `output_hidden_states`, `output_attentions` (needs `attn_implementation="eager"`), `return_dict`.
+
+        Raises:
+            ValueError: for sizes that do not fit, or attentions asked of an implementation that has none.
+        """
+        if _wanted(self.config, kwargs, "output_attentions"):
+            self._require_eager()
+            kwargs |= {f"output_{step}_attentions": True for step in RECORDED_STEPS if step in self._steps}
+        return self._run(pixel_values, cls_only, **kwargs)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def _run(self, pixel_values: torch.Tensor, cls_only: bool, **kwargs) -> TimeSformerModelOutput:
+        batch = pixel_values.shape[0]
+        space_only = self.config.attention_type == "space_only"
+        if space_only and pixel_values.ndim == 5:
+            pixel_values = pixel_values.flatten(0, 1)[:, None]  # every frame a clip of its own
+        tokens, grid = self.embeddings(pixel_values)
+        tokens = self.encoder(tokens, grid, cls_only)
+        if space_only:
+            tokens = tokens.unflatten(0, (batch, -1)).mean(dim=1)
+        return TimeSformerModelOutput(last_hidden_state=self.layernorm(tokens))
+
+    @property
+    def _steps(self) -> tuple[str, ...]:
+        return SCHEMES[self.config.attention_type]
+
+    def _require_eager(self) -> None:
+        name = self.config._attn_implementation
+        if name not in ("eager", None):
+            raise ValueError(
+                f"output_attentions needs the eager attention, and this model runs {name!r}: call "
+                'model.set_attn_implementation("eager") or load it with attn_implementation="eager".'
+            )
+
+
+def _wanted(config: TimeSformerConfig, kwargs: dict, name: str) -> bool:
+    return bool(kwargs[name] if kwargs.get(name) is not None else getattr(config, name))
+
+
+class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
+    """TimeSformer with a classifier on CLS."""
+
+    def __init__(self, config: TimeSformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.timesformer = TimeSformerModel(config)
+        self.classifier = make_classifier(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TimeSformerClassifierOutput:
+        """Classify clips.
+
+        Args:
+            pixel_values: float `(batch, frames, channels, height, width)`, or `(batch, views, frames, channels,
+                height, width)`: then logits are the mean over views (the paper's evaluation with several crops, section 4).
+            labels: `(batch,)` class indices, or floats for regression and multi-label problems.
+            kwargs: `output_hidden_states`, `output_attentions` (needs `attn_implementation="eager"`), `return_dict`.
+
+        Raises:
+            ValueError: for sizes that do not fit, or attentions asked of an implementation that has none.
+        """
+        views = pixel_values.shape[1] if pixel_values.ndim == 6 else None
+        if views is not None:
+            pixel_values = pixel_values.flatten(0, 1)
+        records = any(_wanted(self.config, kwargs, name) for name in ("output_hidden_states", "output_attentions"))
+        outputs = self.timesformer(pixel_values, cls_only=not records, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state[:, 0])
+        if views is not None:
+            logits = logits.unflatten(0, (-1, views)).mean(dim=1)  # (b*v, labels) -> (b, labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config, **kwargs)
+        recorded = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return TimeSformerClassifierOutput(loss=loss, logits=logits, **recorded)
+
+
+def make_classifier(config: TimeSformerConfig) -> nn.Module:
+    """Linear, or with the one hidden layer that the paper describes (section 4)."""
+    if config.num_labels == 0:
+        return nn.Identity()
+    if config.classifier_hidden_size is None:
+        return nn.Linear(config.hidden_size, config.num_labels)
+    return nn.Sequential(
+        nn.Linear(config.hidden_size, config.classifier_hidden_size),
+        ACT2FN[config.hidden_act],
+        nn.Linear(config.classifier_hidden_size, config.num_labels),
+    )
+
+
+__all__ = ["TimeSformerForVideoClassification", "TimeSformerModel", "TimeSformerPreTrainedModel"]

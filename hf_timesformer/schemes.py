@@ -1,0 +1,118 @@
+"""The five space-time attention schemes of the paper (section 3, Figure 2) as ordered lists of steps.
+
+A step says which patch tokens see each other. All but `local` are partitions of the `(h, w, t)` grid, and all of them
+the same one: tokens attend within the set of those whose coordinates are congruent modulo a stride per axis. A stride
+of 1 joins an axis, a stride of the axis' length keeps its positions apart, a stride of 2 is the paper's sparse one.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+
+Grid = tuple[int, int, int]  # (h, w, t): rows, columns, frames
+
+# Strides of a step along (h, w, t) on a grid of that size.
+STRIDES: dict[str, Callable[[int, int, int], Grid]] = {
+    "joint": lambda h, w, t: (1, 1, 1),
+    "space": lambda h, w, t: (1, 1, t),  # same t
+    "temporal": lambda h, w, t: (h, w, 1),  # same (h, w)
+    "width": lambda h, w, t: (h, 1, t),  # same (t, h)
+    "height": lambda h, w, t: (1, w, t),  # same (t, w)
+    "global": lambda h, w, t: (min(2, h), min(2, w), min(2, t)),  # every second patch along each axis
+}
+
+# The steps of a block in order. The last one has the ViT's own parameters and CLS; the others' names begin theirs.
+SCHEMES: dict[str, tuple[str, ...]] = {
+    "space_only": ("space",),
+    "joint_space_time": ("joint",),
+    "divided_space_time": ("temporal", "space"),
+    "sparse_local_global": ("local", "global"),
+    "axial": ("temporal", "width", "height"),
+}
+
+
+def group(tokens: torch.Tensor, stride: Grid) -> torch.Tensor:
+    """Put tokens that attend to each other side by side: `(b, h, w, t, c) -> (b*groups, length, c)`.
+
+    Groups are ordered by the residues of `(h, w, t)`, tokens in a group by `(h, w, t)`. A side that the stride does
+    not divide is filled up with zeros; `key_mask` tells those apart.
+    """
+    batch, *grid, channels = tokens.shape
+    tokens = _fill_up(tokens, stride)
+    (sh, sw, st), (lh, lw, lt) = stride, lengths(grid, stride)
+    tokens = tokens.reshape(batch, lh, sh, lw, sw, lt, st, channels)
+    tokens = tokens.permute(0, 2, 4, 6, 1, 3, 5, 7)  # (b, sh, sw, st, lh, lw, lt, c)
+    return tokens.reshape(batch * sh * sw * st, lh * lw * lt, channels)
+
+
+def ungroup(tokens: torch.Tensor, stride: Grid, grid: Grid) -> torch.Tensor:
+    """The inverse of `group`: `(b*groups, length, c) -> (b, h, w, t, c)`."""
+    (sh, sw, st), (lh, lw, lt) = stride, lengths(grid, stride)
+    tokens = tokens.reshape(-1, sh, sw, st, lh, lw, lt, tokens.shape[-1])
+    tokens = tokens.permute(0, 4, 1, 5, 2, 6, 3, 7)  # (b, lh, sh, lw, sw, lt, st, c)
+    tokens = tokens.reshape(-1, lh * sh, lw * sw, lt * st, tokens.shape[-1])
+    if (lh * sh, lw * sw, lt * st) != tuple(grid):
+        tokens = tokens[:, : grid[0], : grid[1], : grid[2]]
+    return tokens
+
+
+def lengths(grid: Grid, stride: Grid) -> Grid:
+    """How many tokens of a group lie along each axis (of the largest group, where sides are uneven)."""
+    return tuple(math.ceil(side / step) for side, step in zip(grid, stride))
+
+
+def key_mask(grid: Grid, stride: Grid, device: torch.device) -> torch.Tensor | None:
+    """Which tokens of each group exist: bool `(groups, length)`, or None where all do."""
+    if all(side % step == 0 for side, step in zip(grid, stride)):
+        return None
+    exists = torch.ones((1, *grid, 1), dtype=torch.uint8, device=device)
+    return group(exists, stride)[..., 0].bool()
+
+
+def _fill_up(tokens: torch.Tensor, stride: Grid) -> torch.Tensor:
+    missing = [-side % step for side, step in zip(tokens.shape[1:4], stride)]
+    if not any(missing):
+        return tokens
+    return nn.functional.pad(tokens, (0, 0, 0, missing[2], 0, missing[1], 0, missing[0]))
+
+
+def local_reach(h: int, w: int) -> tuple[int, int]:
+    """How many rows and columns away a `local` key may lie: half of half a side, 3 on a 14 x 14 grid (7 x 7 keys)."""
+    return h // 2 // 2, w // 2 // 2
+
+
+def local_tiles(h: int, w: int) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Cut an `h x w` grid into tiles of queries, each with the region of keys that any of its queries sees.
+
+    Yields `((rows, columns) of the queries, (rows, columns) of the keys)`. About seven tiles a side: larger ones look
+    at more keys in vain, smaller ones copy the overlapping regions more often.
+    """
+    reach_h, reach_w = local_reach(h, w)
+    for rows in _tiles(h):
+        for columns in _tiles(w):
+            yield (rows, columns), (_halo(rows, reach_h, h), _halo(columns, reach_w, w))
+
+
+def local_mask(queries: tuple[slice, slice], keys: tuple[slice, slice], grid: Grid) -> torch.Tensor:
+    """Which keys of its region each query of a tile sees: bool `(queries*t, keys*t)`, tokens in `(h, w, t)` order."""
+    near = [
+        (torch.arange(q.start, q.stop)[:, None] - torch.arange(k.start, k.stop)).abs() <= reach
+        for q, k, reach in zip(queries, keys, local_reach(*grid[:2]))
+    ]
+    rows, columns = near  # (q_h, k_h), (q_w, k_w)
+    mask = rows[:, None, None, :, None, None] & columns[None, :, None, None, :, None]  # (q_h, q_w, 1, k_h, k_w, 1)
+    q_h, q_w, _, k_h, k_w, _ = mask.shape
+    t = grid[2]
+    return mask.expand(q_h, q_w, t, k_h, k_w, t).reshape(q_h * q_w * t, k_h * k_w * t)
+
+
+def _tiles(side: int) -> list[slice]:
+    length = math.ceil(side / 7)
+    return [slice(start, min(start + length, side)) for start in range(0, side, length)]
+
+
+def _halo(tile: slice, reach: int, side: int) -> slice:
+    return slice(max(tile.start - reach, 0), min(tile.stop + reach, side))

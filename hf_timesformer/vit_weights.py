@@ -1,0 +1,154 @@
+"""Pretrained image ViTs as the weights of a TimeSformer."""
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, PreTrainedModel
+
+
+VitSource = str | os.PathLike | PreTrainedModel
+State = dict[str, torch.Tensor]
+
+# Our names (below `timesformer.`) by timm's; the official code's are timm's and `TEMPORAL_NAMES`.
+TIMM_NAMES = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+}
+TIMM_BLOCK_NAMES = {
+    "norm1": "layernorm_before",
+    "attn.qkv": "attention.attention.qkv",
+    "attn.proj": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+# The same by transformers' names, once q, k and v are one. DINOv2 has a layout of its own.
+VIT_BLOCK_NAMES = {
+    "layernorm_before": "layernorm_before",
+    "attention.qkv": "attention.attention.qkv",
+    "attention.o_proj": "attention.output.dense",
+    "layernorm_after": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+}
+# What LayerScale multiplies: the output of these layers.
+SCALED = {
+    "ls1.gamma": "attention.output.dense",
+    "ls2.gamma": "output.dense",
+    "layer_scale1.lambda1": "attention.output.dense",
+    "layer_scale2.lambda1": "output.dense",
+}
+HEADS_OF = 64  # channels of a head in every ViT that timm has, which its files do not tell
+
+
+def load_vit(vit: VitSource) -> tuple[dict, State]:
+    """Config fields of a TimeSformer and the weights that it shares with `vit`, fp32, named as below `timesformer.`.
+
+    Raises:
+        ValueError: if `vit` is no plain ViT, DeiT or DINOv2.
+    """
+    if isinstance(vit, PreTrainedModel):
+        return from_transformers(vit)
+    if str(vit).endswith(".safetensors"):
+        if not Path(vit).is_file():
+            raise ValueError(f"from_vit: there is no file {str(vit)!r}.")
+        return from_timm(load_file(vit), str(vit))
+    return from_transformers(AutoModel.from_pretrained(vit))
+
+
+def from_timm(state: State, source: str) -> tuple[dict, State]:
+    """Weights with timm's names."""
+    if "pos_embed" not in state or "blocks.0.attn.qkv.weight" not in state:
+        raise ValueError(
+            f"from_vit: {source!r} has no ViT's weights under timm's names (blocks.0.attn.qkv.weight, ...)."
+        )
+    state = {name: value.float() for name, value in state.items() if not name.startswith(("head", "fc_norm"))}
+    renamed = _rename(state, TIMM_NAMES, r"blocks\.(\d+)\.", TIMM_BLOCK_NAMES, source)
+    hidden, channels, *patch = renamed["embeddings.patch_embeddings.projection.weight"].shape
+    rows = round((renamed["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
+    image = [rows * patch[0], rows * patch[1]]
+    fields = {
+        "image_size": image[0] if image[0] == image[1] else image,
+        "patch_size": patch[0] if patch[0] == patch[1] else patch,
+        "num_channels": channels,
+        "hidden_size": hidden,
+        "num_hidden_layers": 1 + max(int(name.split(".")[2]) for name in renamed if name.startswith("encoder.layer.")),
+        "num_attention_heads": max(1, hidden // HEADS_OF),
+        "intermediate_size": renamed["encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "qkv_bias": "encoder.layer.0.attention.attention.qkv.bias" in renamed,
+        "layer_norm_eps": 1e-6,
+    }
+    return fields, renamed
+
+
+def from_transformers(model: PreTrainedModel) -> tuple[dict, State]:
+    """Weights of a ViT, DeiT or DINOv2 of transformers, with or without a head."""
+    config, model = model.config, model.base_model
+    if config.model_type not in ("vit", "deit", "dinov2") or getattr(config, "use_swiglu_ffn", False):
+        raise ValueError(f"from_vit: a {config.model_type!r} model with this config is no plain ViT, DeiT or DINOv2.")
+    state = {name: value.detach().float() for name, value in model.state_dict().items()}
+    for name in ("pooler.dense.weight", "pooler.dense.bias", "embeddings.mask_token"):
+        state.pop(name, None)
+    if state.pop("embeddings.distillation_token", None) is not None:  # DeiT: CLS, distillation token, patches
+        positions = state["embeddings.position_embeddings"]
+        state["embeddings.position_embeddings"] = torch.cat((positions[:, :1], positions[:, 2:]), dim=1)
+    outside = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection")
+    names = {name: name for name in (*outside, "layernorm")}
+    renamed = _rename(_join_qkv(state), names, r"(?:encoder\.)?layers?\.(\d+)\.", VIT_BLOCK_NAMES, config.model_type)
+    fields = {
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "num_channels": config.num_channels,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "intermediate_size": renamed["encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "hidden_act": config.hidden_act,
+        "qkv_bias": config.qkv_bias,
+        "layer_norm_eps": config.layer_norm_eps,
+    }
+    return fields, renamed
+
+
+def _join_qkv(state: State) -> State:
+    joined = {}
+    for name, value in state.items():
+        if ".q_proj." in name:
+            parts = [state[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            joined[name.replace("q_proj", "qkv")] = torch.cat(parts)
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            joined[name] = value
+    return joined
+
+
+def _rename(state: State, names: dict, block: str, block_names: dict, source: str) -> State:
+    """Give weights our names and multiply LayerScale into the projections. Raises ValueError for unknown names."""
+    renamed, scales, unknown = {}, {}, []
+    for name, value in state.items():
+        match = re.match(block, name)
+        rest = name[match.end() :] if match else name
+        place = f"encoder.layer.{match[1]}." if match else ""
+        if match and rest in SCALED:
+            scales[place + SCALED[rest]] = value
+            continue
+        table = block_names if match else names
+        stem, _, kind = rest.rpartition(".")
+        if rest in table:
+            renamed[place + table[rest]] = value
+        elif stem in table and kind in ("weight", "bias"):
+            renamed[f"{place}{table[stem]}.{kind}"] = value
+        else:
+            unknown.append(name)
+    if unknown:
+        raise ValueError(f"from_vit: {source!r} is no plain ViT: no place for {', '.join(sorted(unknown)[:5])}.")
+    for name, scale in scales.items():
+        renamed[f"{name}.weight"] = renamed[f"{name}.weight"] * scale[:, None]
+        renamed[f"{name}.bias"] = renamed[f"{name}.bias"] * scale
+    return renamed
