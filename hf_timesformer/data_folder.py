@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 SPLIT_ALIASES = {
     "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
+    "validation": ("validation", "val", "valid", "validate", "dev"),
     "test": ("test", "testing"),
 }
 

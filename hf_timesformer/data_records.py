@@ -1,10 +1,12 @@
 """What every layout of videos on disk is read into: a list of records, before any decoding."""
 
+import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value
 
@@ -19,13 +21,18 @@ VIDEO_EXTENSIONS = frozenset(
 
 @dataclass
 class VideoRecords:
-    """Videos and labels of one split. `missing` names what the annotations list and the disk lacks."""
+    """Videos and labels of one split.
+
+    `missing` names what the annotations list and the disk lacks, `repeated` what they list again (counted once).
+    """
 
     class_names: list[str]
     video_ids: list[str] = field(default_factory=list)
     videos: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
+    _seen: set[str] = field(default_factory=set, repr=False)
 
     @property
     def num_expected(self) -> int:
@@ -33,10 +40,22 @@ class VideoRecords:
         return len(self.videos) + len(self.missing)
 
     def add(self, video_id: str, path: Path | str, label: int) -> None:
-        """Append one video that is on disk."""
+        """Append one video that is on disk; one that was added before is only noted in `repeated`."""
+        if video_id in self._seen:
+            self.repeated.append(video_id)
+            return
+        self._seen.add(video_id)
         self.video_ids.append(video_id)
         self.videos.append(str(path))
         self.labels.append(label)
+
+    def add_listed(self, video_id: str, path: Path | None, label: int) -> None:
+        """Append one video that the annotations list, as missing where `path` is None."""
+        if path is not None:
+            self.add(video_id, path, label)
+        elif video_id not in self._seen:
+            self._seen.add(video_id)
+            self.missing.append(video_id)
 
     def to_dataset(self) -> Dataset:
         """The records as a `datasets.Dataset`: `video_id` (str), `video` (path), `label` (ClassLabel with names)."""
@@ -63,8 +82,74 @@ def walk_files(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
 
 
+def index_by_stem(data_dir: Path) -> dict[str, Path]:
+    """Every video under `data_dir` by its name without folder and suffix."""
+    if not data_dir.is_dir():
+        raise ValueError(f"data folder {str(data_dir)!r} does not exist or is no folder")
+    return {path.stem: path for path in walk_files(data_dir) if is_video(path.name)}
+
+
+def find_annotations(data_dir: Path, names: Iterable[str]) -> Path | None:
+    """The first of `names` in `data_dir` or in a folder directly under it, or None."""
+    for name in names:
+        for path in (data_dir / name, *sorted(data_dir.glob(f"*/{name}"))):
+            if path.is_file():
+                return path
+    return None
+
+
+def require_annotations(data_dir: Path, names: Sequence[str]) -> Path:
+    """As `find_annotations`; ValueError with the names that were looked for where there is none."""
+    if not data_dir.is_dir():
+        raise ValueError(f"data folder {str(data_dir)!r} does not exist or is no folder")
+    path = find_annotations(data_dir, names)
+    if path is None:
+        raise ValueError(f"found none of {', '.join(names)} in {data_dir} or in a folder directly under it")
+    return path
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """The content of a JSON file whose top level is of `kind`; ValueError that names the file otherwise."""
+    return parse_json(path.read_text(encoding="utf-8"), str(path), kind)
+
+
+def parse_json(text: str, source: str, *kinds: type) -> Any:
+    """The content of a JSON text whose top level is of one of `kinds`; ValueError that names `source` otherwise."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source} is no readable JSON: {error}") from error
+    if not isinstance(content, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{source} should hold a JSON {wanted}, not {type(content).__name__}")
+    return content
+
+
+def parse_class_names(text: str, source: str) -> list[str]:
+    """Class names in order from a JSON list of names, or a JSON object name -> index; ValueError names `source`."""
+    content = parse_json(text, source, list, dict)
+    if isinstance(content, list):
+        return [str(name) for name in content]
+    by_index = {int(index): str(name) for name, index in content.items()}
+    if sorted(by_index) != list(range(len(content))):
+        raise ValueError(f"{source} should number its {len(content)} classes from 0 without a gap")
+    return [by_index[index] for index in range(len(content))]
+
+
+def read_class_names(path: Path) -> list[str]:
+    """`parse_class_names` of a file."""
+    return parse_class_names(path.read_text(encoding="utf-8"), str(path))
+
+
 def report_missing(records: VideoRecords, missing_file: str | Path | None) -> None:
-    """Say how many listed videos are not on disk, and write their names to `missing_file`, one a line."""
+    """Say how many listed videos are not on disk, and write their names to `missing_file`, one a line.
+
+    Raises ValueError where not a single one is there.
+    """
+    if records.repeated:
+        logger.warning(
+            "%d videos are listed again and count once; the first: %s", len(records.repeated), records.repeated[0]
+        )
     if not records.missing:
         return
     where = "pass missing_file to have them listed"
@@ -79,3 +164,5 @@ def report_missing(records: VideoRecords, missing_file: str | Path | None) -> No
         where,
         records.missing[0],
     )
+    if not records.videos:
+        raise ValueError(f"none of the {records.num_expected} listed videos is on disk, such as {records.missing[0]}")
