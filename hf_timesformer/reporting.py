@@ -1,0 +1,87 @@
+"""What a run says about itself: clips that could not be read, time spent waiting for data, the learning curve."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accelerate.utils import gather_object
+
+from .loading import BadClipsError, Fault, list_faults
+
+
+logger = logging.getLogger(__name__)
+
+MIN_BAD_CLIPS = 5
+
+
+class FaultTally:
+    """Distinct clips that this process could not read, logged by name when first met.
+
+    `limit` is the largest share of `num_clips` that may be unreadable; a handful (fewer than 5) never stops a run.
+    """
+
+    def __init__(self, num_clips: int, *, limit: float):
+        self.num_clips, self.limit = num_clips, limit
+        self.faults: dict[str, Fault] = {}
+
+    def add(self, faults: Sequence[Sequence[str]]) -> None:
+        """Count what a batch met. Raises BadClipsError with the list once there are too many."""
+        for fault in (Fault(*fault) for fault in faults):
+            if fault.video_id not in self.faults:
+                self.faults[fault.video_id] = fault
+                logger.warning("%s cannot be read and is replaced (%s): %s", *fault)
+        if len(self.faults) >= MIN_BAD_CLIPS and len(self.faults) > self.limit * self.num_clips:
+            raise BadClipsError(
+                f"{len(self.faults)} of {self.num_clips} training clips cannot be read, more than max_bad_fraction "
+                f"{self.limit} allows: {list_faults(list(self.faults.values()))}. Repair or remove them, or raise "
+                "--max_bad_fraction"
+            )
+
+    def over_all_processes(self) -> list[Fault]:
+        """The distinct faults of every process; all processes must call it."""
+        gathered = gather_object([list(self.faults.values())])
+        return list({fault[0]: Fault(*fault) for faults in gathered for fault in faults}.values())
+
+    def save(self, path: Path) -> None:
+        """Write the faults, for a run that resumes."""
+        path.write_text(json.dumps(list(self.faults.values())), encoding="utf-8")
+
+    def load(self, path: Path) -> None:
+        """Take over the faults that an interrupted run had met."""
+        self.faults = {fault[0]: Fault(*fault) for fault in json.loads(path.read_text(encoding="utf-8"))}
+
+
+def fault_metrics(faults: Sequence[Fault]) -> dict[str, object]:
+    """Numbers and names for `train_results.json`."""
+    return {
+        "bad_clips": len(faults),
+        "bad_clips_by_reason": dict(Counter(fault.reason for fault in faults)),
+        "bad_clip_names": sorted(fault.video_id for fault in faults),
+    }
+
+
+def draw_curve(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
+    """Draw loss and accuracy over epochs as a PNG; False, with one line in the log, where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("no learning curve is drawn: pip install matplotlib (extra `viz`)")
+        return False
+    curves = {
+        "loss": {"loss": "training", "eval_loss": "validation"},
+        "validation accuracy": {"eval_top1_accuracy": "top-1", "eval_top5_accuracy": "top-5"},
+    }
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, (title, lines) in zip(figure.subplots(1, 2), curves.items()):
+        for key, label in lines.items():
+            points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry]
+            if points:
+                axes.plot(*zip(*points), marker=".", label=label)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.savefig(path, dpi=120)
+    return True

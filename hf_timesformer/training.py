@@ -1,0 +1,311 @@
+"""`transformers.Trainer` for clips: its data order, its losses and learning rates, and checkpoints that are whole."""
+
+import json
+import logging
+import math
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalPrediction, rotate_checkpoints
+
+from .loading import IGNORED_LABEL, EpochSampler
+from .metric import classification_metrics
+from .optimization import FREEZE_CHOICES, parameter_groups, step_schedule
+from .reporting import FaultTally, fault_metrics
+
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "complete.json"  # the last file of a checkpoint: one without it was being written when the run died
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+
+
+@dataclass
+class VideoTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with what fine-tuning on clips needs beyond them, and defaults that suit it."""
+
+    freeze: str = field(
+        default="none",
+        metadata={
+            "help": "What does not learn: `backbone` (all but the classifier), `spatial` (all that came from the "
+            "image ViT: time embeddings, temporal attention and classifier learn) or `none`.",
+            "choices": FREEZE_CHOICES,
+        },
+    )
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the classifier, if not --learning_rate."}
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Factor on the learning rate from each block to the one below it."}
+    )
+    reference_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Total batch that the learning rates are meant for: with another one (devices x batch x "
+            "accumulation) they are scaled in proportion, and the log says so."
+        },
+    )
+    lr_milestones: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs at which the learning rates are multiplied by --lr_factor, in place of a scheduler."
+        },
+    )
+    lr_factor: float = field(default=0.1, metadata={"help": "See --lr_milestones."})
+    max_bad_fraction: float = field(
+        default=0.1,
+        metadata={
+            "help": "Stop with a list once more than this share of the training clips, and at least 5 of them, turned "
+            "out to be unreadable. Fewer are replaced, counted and reported."
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from this checkpoint folder, or, without a value, from the last whole one in --output_dir.",
+            "nargs": "?",
+            "const": "last",
+        },
+    )
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Clips a device evaluates at once."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: `no`, `steps` or `epoch`."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: `no`, `steps`, `epoch` or `best`."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints to keep; the best and the last always stay."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Whether the model that is saved at the end is the best one evaluated."}
+    )
+    metric_for_best_model: str | None = field(
+        default="top1_accuracy", metadata={"help": "Metric that says which model is the best."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or every such share of all."})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that decode, for each device."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: clips carry their names."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.dataloader_pin_memory &= torch.accelerator.is_available()
+
+    def scale_learning_rates(self) -> None:
+        """Scale both learning rates from `reference_batch_size` to the total batch, and say so."""
+        total = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        if self.reference_batch_size is None or total == self.reference_batch_size:
+            return
+        factor = total / self.reference_batch_size
+        before = self.learning_rate
+        self.learning_rate *= factor
+        if self.head_learning_rate is not None:
+            self.head_learning_rate *= factor
+        logger.info(
+            "learning rate %g is for a batch of %d: %g for a total of %d (%d processes x %d x %d accumulated)",
+            before,
+            self.reference_batch_size,
+            self.learning_rate,
+            total,
+            self.world_size,
+            self.train_batch_size,
+            self.gradient_accumulation_steps,
+        )
+
+
+def clip_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Top-1, top-5 and mean class accuracy, one clip a video; clips that could not be read are counted apart."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    counted = prediction.label_ids != IGNORED_LABEL
+    if not counted.any():
+        raise ValueError("no validation clip can be read, so nothing can be evaluated; see the warnings above")
+    return classification_metrics(logits[counted], prediction.label_ids[counted]) | {"videos": int(counted.sum())}
+
+
+class VideoTrainer(Trainer):
+    """Trainer whose epochs follow from the seed alone, that counts broken clips and the time spent waiting for data.
+
+    `train_dataset` and `eval_dataset` are `TrainingClips` and `EvaluationClips`.
+    """
+
+    loss_is_scaled_for_ga = False  # compute_loss gives the mean over its own batch
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        num_clips = len(self.train_dataset) if self.train_dataset is not None else 0
+        self.train_faults = FaultTally(num_clips, limit=self.args.max_bad_fraction)
+        self.eval_faults = FaultTally(num_clips, limit=math.inf)
+        self._clock = _WaitClock()
+        self.add_callback(_TellSamplerEpoch(self))
+
+    # Data
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        self._sampler = EpochSampler(len(train_dataset or self.train_dataset), seed=self.args.seed)
+        return self._sampler
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Trainer's own, timed; what the batches carry beside tensors is taken out and counted here."""
+        with self._clock:
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            batch.pop("video_ids")
+            self.train_faults.add(batch.pop("faults"))
+        return batches, num_items
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
+        """Trainer's own, without what the batch carries beside tensors."""
+        self.eval_faults.add(inputs.pop("faults"))
+        inputs.pop("video_ids")
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    # Loss, learning rates
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean cross-entropy of hard `(B,)` or soft `(B, classes)` labels; the label -100 is left out."""
+        labels = inputs["labels"]
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        logits = outputs["logits"].float()
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        counted = len(labels) if labels.ndim == 2 else (labels != IGNORED_LABEL).sum().clamp(min=1)
+        loss = loss.sum() / counted
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimizer of `--optim` over `parameter_groups`."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = parameter_groups(
+                model,
+                learning_rate=self.args.learning_rate,
+                head_learning_rate=self.args.head_learning_rate,
+                weight_decay=self.args.weight_decay,
+                layer_decay=self.args.layer_decay,
+            )
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The scheduler of `--lr_scheduler_type`, or steps at `--lr_milestones`."""
+        if self.lr_scheduler is None and self.args.lr_milestones:
+            per_epoch = num_training_steps / self.args.num_train_epochs
+            self.lr_scheduler = step_schedule(
+                self.optimizer if optimizer is None else optimizer,
+                [round(epoch * per_epoch) for epoch in self.args.lr_milestones],
+                factor=self.args.lr_factor,
+                num_warmup_steps=self.args.get_warmup_steps(num_training_steps),
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    # Reports
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's own, with the share of time since the last log that was spent waiting for data."""
+        if "loss" in logs:
+            logs["data_wait_percent"] = self._clock.percent_since_last()
+        super().log(logs, start_time)
+
+    def final_metrics(self) -> dict[str, Any]:
+        """What `train_results.json` holds beside Trainer's own; all processes must call it."""
+        return {
+            "train_samples": len(self.train_dataset),
+            "best_metric": self.state.best_metric,
+            "data_wait_percent": self._clock.percent_in_all(),
+        } | fault_metrics(self.train_faults.over_all_processes())
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / COMPLETE).unlink(missing_ok=True)
+        # Older checkpoints go only once this one is whole, on every process.
+        keep, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+            self.train_faults.save(folder / f"faults_{self.args.process_index}.json")
+        finally:
+            self.args.save_total_limit = keep
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (folder / COMPLETE).write_text(json.dumps({"step": self.state.global_step}), encoding="utf-8")
+            rotate_checkpoints(
+                output_dir=str(folder.parent),
+                save_total_limit=keep,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        faults = Path(resume_from_checkpoint) / f"faults_{self.args.process_index}.json"
+        if faults.is_file():
+            self.train_faults.load(faults)
+
+
+class _TellSamplerEpoch(TrainerCallback):
+    """Where batches are skipped on several processes, neither Trainer nor accelerate reaches the sampler."""
+
+    def __init__(self, trainer: VideoTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.trainer._sampler.set_epoch(int(state.epoch or 0))
+
+
+class _WaitClock:
+    """Seconds inside its `with` blocks, as a percentage of all seconds: since it was last asked, and in all."""
+
+    def __init__(self):
+        self.waited = self.waited_before = 0.0
+        self.started = self.asked = time.perf_counter()
+
+    def __enter__(self) -> None:
+        self.entered = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self.waited += time.perf_counter() - self.entered
+
+    def percent_since_last(self) -> float:
+        now = time.perf_counter()
+        percent = 100 * (self.waited - self.waited_before) / max(now - self.asked, 1e-9)
+        self.waited_before, self.asked = self.waited, now
+        return round(percent, 1)
+
+    def percent_in_all(self) -> float:
+        return round(100 * self.waited / max(time.perf_counter() - self.started, 1e-9), 1)
+
+
+def find_checkpoint(output_dir: str | Path, wanted: str) -> Path:
+    """The checkpoint folder to go on from: `wanted`, or with `"last"` the last whole one in `output_dir`.
+
+    Raises ValueError where there is none, or where the run was killed while `wanted` was being written.
+    """
+    if wanted.lower() in ("last", "true"):
+        whole = [path for path in checkpoints(output_dir) if (path / COMPLETE).is_file()]
+        if not whole:
+            raise ValueError(
+                f"{output_dir} holds no whole checkpoint to resume from; leave --resume_from_checkpoint out"
+            )
+        return whole[-1]
+    path = Path(wanted)
+    if not path.is_dir():
+        raise ValueError(f"checkpoint {wanted!r} is no folder")
+    if not (path / COMPLETE).is_file():
+        raise ValueError(
+            f"checkpoint {wanted!r} is not whole (it has no {COMPLETE}): the run was killed while saving it. "
+            "Give --resume_from_checkpoint without a value to go on from the last whole one"
+        )
+    return path
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """Checkpoint folders of a run, whole or not, by step."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if _CHECKPOINT.search(path.name)]
+    return sorted(folders, key=lambda path: int(_CHECKPOINT.search(path.name)[1]))

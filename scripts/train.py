@@ -1,0 +1,220 @@
+"""Fine-tune a TimeSformer on video clips with `transformers.Trainer`.
+
+python scripts/train.py --dataset folder --data_dir clips --from_vit google/vit-base-patch16-224 --output_dir run
+accelerate launch scripts/train.py --recipe k400-8x32-224 --dataset kinetics --data_dir k400 --output_dir run
+"""
+
+import logging
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser, set_seed
+from transformers.utils import logging as transformers_logging
+
+from hf_timesformer.augmentation import ClipAugmentation
+from hf_timesformer.command_line import user_errors
+from hf_timesformer.data import DATASETS, available_splits, load_videos
+from hf_timesformer.finetuning import hold_out, load_network, make_processor, parse_overrides
+from hf_timesformer.loading import (
+    ClipCollator,
+    EvaluationClips,
+    FrameSampling,
+    RecordSource,
+    TrainingClips,
+    check_every_class_is_readable,
+)
+from hf_timesformer.optimization import freeze_parameters
+from hf_timesformer.recipes import apply_recipe
+from hf_timesformer.reporting import draw_curve
+from hf_timesformer.training import (
+    VideoTrainer,
+    VideoTrainingArguments,
+    checkpoints,
+    clip_metrics,
+    find_checkpoint,
+)
+
+
+logger = logging.getLogger("train")
+RECIPES = Path(__file__).with_name("recipes")
+
+
+@dataclass
+class ModelArguments:
+    """What to start from, and the clips that it takes."""
+
+    model: str | None = field(default=None, metadata={"help": "TimeSformer to fine-tune: a folder or Hub id."})
+    from_vit: str | None = field(
+        default=None,
+        metadata={"help": "Image ViT to start from: a folder or Hub id, or .safetensors with timm's names."},
+    )
+    new_head: bool = field(
+        default=False,
+        metadata={
+            "help": "Train a new classifier where the labels of --model are not those of the data.",
+            "aliases": ["--ignore_mismatched_sizes"],
+        },
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Config fields, such as hidden_size=96,drop_path_rate=0.1."}
+    )
+    attention_type: str | None = field(default=None, metadata={"help": "Attention scheme (see TimeSformerConfig)."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
+    num_frames: int | None = field(default=None, metadata={"help": "Frames a clip, if not the checkpoint's."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the square crops, in pixels."})
+    sampling: str | None = field(default=None, metadata={"help": "clip (a window) or segments (the whole video)."})
+    sampling_rate: int | None = field(
+        default=None, metadata={"help": "Source frames from one frame of a clip to the next."}
+    )
+    target_fps: float | None = field(default=None, metadata={"help": "Frame rate that sampling_rate is meant for."})
+    image_mean: list[float] | None = field(default=None, metadata={"help": "Mean of each channel, 0 to 1."})
+    image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation of each channel."})
+
+
+@dataclass
+class DataArguments:
+    """Where the clips are, and what is done to them in training."""
+
+    data_dir: str = field(metadata={"help": "Folder of the data set."})
+    dataset: str = field(default="folder", metadata={"help": "Layout of --data_dir.", "choices": DATASETS})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on: validation where there is one."}
+    )
+    validation_fraction: float = field(
+        default=0.1,
+        metadata={"help": "Share of the training clips held out where there is no validation split; 0: none."},
+    )
+    short_side: list[int] | None = field(
+        default=None,
+        metadata={"help": "Range of the short-side jitter: 8/7 to 10/7 of --image_size, as in the paper."},
+    )
+    flip: bool = field(default=True, metadata={"help": "Mirror half of the clips; ssv2 is never mirrored."})
+    color_jitter: float = field(default=0.0, metadata={"help": "Strength of brightness, contrast, saturation jitter."})
+    mixup: float = field(default=0.0, metadata={"help": "alpha of mixup; 0: none."})
+    recipe: str | None = field(
+        default="small-set", metadata={"help": "Name or file of a recipe in scripts/recipes, or none."}
+    )
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, VideoTrainingArguments]:
+    parser = HfArgumentParser((ModelArguments, DataArguments, VideoTrainingArguments), allow_abbrev=False)
+    message = apply_recipe(parser, argv, RECIPES, default="small-set")
+    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
+    set_up_logging(args)
+    if message:
+        logger.info(message)
+    return model_args, data_args, args
+
+
+def set_up_logging(args: VideoTrainingArguments) -> None:
+    level = logging.INFO if args.process_index == 0 else logging.WARNING
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logger.setLevel(level)
+    logging.getLogger("hf_timesformer").setLevel(level)
+    transformers_logging.set_verbosity(args.get_process_log_level())
+
+
+def load_splits(data: DataArguments, seed: int):
+    splits = available_splits(data.dataset, data.data_dir)
+    train = load_videos(data.dataset, data.data_dir, data.train_split)
+    validation_split = data.validation_split or ("validation" if "validation" in splits else None)
+    if validation_split:
+        return train, load_videos(data.dataset, data.data_dir, validation_split)
+    if data.validation_fraction == 0:
+        return train, None
+    train, validation = hold_out(train, data.validation_fraction, seed=seed)
+    logger.info("no validation split: %d of %d clips are held out", len(validation), len(train) + len(validation))
+    return train, validation
+
+
+def make_datasets(train, validation, label_ids, processor, data: DataArguments, seed: int):
+    side = processor.crop_size["height"]
+    sampling = FrameSampling(processor.num_frames, processor.sampling, processor.sampling_rate, processor.target_fps)
+    if data.dataset == "ssv2" and data.flip:
+        logger.info("ssv2 tells left from right: clips are not mirrored")
+    augmentation = ClipAugmentation(
+        side,
+        short_side=tuple(data.short_side or (round(side * 8 / 7), round(side * 10 / 7))),
+        flip=data.flip and data.dataset != "ssv2",
+        color_jitter=data.color_jitter,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+    )
+    train = TrainingClips(RecordSource(train), sampling, augmentation, label_ids=label_ids, seed=seed)
+    if validation is not None:
+        validation = EvaluationClips(RecordSource(validation), processor, label_ids=label_ids)
+    return train, validation
+
+
+def main() -> None:
+    started = time.time()
+    model_args, data_args, args = parse_arguments(sys.argv[1:])
+    set_seed(args.seed)
+    resume_from = (
+        find_checkpoint(args.output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    )
+    if resume_from is None and checkpoints(args.output_dir):
+        raise ValueError(
+            f"{args.output_dir} has the checkpoints of another run: pass --resume_from_checkpoint or remove it"
+        )
+
+    train_records, validation_records = load_splits(data_args, args.seed)
+    class_names = train_records.features["label"].names
+    check_every_class_is_readable(train_records)
+    logger.info("%d clips to train on, %d classes", len(train_records), len(class_names))
+
+    network, label_ids = load_network(
+        class_names,
+        model=model_args.model,
+        from_vit=model_args.from_vit,
+        new_head=model_args.new_head,
+        config_overrides=parse_overrides(model_args.config_overrides),
+        attention_type=model_args.attention_type,
+        num_frames=model_args.num_frames,
+        image_size=model_args.image_size,
+    )
+    processor = make_processor(
+        network.config,
+        model_args.model or model_args.from_vit,
+        image_size=model_args.image_size,
+        num_frames=model_args.num_frames,
+        sampling=model_args.sampling,
+        sampling_rate=model_args.sampling_rate,
+        target_fps=model_args.target_fps,
+        image_mean=model_args.image_mean,
+        image_std=model_args.image_std,
+    )
+    freeze_parameters(network, args.freeze)
+    args.scale_learning_rates()
+    train, validation = make_datasets(train_records, validation_records, label_ids, processor, data_args, args.seed)
+    if validation is None:
+        args.eval_strategy, args.load_best_model_at_end = "no", False
+
+    trainer = VideoTrainer(
+        model=network,
+        args=args,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=ClipCollator(network.config.num_labels, mixup_alpha=data_args.mixup),
+        compute_metrics=clip_metrics,
+        processing_class=processor,
+    )
+    result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    trainer.save_model()
+    trainer.save_state()
+    metrics = result.metrics | trainer.final_metrics() | {"wall_seconds": round(time.time() - started, 1)}
+    trainer.log_metrics(
+        "train", {name: value for name, value in metrics.items() if not isinstance(value, (list, dict))}
+    )
+    trainer.save_metrics("train", metrics)
+    if args.process_index == 0:
+        draw_curve(trainer.state.log_history, Path(args.output_dir) / "training_curve.png")
+        logger.info("model, processor, train_results.json and training_curve.png are in %s", args.output_dir)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()
