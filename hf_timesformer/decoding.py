@@ -1,39 +1,32 @@
 """Video files to RGB frames by exact frame number, with PyAV on one thread (DESIGN section 4)."""
 
+import operator
 from collections.abc import Callable, Sequence
 
 import av
-import numpy as np
 import torch
+from av.error import InvalidDataError
 from transformers.video_utils import VideoMetadata
 
-from .decoding_source import (
-    LIBRARY_ERRORS,
-    DecodeLimits,
-    Source,
-    VideoDecodeError,
-    deadline,
-    describe_source,
-    open_container,
-    open_file,
-)
+from .decoding_frames import FrameWriter
+from .decoding_index import Timeline, build_timeline, decode_units, read_packets
+from .decoding_source import LIBRARY_ERRORS, DecodeLimits, Source, VideoDecodeError, VideoFile, open_source
 
 
 __all__ = ["DecodeLimits", "VideoDecodeError", "decode_video", "probe_video"]
 
 
-def probe_video(source: Source, *, limits: DecodeLimits = DecodeLimits(), allow_urls: bool = False) -> VideoMetadata:
-    """Count the frames of a video from its packets and read its rate and size.
+def probe_video(source: Source, *, limits: DecodeLimits | None = None, allow_urls: bool = False) -> VideoMetadata:
+    """Count the frames of a video from its packets and read its rate and size, without decoding it.
+
+    Width and height are those that the container declares, before rotation.
 
     Raises:
         VideoDecodeError: the source cannot be read as a video, or is over a limit.
     """
-    name = describe_source(source)
-    check = deadline(name, limits)
-    with open_file(source, limits, allow_urls) as (file, size):
-        with open_container(file, size, name, limits, check) as container:
-            stream = _video_stream(container, name)
-            return _metadata(stream, _read_packets(container, stream, name, limits), name)
+    with open_source(source, limits or DecodeLimits(), allow_urls) as video:
+        with video.open_stream() as (container, stream):
+            return describe_video(stream, read_packets(container, stream, video), video)
 
 
 def decode_video(
@@ -41,7 +34,7 @@ def decode_video(
     indices: Sequence[int] | Callable[[VideoMetadata], Sequence[int]],
     *,
     short_side: int | None = None,
-    limits: DecodeLimits = DecodeLimits(),
+    limits: DecodeLimits | None = None,
     allow_urls: bool = False,
 ) -> tuple[torch.Tensor, VideoMetadata]:
     """Decode the frames with the given numbers (presentation order, from 0; any order, repeats allowed).
@@ -49,94 +42,42 @@ def decode_video(
     Args:
         source: a path, the bytes of a file, or a binary file object (read from its beginning).
         indices: frame numbers, or a function from the video's `VideoMetadata` to frame numbers.
-        short_side: scale so that the shorter side has this many pixels (antialiased); None keeps the pixels as they
-            are, bit-equal to a full decode.
+        short_side: scale so that the shorter side has this many pixels (antialiased bilinear); None keeps the pixels
+            as they are, bit-equal to a full decode.
 
     Returns:
-        uint8 RGB frames `(T, 3, H, W)` and the `VideoMetadata`, with `frames_indices` set.
+        uint8 RGB frames `(T, 3, H, W)`, as displayed (rotated), and the `VideoMetadata` with `frames_indices` set.
 
     Raises:
         VideoDecodeError: the video cannot be read, is damaged before a frame asked for, or is over a limit.
     """
-    name = describe_source(source)
-    check = deadline(name, limits)
-    with open_file(source, limits, allow_urls) as (file, size):
-        with open_container(file, size, name, limits, check) as container:
-            stream = _video_stream(container, name)
-            packets = _read_packets(container, stream, name, limits)
-            metadata = _metadata(stream, packets, name)
-            numbers = np.asarray(indices(metadata) if callable(indices) else indices, dtype=np.int64).ravel()
-            if len(numbers) and (numbers.min() < 0 or numbers.max() >= metadata.total_num_frames):
-                raise VideoDecodeError(
-                    name, "index", f"has frames 0 to {metadata.total_num_frames - 1}; asked for {numbers.tolist()}"
-                )
-            wanted = set(numbers.tolist())
-            frames: dict[int, np.ndarray] = {}
-            last = None
-            position = 0
-            try:
-                for packet in packets + [None]:
-                    for frame in stream.codec_context.decode(packet):
-                        last = frame
-                        if position in wanted:
-                            frames[position] = _to_rgb(frame, short_side)
-                        position += 1
-                    check()
-                    if len(frames) == len(wanted):
-                        break
-            except LIBRARY_ERRORS as error:
-                if isinstance(error, VideoDecodeError):
-                    raise
-                failure: Exception | None = error
-            else:
-                failure = None
-            missing = sorted(wanted - set(frames))
-            if missing:
-                gap = metadata.total_num_frames - position
-                if last is None or gap > max(2, metadata.total_num_frames // 100):
-                    raise VideoDecodeError(
-                        name, "damaged", f"only {position} frames can be decoded; asked for {missing[0]}: {failure}"
-                    )
-                stand_in = _to_rgb(last, short_side)
-                frames.update(dict.fromkeys(missing, stand_in))
-    result = np.stack([frames[number] for number in numbers.tolist()])  # (t, h, w, 3)
-    metadata.frames_indices = numbers.tolist()
-    metadata.height, metadata.width = result.shape[1:3]
-    return torch.from_numpy(result).permute(0, 3, 1, 2), metadata
+    if short_side is not None and operator.index(short_side) < 1:
+        raise ValueError(f"short_side must be at least 1 pixel, or None to keep the size; got {short_side}")
+    with open_source(source, limits or DecodeLimits(), allow_urls) as video:
+        with video.open_stream() as (container, stream):
+            packets = read_packets(container, stream, video)
+            metadata = describe_video(stream, packets, video)
+            numbers = checked_numbers(indices(metadata) if callable(indices) else indices, metadata, video)
+            writer = FrameWriter(numbers, short_side, video)
+            timeline = build_timeline(container, stream, packets)
+            if timeline is not None:
+                decode_by_timeline(stream, timeline, metadata.total_num_frames, writer, video)
+        if writer.missing:
+            # Not to be trusted, or damaged: a fresh decoder, from the first packet, everything in between.
+            writer = FrameWriter(numbers, short_side, video)
+            with video.open_stream() as (container, stream):
+                decode_in_sequence(container, stream, metadata.total_num_frames, writer, video)
+    frames = writer.frames
+    if frames is None:
+        frames = torch.empty((0, metadata.height, metadata.width, 3), dtype=torch.uint8)
+    metadata.frames_indices = numbers
+    metadata.height, metadata.width = frames.shape[1:3]
+    return frames.permute(0, 3, 1, 2), metadata  # (t, h, w, c) -> (t, c, h, w)
 
 
-def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise VideoDecodeError(name, "codec", "has a video stream of a codec that FFmpeg cannot decode")
-            stream.codec_context.thread_count = 1
-            stream.codec_context.thread_type = "NONE"
-            return stream
-    raise VideoDecodeError(name, "no-video-stream", "has no video stream")
-
-
-def _read_packets(container, stream, name: str, limits: DecodeLimits) -> list[av.Packet]:
-    packets = []
-    try:
-        for packet in container.demux(stream):
-            if packet.size:
-                packets.append(packet)
-                if len(packets) > limits.max_frames:
-                    message = f"has more than the limit of {limits.max_frames} frames (DecodeLimits.max_frames)"
-                    raise VideoDecodeError(name, "limit", message)
-    except VideoDecodeError:
-        raise
-    except LIBRARY_ERRORS as error:
-        if not packets:
-            raise VideoDecodeError(name, "damaged", f"has no readable video packet: {error}") from error
-    return packets
-
-
-def _metadata(stream, packets, name: str) -> VideoMetadata:
+def describe_video(stream: av.VideoStream, packets: list[av.Packet], video: VideoFile) -> VideoMetadata:
+    """The metadata of a stream with these packets: as many frames as packets that are not marked as cut away."""
     count = sum(not packet.is_discard for packet in packets)
-    if not count:
-        raise VideoDecodeError(name, "damaged", "has no video frames")
     rate = stream.average_rate or stream.guessed_rate
     fps = float(rate) if rate else None
     return VideoMetadata(
@@ -149,11 +90,80 @@ def _metadata(stream, packets, name: str) -> VideoMetadata:
     )
 
 
-def _to_rgb(frame: av.VideoFrame, short_side: int | None) -> np.ndarray:
-    height, width = frame.height, frame.width
-    if short_side is not None:
-        short, long = min(height, width), max(height, width)
-        scaled = int(short_side * long / short)
-        height, width = (short_side, scaled) if height <= width else (scaled, short_side)
-    array = frame.reformat(width, height, format="rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
-    return np.rot90(array, round(frame.rotation / 90) % 4).copy()
+def checked_numbers(indices: Sequence[int], metadata: VideoMetadata, video: VideoFile) -> list[int]:
+    """`indices` as a list of ints; an index that is no integer or no frame of the video is refused."""
+    numbers = [operator.index(index) for index in indices]
+    count = metadata.total_num_frames
+    for number in numbers:
+        if not 0 <= number < count:
+            raise VideoDecodeError(video.name, "index", f"has frames 0 to {count - 1}; frame {number} was asked for")
+    return numbers
+
+
+def decode_by_timeline(
+    stream: av.VideoStream, timeline: Timeline, count: int, writer: FrameWriter, video: VideoFile
+) -> None:
+    """Decode only what the wanted frames need. Stops early, with frames missing, once anything is not as foretold."""
+    numbers = timeline.numbers
+    decoder = stream.codec_context
+    known = max(numbers) + 1
+    if count - known <= allowed_gap(count):
+        writer.clamp(known)
+    number_at = {unit.pts: number for unit, number in zip(timeline.units, numbers) if number >= 0}
+    try:
+        for start, stop in timeline.stretches(writer.missing):
+            if start > 0 and not decoder.is_open:
+                # Encoder versions stand in the first packet, and FFmpeg's decoders work around some of them.
+                list(decode_units(decoder, timeline, range(1), set()))
+            latest = -1
+            for frame in decode_units(decoder, timeline, range(start, stop + 1), writer.missing):
+                number = number_at.get(frame.pts, -1)
+                if number <= latest or frame.is_corrupt:
+                    return
+                latest = number
+                if number in writer.missing and number >= numbers[start]:
+                    writer.write(number, frame)
+            video.check()
+    except VideoDecodeError:
+        raise
+    except LIBRARY_ERRORS:
+        return
+
+
+def decode_in_sequence(
+    container: av.container.InputContainer, stream: av.VideoStream, count: int, writer: FrameWriter, video: VideoFile
+) -> None:
+    """Decode from the first packet on and count the frames that come out.
+
+    A few frames may be missing at the end (`allowed_gap`): then the last one stands for them.
+
+    Raises:
+        VideoDecodeError: a frame that is asked for lies behind damage.
+    """
+    position, last, failure = 0, None, "the video ends there"
+    try:
+        for packet in container.demux(stream):
+            for frame in stream.codec_context.decode(packet):
+                if frame.is_corrupt and count - position > allowed_gap(count):
+                    raise InvalidDataError(0, f"frame {position} is damaged")
+                if position in writer.missing:
+                    writer.write(position, frame)
+                position, last = position + 1, frame
+            video.check()
+            if not writer.missing:
+                return
+    except VideoDecodeError:
+        raise
+    except LIBRARY_ERRORS as error:
+        failure = str(error)
+    if last is None or count - position > allowed_gap(count):
+        message = f"is damaged: {position} of {count} frames can be decoded ({failure}); frame {min(writer.missing)}"
+        raise VideoDecodeError(video.name, "damaged", f"{message} was asked for")
+    writer.clamp(position)
+    if writer.missing:
+        writer.write(position - 1, last)
+
+
+def allowed_gap(count: int) -> int:
+    """How many frames fewer than packets a healthy video may give (HMDB51's files: one fewer)."""
+    return max(2, count // 100)

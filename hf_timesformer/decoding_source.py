@@ -1,4 +1,4 @@
-"""Where a video's bytes come from, what is refused before FFmpeg sees a byte, and the one way a container is opened."""
+"""Where a video's bytes come from, what is refused before FFmpeg sees a byte, and how a container is opened."""
 
 import io
 import os
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import av
 import av.error
+from av.stream import Discard, Disposition
 
 
 # Demuxers that read one self-contained media file. Playlists (HLS, DASH, concat, SDP), image sequences, devices and
@@ -32,6 +33,9 @@ LIBRARY_ERRORS = (
     ZeroDivisionError,
     RuntimeError,
 )
+
+# How much PyAV asks of the file object at a time. FFmpeg seeks a lot while it probes, and refills all of it each time.
+BUFFER_SIZE = 1 << 16
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
@@ -100,10 +104,89 @@ class Reader:
         return self._file.tell()
 
 
+@dataclass
+class VideoFile:
+    """The bytes of one video, open: a seekable file object, its size, and what every step needs to bound itself."""
+
+    file: BinaryIO
+    size: int
+    name: str
+    limits: DecodeLimits
+    check: Callable[[], None]
+
+    @contextmanager
+    def open_stream(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+        """Open the container anew and yield it with its first video stream, on one thread; always closed again.
+
+        Accepts the demuxers of `CONTAINERS` only, with no protocol and no nested resource.
+
+        Raises:
+            VideoDecodeError: no accepted container, too damaged to open, or no video stream that can be decoded.
+        """
+        try:
+            container = av.open(
+                Reader(self.file, self.size, self.check),
+                mode="r",
+                options={"max_pixels": str(self.limits.max_pixels), "threads": "1"},
+                container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"},
+                metadata_errors="replace",
+                buffer_size=BUFFER_SIZE,
+                timeout=self.limits.max_seconds,
+                io_open=_refuse_nested,
+            )
+        except VideoDecodeError:
+            raise
+        except LIBRARY_ERRORS as error:
+            message = f"cannot be opened as a video: {error} (accepted containers: {CONTAINERS.replace(',', ', ')})"
+            raise VideoDecodeError(self.name, "container", message) from error
+        try:
+            yield container, _video_stream(container, self.name, self.limits)
+        finally:
+            container.close()
+
+
+def _refuse_nested(url: str, flags: int, options: dict) -> BinaryIO:
+    raise PermissionError(f"a video may not open another resource: {url[:80]!r}")
+
+
+def _video_stream(container: av.container.InputContainer, name: str, limits: DecodeLimits) -> av.VideoStream:
+    """The first video stream that is not a cover picture, made ready to decode on one thread; the others are muted."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            break
+    else:
+        raise VideoDecodeError(name, "no-video-stream", "has no video stream")
+    decoder = stream.codec_context
+    if decoder is None:
+        raise VideoDecodeError(name, "codec", "has a video stream that FFmpeg has no decoder for")
+    if decoder.width * decoder.height > limits.max_pixels:
+        message = f"has frames of {decoder.width}x{decoder.height} pixels, more than {limits.max_pixels}"
+        raise VideoDecodeError(name, "limit", f"{message} (DecodeLimits.max_pixels)")
+    decoder.thread_count = 1
+    decoder.thread_type = "NONE"
+    decoder.options = {"max_pixels": str(limits.max_pixels)}
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = Discard.all
+    return stream
+
+
 @contextmanager
-def open_file(source: Source, limits: DecodeLimits, allow_urls: bool) -> Iterator[tuple[BinaryIO, int]]:
-    """Yield a seekable binary file object for `source` and its size in bytes; closes only what it opened itself."""
+def open_source(source: Source, limits: DecodeLimits, allow_urls: bool) -> Iterator[VideoFile]:
+    """Open `source` for `VideoFile.open_stream`; closes only what it opened itself.
+
+    Raises:
+        VideoDecodeError: missing, no regular file, an address that is not allowed, or over the limit of size.
+    """
     name = describe_source(source)
+    check = deadline(name, limits)
+    with _open_file(source, name, limits, allow_urls) as (file, size):
+        yield VideoFile(file, size, name, limits, check)
+
+
+@contextmanager
+def _open_file(source: Source, name: str, limits: DecodeLimits, allow_urls: bool) -> Iterator[tuple[BinaryIO, int]]:
+    """Yield a seekable binary file object for `source` and its size in bytes."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         _check_size(name, len(source), limits)
         yield io.BytesIO(source), len(source)
@@ -213,38 +296,3 @@ def _fetch(url: str, limits: DecodeLimits, allow_urls: bool) -> bytes:
         raise
     except (OSError, ValueError, urllib.error.URLError) as error:
         raise VideoDecodeError(url, "fetch", f"could not be downloaded: {error}") from error
-
-
-def _refuse_nested(url: str, flags: int, options: dict) -> BinaryIO:
-    raise PermissionError(f"a video may not open another resource: {url[:80]!r}")
-
-
-@contextmanager
-def open_container(
-    file: BinaryIO, size: int, name: str, limits: DecodeLimits, check: Callable[[], None]
-) -> Iterator[av.container.InputContainer]:
-    """Open `file` with the accepted demuxers only, no protocol, no nested resource; always closed again.
-
-    Raises:
-        VideoDecodeError: no accepted container, or one too damaged to open.
-    """
-    try:
-        container = av.open(
-            Reader(file, size, check),
-            mode="r",
-            options={"max_pixels": str(limits.max_pixels), "threads": "1"},
-            container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"},
-            metadata_errors="replace",
-            buffer_size=1 << 18,
-            timeout=limits.max_seconds,
-            io_open=_refuse_nested,
-        )
-    except VideoDecodeError:
-        raise
-    except LIBRARY_ERRORS as error:
-        message = f"cannot be opened as a video: {error} (accepted containers: {CONTAINERS.replace(',', ', ')})"
-        raise VideoDecodeError(name, "container", message) from error
-    try:
-        yield container
-    finally:
-        container.close()

@@ -1,0 +1,90 @@
+"""Decoded pictures to RGB pixels in one tensor: colour conversion, scaling, orientation."""
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from .decoding_source import VideoDecodeError, VideoFile
+
+
+# A triangle filter as wide as the scale, which is what "antialiased bilinear" means; the flags round like torchvision.
+ANTIALIASED = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+
+class FrameWriter:
+    """Writes converted frames to their places in a uint8 tensor `(T, H, W, 3)`; other frames are never converted."""
+
+    def __init__(self, numbers: list[int], short_side: int | None, video: VideoFile):
+        self.places: dict[int, list[int]] = {}
+        for place, number in enumerate(numbers):
+            self.places.setdefault(number, []).append(place)
+        self.frames: torch.Tensor | None = None
+        self._count = len(numbers)
+        self._short_side = short_side
+        self._video = video
+        self._reformatter = VideoReformatter()
+        self.missing = set(self.places)  # frame numbers asked for and not written yet
+
+    def clamp(self, count: int) -> None:
+        """Let frame `count - 1` stand for all later ones."""
+        for number in [number for number in self.missing if number >= count]:
+            self.places.setdefault(count - 1, []).extend(self.places.pop(number))
+            self.missing.discard(number)
+            self.missing.add(count - 1)
+
+    def write(self, number: int, frame: av.VideoFrame) -> None:
+        """Convert `frame` and copy it to every place that asks for frame `number`."""
+        pixels = orient(self._to_rgb(frame), display_matrix(frame))  # (h, w, 3)
+        if self.frames is None:
+            self.frames = torch.empty((self._count, *pixels.shape), dtype=torch.uint8)
+        if pixels.shape != self.frames.shape[1:]:
+            (height, width), first = pixels.shape[:2], self.frames.shape[1:3]
+            message = f"changes its frame size: frame {number} is {width}x{height}, others are {first[1]}x{first[0]}"
+            raise VideoDecodeError(self._video.name, "frame-size", message)
+        target = self.frames.numpy()
+        for place in self.places[number]:
+            target[place] = pixels
+        self.missing.discard(number)
+
+    def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        height, width = scaled_size(frame.height, frame.width, self._short_side)
+        if height * width > self._video.limits.max_pixels:
+            message = f"has frames of {width}x{height} pixels, more than {self._video.limits.max_pixels}"
+            raise VideoDecodeError(self._video.name, "limit", f"{message} (DecodeLimits.max_pixels)")
+        is_scaled = (height, width) != (frame.height, frame.width)
+        # One thread: swscale's pool would hang in a forked DataLoader worker. BILINEAR is PyAV's own default.
+        flags = ANTIALIASED if is_scaled else Interpolation.BILINEAR
+        return self._reformatter.reformat(
+            frame, width, height, format="rgb24", interpolation=flags, threads=1
+        ).to_ndarray()
+
+
+def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """Height and width once the shorter side is `short_side` (torchvision truncates the longer)."""
+    if short_side is None or min(height, width) == 0:
+        return height, width
+    long_side = int(short_side * max(height, width) / min(height, width))
+    return (short_side, long_side) if height <= width else (long_side, short_side)
+
+
+def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
+    """The 2x2 part `(a, b, c, d)` of the frame's display matrix, which maps (x, y) to (ax + cy, bx + dy)."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            values = np.frombuffer(bytes(data), np.int32)
+            return int(values[0]), int(values[1]), int(values[3]), int(values[4])
+    return None
+
+
+def orient(pixels: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
+    """Turn and flip `(h, w, 3)` as the display matrix says, to the nearest quarter turn."""
+    if matrix is None:
+        return pixels
+    a, b, c, d = matrix
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        flip_x, flip_y = a < 0, d < 0
+    else:
+        pixels = pixels.swapaxes(0, 1)  # (h, w, 3) -> (w, h, 3)
+        flip_x, flip_y = c < 0, b < 0
+    return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
