@@ -32,13 +32,15 @@ class FoundVideos:
     """One split: its videos as a `datasets` object, its class names, and how many videos there are.
 
     `num_expected` counts what the annotations list, `num_found` what is on disk; both are None for tar shards that no
-    manifest describes.
+    manifest describes. `shards` names tar shards, `shard_sizes` the videos in each where the manifest says it.
     """
 
     videos: Dataset | IterableDataset
     class_names: list[str]
     num_expected: int | None
     num_found: int | None
+    shards: list[str] | None = None
+    shard_sizes: list[int] | None = None
 
 
 def find_videos(
@@ -76,7 +78,8 @@ def _find_shards(location: str, split: str, class_names: list[str] | None) -> Fo
     num_found = None if None in known else sum(known)
     whole = len(known) == len(counts)  # a pattern may name only some of the shards
     num_expected = listed.get("expected") if whole else num_found
-    return FoundVideos(stream_shards(shards, class_names, counts), class_names, num_expected, num_found)
+    sizes = None if None in known else known
+    return FoundVideos(stream_shards(shards, class_names, counts), class_names, num_expected, num_found, shards, sizes)
 
 
 def load_videos(dataset: str, data_dir: str | Path, split: str, **options: Any) -> Dataset | IterableDataset:

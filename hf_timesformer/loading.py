@@ -53,6 +53,11 @@ class FrameSampling:
     sampling_rate: float = 32
     target_fps: float | None = None
 
+    @classmethod
+    def of(cls, processor: TimeSformerVideoProcessor) -> "FrameSampling":
+        """The settings of a processor."""
+        return cls(processor.num_frames, processor.sampling, processor.sampling_rate, processor.target_fps)
+
     def indices(self, metadata: Any, generator: np.random.Generator | None = None) -> np.ndarray:
         """Frame numbers `(num_frames,)` for a video of that metadata; at random where a generator is given."""
         return sample_indices(
@@ -69,7 +74,11 @@ class FrameSampling:
 class ClipSource(Protocol):
     """Where the records of a data set come from: rows on disk, or tar shards read in order."""
 
+    num_keys: int
+
     def __len__(self) -> int: ...
+
+    def make_sampler(self, seed: int) -> Sampler[ClipKey]: ...
 
     def candidates(self, key: ClipKey) -> Iterator[Mapping[str, Any]]:
         """The record of that key, then those that may stand in for it; `id` in each is unique in the data set."""
@@ -83,6 +92,15 @@ class RecordSource:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def num_keys(self) -> int:
+        """Places in an epoch."""
+        return len(self.records)
+
+    def make_sampler(self, seed: int) -> "EpochSampler":
+        """Every row once an epoch in random order."""
+        return EpochSampler(len(self), seed=seed)
 
     def candidates(self, key: ClipKey) -> Iterator[Mapping[str, Any]]:
         for offset in range(min(len(self), MAX_STAND_INS)):
@@ -141,11 +159,12 @@ class EvaluationClips(torch.utils.data.Dataset):
         self.source, self.processor, self.label_ids = source, processor, label_ids
 
     def __len__(self) -> int:
-        return len(self.source)
+        return self.source.num_keys
 
     def __getitem__(self, key: int | ClipKey) -> dict[str, Any]:
-        key = key if isinstance(key, ClipKey) else ClipKey(0, key)
-        record = next(self.source.candidates(key))
+        record = next(self.source.candidates(key if isinstance(key, ClipKey) else ClipKey(0, key)), None)
+        if record is None:  # a place that only fills up the last batch of a stream
+            return {"video_id": "", "faults": [], "pixel_values": self._blank(), "labels": IGNORED_LABEL}
         item = {"video_id": record["video_id"], "faults": []}
         try:
             pixel_values = self.processor(record["video"], return_tensors="pt")["pixel_values"][0]

@@ -14,10 +14,11 @@ from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalPrediction, rotate_checkpoints
 
-from .loading import IGNORED_LABEL, EpochSampler
+from .loading import IGNORED_LABEL
 from .metric import classification_metrics
 from .optimization import FREEZE_CHOICES, parameter_groups, step_schedule
 from .reporting import FaultTally, fault_metrics
+from .streaming import ShardSource
 
 
 logger = logging.getLogger(__name__)
@@ -143,8 +144,13 @@ class VideoTrainer(Trainer):
     # Data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        self._sampler = EpochSampler(len(train_dataset or self.train_dataset), seed=self.args.seed)
+        self._sampler = (train_dataset or self.train_dataset).source.make_sampler(self.args.seed)
         return self._sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
+        if isinstance(eval_dataset.source, ShardSource):
+            return eval_dataset.source.make_sampler(self.args.seed)
+        return super()._get_eval_sampler(eval_dataset)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Trainer's own, timed; what the batches carry beside tensors is taken out and counted here."""

@@ -7,18 +7,20 @@ accelerate launch scripts/train.py --recipe k400-8x32-224 --dataset kinetics --d
 import logging
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import HfArgumentParser, set_seed
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as transformers_logging
 
 from hf_timesformer.augmentation import ClipAugmentation
 from hf_timesformer.command_line import user_errors
-from hf_timesformer.data import DATASETS, available_splits, load_videos
+from hf_timesformer.data import DATASETS, FoundVideos, available_splits, find_videos
 from hf_timesformer.finetuning import hold_out, load_network, make_processor, parse_overrides
 from hf_timesformer.loading import (
     ClipCollator,
+    ClipSource,
     EvaluationClips,
     FrameSampling,
     RecordSource,
@@ -28,6 +30,7 @@ from hf_timesformer.loading import (
 from hf_timesformer.optimization import freeze_parameters
 from hf_timesformer.recipes import apply_recipe
 from hf_timesformer.reporting import draw_curve
+from hf_timesformer.streaming import ShardSource, StreamLayout, count_clips, warn_of_few_shards
 from hf_timesformer.training import (
     VideoTrainer,
     VideoTrainingArguments,
@@ -35,6 +38,7 @@ from hf_timesformer.training import (
     clip_metrics,
     find_checkpoint,
 )
+from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcessor
 
 
 logger = logging.getLogger("train")
@@ -92,6 +96,12 @@ class DataArguments:
         metadata={"help": "Range of the short-side jitter: 8/7 to 10/7 of --image_size, as in the paper."},
     )
     flip: bool = field(default=True, metadata={"help": "Mirror half of the clips; ssv2 is never mirrored."})
+    shuffle_buffer: int = field(
+        default=256, metadata={"help": "Clips of tar shards that each worker shuffles at a time, in memory."}
+    )
+    missing_file: str | None = field(
+        default=None, metadata={"help": "Where to list clips that the annotations name and the disk lacks."}
+    )
     color_jitter: float = field(default=0.0, metadata={"help": "Strength of brightness, contrast, saturation jitter."})
     mixup: float = field(default=0.0, metadata={"help": "alpha of mixup; 0: none."})
     recipe: str | None = field(
@@ -117,25 +127,50 @@ def set_up_logging(args: VideoTrainingArguments) -> None:
     transformers_logging.set_verbosity(args.get_process_log_level())
 
 
-def load_splits(data: DataArguments, seed: int):
+def find_splits(data: DataArguments, seed: int) -> tuple[FoundVideos, FoundVideos | None]:
+    """The clips to train on and, unless held out later or not wanted, those to evaluate on."""
+    missing_file = Path(data.missing_file) if data.missing_file else None
+    options = {"missing_file": missing_file} if missing_file else {}
+    train = find_videos(data.dataset, data.data_dir, data.train_split, **options)
     splits = available_splits(data.dataset, data.data_dir)
-    train = load_videos(data.dataset, data.data_dir, data.train_split)
     validation_split = data.validation_split or ("validation" if "validation" in splits else None)
     if validation_split:
-        return train, load_videos(data.dataset, data.data_dir, validation_split)
+        return train, find_videos(data.dataset, data.data_dir, validation_split)
     if data.validation_fraction == 0:
         return train, None
-    train, validation = hold_out(train, data.validation_fraction, seed=seed)
-    logger.info("no validation split: %d of %d clips are held out", len(validation), len(train) + len(validation))
-    return train, validation
+    if train.shards is not None:
+        raise ValueError(
+            f"{data.data_dir} has no validation split, and clips in tar shards cannot be held out: "
+            "give --validation_split, or --validation_fraction 0 to train without evaluation"
+        )
+    kept, held_out = hold_out(train.videos, data.validation_fraction, seed=seed)
+    logger.info("no validation split: %d of %d clips are held out", len(held_out), len(train.videos))
+    return replace(train, videos=kept), replace(train, videos=held_out)
 
 
-def make_datasets(train, validation, label_ids, processor, data: DataArguments, seed: int):
+def make_source(found: FoundVideos, data: DataArguments, args: VideoTrainingArguments, training: bool) -> ClipSource:
+    """Rows on disk or tar shards as the source that the batches are read from."""
+    if found.shards is None:
+        return RecordSource(found.videos)
+    sizes = found.shard_sizes or count_clips(found.shards)
+    layout = StreamLayout(
+        sum(sizes),
+        args.train_batch_size if training else args.eval_batch_size,
+        num_processes=args.world_size,
+        num_workers=max(args.dataloader_num_workers, 1),
+    )
+    if training:
+        warn_of_few_shards(len(sizes), layout)
+    buffer = data.shuffle_buffer if training else 0
+    return ShardSource(found.videos, sizes, layout, shuffle_buffer=buffer, seed=args.seed)
+
+
+def make_augmentation(processor: TimeSformerVideoProcessor, data: DataArguments) -> ClipAugmentation:
+    """Training augmentation for crops of the processor's size."""
     side = processor.crop_size["height"]
-    sampling = FrameSampling(processor.num_frames, processor.sampling, processor.sampling_rate, processor.target_fps)
     if data.dataset == "ssv2" and data.flip:
         logger.info("ssv2 tells left from right: clips are not mirrored")
-    augmentation = ClipAugmentation(
+    return ClipAugmentation(
         side,
         short_side=tuple(data.short_side or (round(side * 8 / 7), round(side * 10 / 7))),
         flip=data.flip and data.dataset != "ssv2",
@@ -143,10 +178,6 @@ def make_datasets(train, validation, label_ids, processor, data: DataArguments, 
         image_mean=processor.image_mean,
         image_std=processor.image_std,
     )
-    train = TrainingClips(RecordSource(train), sampling, augmentation, label_ids=label_ids, seed=seed)
-    if validation is not None:
-        validation = EvaluationClips(RecordSource(validation), processor, label_ids=label_ids)
-    return train, validation
 
 
 def main() -> None:
@@ -161,10 +192,10 @@ def main() -> None:
             f"{args.output_dir} has the checkpoints of another run: pass --resume_from_checkpoint or remove it"
         )
 
-    train_records, validation_records = load_splits(data_args, args.seed)
-    class_names = train_records.features["label"].names
-    check_every_class_is_readable(train_records)
-    logger.info("%d clips to train on, %d classes", len(train_records), len(class_names))
+    train_videos, validation_videos = find_splits(data_args, args.seed)
+    class_names = train_videos.class_names
+    if train_videos.shards is None:
+        check_every_class_is_readable(train_videos.videos)
 
     network, label_ids = load_network(
         class_names,
@@ -189,9 +220,20 @@ def main() -> None:
     )
     freeze_parameters(network, args.freeze)
     args.scale_learning_rates()
-    train, validation = make_datasets(train_records, validation_records, label_ids, processor, data_args, args.seed)
-    if validation is None:
-        args.eval_strategy, args.load_best_model_at_end = "no", False
+    train = TrainingClips(
+        make_source(train_videos, data_args, args, training=True),
+        FrameSampling.of(processor),
+        make_augmentation(processor, data_args),
+        label_ids=label_ids,
+        seed=args.seed,
+    )
+    if validation_videos is None:
+        validation = None
+        args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+    else:
+        source = make_source(validation_videos, data_args, args, training=False)
+        validation = EvaluationClips(source, processor, label_ids=label_ids)
+    logger.info("%d clips to train on, %d classes", len(train), len(class_names))
 
     trainer = VideoTrainer(
         model=network,
