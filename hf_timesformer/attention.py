@@ -29,7 +29,7 @@ def eager_attention_forward(
 
 
 class TimeSformerSelfAttention(nn.Module):
-    """Multi-head attention of patch tokens `(b, h, w, t, d)`, and of CLS in the last step, within the step's groups."""
+    """Multi-head attention of patch tokens, and of CLS in the last step, within the step's groups."""
 
     def __init__(self, config: TimeSformerConfig, step: str):
         super().__init__()

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .configuration_timesformer import TimeSformerConfig
+from .configuration_timesformer import TimeSformerConfig, pair
 from .layers import TimeSformerAttention, TimeSformerEmbeddings, TimeSformerEncoder, TimeSformerLayer
 from .position import resize_positions, resize_times
 from .schemes import SCHEMES
@@ -32,9 +33,9 @@ class TimeSformerModelOutput(ModelOutput):
         hidden_states (tuple of `1 + num_hidden_layers` tensors of that shape): input of the first block and output of
             each. `space_only`: `(batch*t, 1 + h*w, hidden)`, each frame by itself.
         attentions (tuple of `num_hidden_layers`): weights of the last step, CLS being token 0: `(batch*g, heads,
-            1 + l, 1 + l)` for `g` groups of `l` patches. Space `(batch*t, ., 1 + h*w, .)`, joint `(batch, ., 1 + h*w*t, .)`,
-            height `(batch*w*t, ., 1 + h, .)`, global `(batch*g, ., 1 + l, .)` with up to 8 groups, `l` patches in the
-            largest; columns that smaller groups lack are zero.
+            1 + l, 1 + l)` for `g` groups of `l` patches. Space `(batch*t, heads, 1 + h*w, 1 + h*w)`, joint `(batch,
+            heads, 1 + h*w*t, 1 + h*w*t)`, height `(batch*w*t, heads, 1 + h, 1 + h)`, global: up to 8 groups, `l`
+            patches in the largest; columns that smaller groups lack are zero.
         temporal_attentions (tuple): `(batch*h*w, heads, t, t)`, of `divided_space_time` and `axial`.
         local_attentions (tuple): `(batch, heads, h*w*t, h*w*t)`, zero outside the windows, of `sparse_local_global`.
         width_attentions (tuple): `(batch*h*t, heads, w, w)`, of `axial`.
@@ -130,24 +131,36 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
         They are interpolated as `config.position_interpolation` says, so the resized model gives what the checkpoint's
         own would give for such clips; one line is logged.
         """
-        if not isinstance(config, TimeSformerConfig):
-            hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-            config, kwargs = cls.config_class.from_pretrained(
-                config or pretrained_model_name_or_path, return_unused_kwargs=True, **{**kwargs, **hub}
-            )
-            kwargs |= hub
-        stored = _stored_sizes(pretrained_model_name_or_path, kwargs)
-        wanted = {name: getattr(config, name) for name in RESIZABLE}
-        changed = [name for name in stored if stored[name] != wanted[name]]
-        if not changed:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        config = copy.deepcopy(config)
-        for name in changed:
-            setattr(config, name, stored[name])
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        if config is None:
+            wanted = {name: kwargs.pop(name) for name in RESIZABLE if name in kwargs}
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        else:
+            config, kwargs = cls._own_config(config, kwargs)
+            wanted = {name: getattr(config, name) for name in RESIZABLE}
+            for name, value in _stored_sizes(pretrained_model_name_or_path, kwargs).items():
+                setattr(config, name, value)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.resize_embeddings(**{name: wanted[name] for name in changed})
+        if any(_differ(wanted[name], getattr(model.config, name)) for name in wanted):
+            model.resize_embeddings(**wanted)
         return loaded
+
+    @classmethod
+    def _own_config(cls, config, kwargs: dict) -> tuple[TimeSformerConfig, dict]:
+        """A copy of `config` as this class's own, and the arguments that are none of its fields.
+
+        `config` is a folder or Hub id; stock's config; this package's; or that of this very file in another copy:
+        transformers gives every file that `auto_map` names a folder of its own.
+        """
+        if not isinstance(config, PreTrainedConfig):
+            hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+            config, kwargs = cls.config_class.from_pretrained(config, return_unused_kwargs=True, **kwargs)
+            return config, kwargs | hub
+        if isinstance(config, cls.config_class):
+            return copy.deepcopy(config), kwargs
+        own = cls.config_class.from_dict(config.to_dict())
+        own._attn_implementation = config._attn_implementation
+        return own, kwargs
 
     @torch.no_grad()
     def resize_embeddings(self, num_frames: int | None = None, image_size: int | list[int] | None = None) -> None:
@@ -232,12 +245,19 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
 
 
 def _stored_sizes(name_or_path, kwargs: dict) -> dict:
-    """The sizes that a checkpoint's own config names, stock's defaults where it names none."""
+    """The sizes that a checkpoint's own config names (stock's defaults where it names none); {} without a config."""
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if name_or_path is None:
         return {}
-    stored, _ = TimeSformerConfig.get_config_dict(name_or_path, **hub)
+    try:
+        stored, _ = TimeSformerConfig.get_config_dict(name_or_path, **hub)
+    except OSError:  # weights alone: the caller's config is all that is known about them
+        return {}
     return {name: stored.get(name, getattr(TimeSformerConfig, name)) for name in RESIZABLE}
+
+
+def _differ(one: int | list[int], other: int | list[int]) -> bool:
+    return pair(one) != pair(other)
 
 
 class TimeSformerModel(TimeSformerPreTrainedModel):
@@ -321,7 +341,8 @@ class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
 
         Args:
             pixel_values: float `(batch, frames, channels, height, width)`, or `(batch, views, frames, channels,
-                height, width)`: then logits are the mean over views (the paper's evaluation with several crops, section 4).
+                height, width)`: then logits are the mean over views (the paper's evaluation with three crops, section
+                4).
             labels: `(batch,)` class indices, or floats for regression and multi-label problems.
             kwargs: `output_hidden_states`, `output_attentions` (needs `attn_implementation="eager"`), `return_dict`.
 
