@@ -40,10 +40,10 @@ def split_videos(videos: Any) -> list:
     `videos` is one video or any nesting of lists of them; a 5D array is a batch; one picture is a video of one frame.
     Raises `ValueError` for anything else, and for an empty list.
     """
-    if is_source(videos):
-        return [videos]
     if _is_frame(videos):
         return [[videos]]
+    if is_source(videos):
+        return [videos]
     if isinstance(videos, (np.ndarray, torch.Tensor)) and videos.ndim in (4, 5):
         return [videos] if videos.ndim == 4 else list(videos)
     if isinstance(videos, (list, tuple)) and len(videos) > 0:
@@ -216,6 +216,12 @@ class TimeSformerViewsMixin:
             )  # (crops, clips * t, c, h, w)
             views = crops.unflatten(1, (num_clips, -1)).transpose(0, 1).flatten(0, 1)  # (clips * crops, t, c, h, w)
             pixel_values.append(views[0] if len(views) == 1 else views)
+        shapes = {tuple(views.shape) for views in pixel_values}
+        if return_tensors is not None and len(shapes) > 1:
+            raise ValueError(
+                f"videos of one batch must become views of one shape, got {sorted(shapes)}: let the processor sample "
+                "and crop (do_sample_frames=True with num_frames, do_center_crop=True), or leave out return_tensors"
+            )
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 

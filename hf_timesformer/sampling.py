@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -94,7 +95,7 @@ def sample_indices(
         total_num_frames=int(total_num_frames),
         num_frames=int(num_frames),
         num_clips=int(num_clips),
-        window=num_frames * sampling_rate * speed,
+        window=float(num_frames * sampling_rate * speed),
         generator=generator,
     )
     return SAMPLING_POLICIES[policy](request).astype(np.int64)
@@ -115,11 +116,11 @@ def check_sampling(
 
 
 def _check_count(name: str, count: object) -> None:
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
 
 
 def _check_rate(name: str, rate: object) -> None:
-    is_number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
+    is_number = isinstance(rate, Real) and not isinstance(rate, bool)
     if not is_number or not isfinite(rate) or rate <= 0:
         raise ValueError(f"{name} must be a positive number, got {rate!r}")

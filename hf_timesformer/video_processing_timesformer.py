@@ -170,8 +170,8 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         indices: list[int] = []
 
         def choose(metadata: VideoMetadata) -> list[int]:
-            chosen = range(metadata.total_num_frames)
-            indices.extend(chosen if sample_indices_fn is None else sample_indices_fn(metadata=metadata).tolist())
+            every = range(metadata.total_num_frames)
+            indices.extend(map(int, every if sample_indices_fn is None else sample_indices_fn(metadata=metadata)))
             return indices
 
         allow_urls = self.allow_urls if allow_urls is None else allow_urls

@@ -133,6 +133,27 @@ def test_bytes_open_files_and_frames_are_videos_too(folder, clips):
         assert_scores(classifier(video, top_k=6), {entry["label"]: entry["score"] for entry in expected})
 
 
+def test_videos_are_read_in_a_worker_process_too(folder, clips):
+    classifier = classify(folder)
+    videos = [str(clips["mp4"]), str(clips["avi"])]
+    results = classifier(videos, batch_size=2, num_workers=1, top_k=6)
+    for result, video in zip(results, videos):
+        assert_scores(result, {entry["label"]: entry["score"] for entry in classifier(video, top_k=6)})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("num_crops", [1, 3])
+def test_a_gpu_gives_the_scores_of_the_cpu(folder, clips, num_crops):
+    processor = TimeSformerVideoProcessor.from_pretrained(folder, num_crops=num_crops)
+    results = [
+        pipeline("video-classification", model=str(folder), video_processor=processor, device=device)(
+            str(clips["mp4"]), top_k=6
+        )
+        for device in ("cpu", "cuda")
+    ]
+    assert_scores(results[1], {entry["label"]: entry["score"] for entry in results[0]}, tolerance=1e-3)
+
+
 def test_half_precision_follows_the_model(folder, clips):
     reference = {entry["label"]: entry["score"] for entry in classify(folder)(str(clips["mp4"]), top_k=6)}
     classifier = classify(folder, dtype=torch.bfloat16)

@@ -1,5 +1,7 @@
 """Index arithmetic of clips and segments: worked examples, and what holds for every policy."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,12 @@ CLIP_EXAMPLES = {
     "twice the rate": (12, {"num_frames": 2, "sampling_rate": 2, "fps": 60, "target_fps": 30}, [[2, 9]]),
     # 15 fps for 30: half as long
     "half the rate": (12, {"num_frames": 2, "sampling_rate": 4, "fps": 15, "target_fps": 30}, [[4, 7]]),
+    # 29.97 fps for 30, as a fraction: 999/1000 of a window of 4
+    "a fraction of the rate": (
+        12,
+        {"num_frames": 2, "sampling_rate": 2, "fps": Fraction(30000, 1001), "target_fps": 30},
+        [[4, 6]],
+    ),
     "rate unknown": (12, {"num_frames": 2, "sampling_rate": 2, "target_fps": 30}, [[4, 7]]),
     "no target": (12, {"num_frames": 2, "sampling_rate": 2, "fps": 60}, [[4, 7]]),
 }

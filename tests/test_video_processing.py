@@ -371,6 +371,14 @@ def test_input_that_is_no_video_is_refused_with_what_it_is(videos, message):
         TimeSformerVideoProcessor(**SMALL)(videos)
 
 
+def test_videos_that_cannot_be_one_tensor_are_refused_with_their_shapes():
+    processor = TimeSformerVideoProcessor(**SMALL)
+    videos = [random_frames(2), random_frames(3)]
+    with pytest.raises(ValueError, match=r"one shape, got \[\(2, 3, 32, 32\), \(3, 3, 32, 32\)\]"):
+        processor(videos, do_sample_frames=False, return_tensors="pt")
+    assert [len(views) for views in processor(videos, do_sample_frames=False).pixel_values] == [2, 3]
+
+
 def test_metadata_that_does_not_fit_the_frames_is_refused(clip):
     processor = TimeSformerVideoProcessor(**SMALL)
     with pytest.raises(ValueError, match="says total_num_frames=300, but the video has 9 frames"):
