@@ -24,7 +24,9 @@ AutoConfig.register("timesformer", TimeSformerConfig, exist_ok=True)
 AutoModel.register(TimeSformerConfig, TimeSformerModel, exist_ok=True)
 AutoModelForVideoClassification.register(TimeSformerConfig, TimeSformerForVideoClassification, exist_ok=True)
 AutoVideoProcessor.register(TimeSformerConfig, TimeSformerVideoProcessor, exist_ok=True)
-AutoImageProcessor.register(TimeSformerConfig, TimeSformerImageProcessor, exist_ok=True)
+AutoImageProcessor.register(
+    TimeSformerConfig, image_processor_classes={"torchvision": TimeSformerImageProcessor}, exist_ok=True
+)
 
 # The stock pipeline looks the class' name up here and logs an error for a name that it does not know. The key is no
 # model type, so nothing else reads it.

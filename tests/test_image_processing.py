@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import torch
 from transformers import AutoImageProcessor, VideoMAEImageProcessor
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from hf_timesformer import TimeSformerConfig, TimeSformerImageProcessor, TimeSformerVideoProcessor
 from hf_timesformer.image_processing_timesformer import uniform_crops
@@ -144,6 +145,8 @@ def test_settings_survive_saving_and_the_auto_class_gives_ours(tmp_path):
     opened = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(opened) is TimeSformerImageProcessor
     assert opened.to_dict() == processor.to_dict()
+    # under the name of what it computes with: otherwise the Auto class logs that it falls back to another backend
+    assert IMAGE_PROCESSOR_MAPPING[TimeSformerConfig] == {"torchvision": TimeSformerImageProcessor}
 
 
 def test_none_in_a_call_keeps_the_setting():
