@@ -248,9 +248,7 @@ def main() -> None:
     trainer.save_model()
     trainer.save_state()
     metrics = result.metrics | trainer.final_metrics() | {"wall_seconds": round(time.time() - started, 1)}
-    trainer.log_metrics(
-        "train", {name: value for name, value in metrics.items() if not isinstance(value, (list, dict))}
-    )
+    trainer.log_metrics("train", {name: value for name, value in metrics.items() if isinstance(value, (int, float))})
     trainer.save_metrics("train", metrics)
     if args.process_index == 0:
         draw_curve(trainer.state.log_history, Path(args.output_dir) / "training_curve.png")
