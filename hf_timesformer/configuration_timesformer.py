@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .remote_code import AUTO_MAP, complete_auto_map, copy_code
 from .schemes import SCHEMES
 
 
@@ -120,6 +121,18 @@ class TimeSformerConfig(PreTrainedConfig):
             self.hidden_size,
             f"a multiple of num_attention_heads={self.num_attention_heads}",
         )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """As in transformers; once a class is registered for an Auto class, with the code and an entry for each class.
+
+        So is a config that names this code already: what it promises then lies beside it.
+        """
+        auto_map = getattr(self, "auto_map", None) or {}
+        if self._auto_class is not None or not set(AUTO_MAP.values()).isdisjoint(auto_map.values()):
+            self.auto_map = complete_auto_map(auto_map)
+            os.makedirs(save_directory, exist_ok=True)
+            copy_code(save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
         """Write the configuration so that plain `transformers` opens what it can run and refuses what it cannot."""

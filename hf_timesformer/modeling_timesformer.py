@@ -330,6 +330,11 @@ class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
         self.classifier = make_classifier(config)
         self.post_init()
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type = "AutoModelForVideoClassification") -> None:
+        """As in transformers, with the Auto class that this is for as the default."""
+        super().register_for_auto_class(auto_class)
+
     @can_return_tuple
     def forward(
         self,
