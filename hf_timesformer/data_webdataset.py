@@ -23,7 +23,8 @@ from .data_records import is_video, parse_class_names, parse_json, video_feature
 logger = logging.getLogger(__name__)
 
 LABELS_FILE = "labels.json"  # class names in order, beside the shards
-INDEX_FILE = "shards.json"  # what `prepare_dataset` packed: the shards of each split and how many videos each holds
+INDEX_FILE = "shards.json"  # what `prepare_dataset` packed: each split's shards and their numbers of videos
+PLAN_FILE = "packing_plan.json"  # written when packing begins
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, aiohttp.ClientError)
 
 
@@ -87,6 +88,8 @@ def _shards_in_folder(folder: str, split: str) -> list[str]:
         )
     if "://" not in folder and not Path(folder).expanduser().is_dir():
         raise ValueError(f"data folder {folder!r} does not exist or is no folder")
+    if "://" not in folder and Path(folder, PLAN_FILE).expanduser().exists():
+        raise ValueError(f"packing into {folder} is not finished: run prepare_dataset again, it goes on there")
     found = {name: _split_shards(folder, name) for name in SPLIT_ALIASES}
     if not found[split]:
         others = ", ".join(name for name, shards in found.items() if shards) or "no shards of any split"

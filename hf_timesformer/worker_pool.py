@@ -1,0 +1,67 @@
+"""A pool of processes that survives what it is fed: an input that kills its process is named, the others go on."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.connection import wait as wait_for_sentinel
+from typing import Any
+
+
+PROCESS_DIED = object()  # the result of an input whose process died (a crash of a native library, out of memory)
+
+
+def run_in_workers(
+    function: Callable[[Any], Any], items: Iterable[Any], *, num_workers: int
+) -> Iterator[tuple[Any, Any]]:
+    """`(item, function(item))` as they come from `num_workers` processes; `PROCESS_DIED` for a fatal item.
+
+    An exception of `function` ends the run and is raised here. When this process is killed, the workers end too.
+    """
+    items = iter(items)
+    while True:
+        suspects = yield from _run_pool(function, items, num_workers)
+        if not suspects:
+            return
+        for item in suspects:  # one of these was fatal: each alone tells which
+            if (yield from _run_pool(function, iter([item]), 1)):
+                yield item, PROCESS_DIED
+
+
+def _run_pool(function: Callable, items: Iterator, num_workers: int) -> Iterator[tuple[Any, Any]]:
+    """Run until `items` end (returns []) or a process dies (returns the items that were under way)."""
+    context = multiprocessing.get_context("forkserver")  # plain fork would copy torch's threads in a broken state
+    context.set_forkserver_preload(["hf_timesformer.preparation_shards"])  # imported once, not by every worker
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
+    pending: dict[Future, Any] = {}
+    refused = []
+    try:
+        while True:
+            for item in islice(items, 2 * num_workers - len(pending)):
+                refused = [item]
+                pending[pool.submit(function, item)] = item
+                refused = []
+            if not pending:
+                return []
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                result = future.result()
+                yield pending.pop(future), result
+    except BrokenProcessPool:
+        return [*pending.values(), *refused]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and end when it is gone, even by `kill -9`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    wait_for_sentinel([multiprocessing.parent_process().sentinel])
+    os._exit(1)
