@@ -10,7 +10,7 @@ from transformers import (
     AutoModelForVideoClassification,
     AutoVideoProcessor,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
 from .configuration_timesformer import TimeSformerConfig
 from .image_processing_timesformer import TimeSformerImageProcessor
@@ -28,8 +28,9 @@ AutoImageProcessor.register(
     TimeSformerConfig, image_processor_classes={"torchvision": TimeSformerImageProcessor}, exist_ok=True
 )
 
-# The stock pipeline looks the class' name up here and logs an error for a name that it does not know. The key is no
-# model type, so nothing else reads it.
+# The stock pipeline looks the class' name up here and logs an error for a name that it does not know; others tell by
+# name which class is without a head. The key is no model type, so nothing else reads it.
+MODEL_MAPPING_NAMES["hf_timesformer"] = TimeSformerModel.__name__
 MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES["hf_timesformer"] = TimeSformerForVideoClassification.__name__
 
 __all__ = [
