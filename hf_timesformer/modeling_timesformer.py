@@ -280,13 +280,14 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
                 height and width any multiples of the patch size.
             cls_only: give CLS alone, `last_hidden_state (batch, 1, hidden)`, and leave out of the last block what only
                 the other tokens need.
-            kwargs: `output_hidden_states`, `output_attentions` (needs `attn_implementation="eager"`), `return_dict`.
+            kwargs: `output_hidden_states`, `output_attentions` (empty but with `attn_implementation="eager"`, and a
+                warning says so), `return_dict`.
 
         Raises:
-            ValueError: for sizes that do not fit, or attentions asked of an implementation that has none.
+            ValueError: for sizes that do not fit.
         """
         if _wanted(self.config, kwargs, "output_attentions"):
-            self._require_eager()
+            self._warn_unless_eager()
             kwargs |= {f"output_{step}_attentions": True for step in RECORDED_STEPS if step in self._steps}
         return self._run(pixel_values, cls_only, **kwargs)
 
@@ -307,12 +308,13 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
     def _steps(self) -> tuple[str, ...]:
         return SCHEMES[self.config.attention_type]
 
-    def _require_eager(self) -> None:
+    def _warn_unless_eager(self) -> None:
         name = self.config._attn_implementation
         if name not in ("eager", None):
-            raise ValueError(
-                f"output_attentions needs the eager attention, and this model runs {name!r}: call "
-                'model.set_attn_implementation("eager") or load it with attn_implementation="eager".'
+            logger.warning_once(
+                f"output_attentions needs the eager attention, and this model runs {name!r}, which has no weights to "
+                'give: all attentions will be empty. Call model.set_attn_implementation("eager") or load the model '
+                'with attn_implementation="eager".'
             )
 
 
@@ -349,10 +351,11 @@ class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
                 height, width)`: then logits are the mean over views (the paper's evaluation with three crops, section
                 4).
             labels: `(batch,)` class indices, or floats for regression and multi-label problems.
-            kwargs: `output_hidden_states`, `output_attentions` (needs `attn_implementation="eager"`), `return_dict`.
+            kwargs: `output_hidden_states`, `output_attentions` (empty but with `attn_implementation="eager"`, and a
+                warning says so), `return_dict`.
 
         Raises:
-            ValueError: for sizes that do not fit, or attentions asked of an implementation that has none.
+            ValueError: for sizes that do not fit.
         """
         views = pixel_values.shape[1] if pixel_values.ndim == 6 else None
         if views is not None:
