@@ -91,7 +91,7 @@ def build_timeline(
     container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet]
 ) -> Timeline | None:
     """The timeline of a stream whose packets can be trusted to tell it; None where only decoding can."""
-    if any(packet.is_corrupt for packet in packets):
+    if any(packet.is_corrupt for packet in packets[:-1]):
         return None
     codec = stream.codec_context.name
     if codec == "mpeg4":
@@ -143,7 +143,8 @@ def _mpeg4_timeline(
     starts = [k for k, picture in enumerate(pictures) if k == 0 or (picture.kind == "I" and numbers[k] >= 0)]
     units = []
     for k, picture in enumerate(pictures):
-        unit = av.Packet(picture.data)
+        unit = av.Packet(len(picture.data))  # with the padding that decoders read into; Packet(bytes) has none
+        unit.update(picture.data)
         unit.pts, unit.dts, unit.time_base = k, k, stream.time_base
         units.append(unit)
     return Timeline(units, numbers, starts, can_skip=True)
