@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -158,18 +159,22 @@ def test_what_is_published_opens_where_the_package_is_absent(hub: Hub, tmp_path:
     assert np.allclose([answer["scores"][label] for label in TINY["label2id"]], scores, atol=1e-5)
 
 
-def test_script_publishes_and_never_shows_the_token(hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_script_publishes_and_never_shows_the_token(
+    hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
     (folder / "README.md").unlink()
     (folder / "training_args.bin").write_bytes(b"a pickle that stays at home")
     (folder / "eval_results.json").write_text('{"top1_accuracy": 0.5, "data_dir": "/home/me/falling"}')
+    script = str(ROOT / "scripts" / "push_to_hub.py")
     arguments = [str(folder), f"{USER}/by-script", "--private", "--dataset", "Falling things", "--license", "mit"]
-    code = f"""
-    import runpy, sys
-    sys.argv[1:] = {arguments!r}
-    runpy.run_path({str(ROOT / "scripts" / "push_to_hub.py")!r}, run_name="__main__")
-    """
-    done = run(code, hub, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    huggingface_hub.logging.set_verbosity_debug()
+    runpy.run_path(script, run_name="__main__")
+    huggingface_hub.logging.set_verbosity_warning()
+    done = capfd.readouterr()
+    assert f"{USER}/by-script/commit/" in done.out
     assert hub.repos[f"{USER}/by-script"].private
     files = hub.repos[f"{USER}/by-script"].files()
     expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
@@ -180,7 +185,7 @@ def test_script_publishes_and_never_shows_the_token(hub: Hub, folder: Path, tmp_
     assert "Falling things" in card
     assert "license: mit" in card
     assert "value: 50.0" in card
-    seen = [done.stdout.encode(), done.stderr.encode(), *(file.data for file in files.values())]
+    seen = [done.out.encode(), done.err.encode(), *(file.data for file in files.values())]
     seen += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in data for data in seen)
     assert not any(b"/home/me" in file.data for file in files.values())
