@@ -1,0 +1,60 @@
+"""Every code block of the README, run in order in a folder that holds what it names."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import ViTConfig, ViTForImageClassification
+
+from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
+from hf_timesformer.synthetic import MOTIONS, make_motion_dataset, motion_frames, write_video
+
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the clips and, as local folders, the checkpoints that the README names."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "scripts").symlink_to(ROOT / "scripts")
+    make_motion_dataset(folder / "clips", splits={"train": 3, "test": 1}, num_frames=12, size=32)
+    frames = motion_frames("left", np.random.default_rng(0), num_frames=16, size=48)
+    write_video(folder / "clip.mp4", frames)
+    write_video(folder / "clip.webm", frames, codec="libvpx-vp9")
+    for name in ("my-model", "facebook/timesformer-base-finetuned-k400"):
+        labels = {"id2label": dict(enumerate(MOTIONS)), "label2id": {name: i for i, name in enumerate(MOTIONS)}}
+        model = TimeSformerForVideoClassification(TimeSformerConfig(**TINY, **labels, num_frames=4))
+        model.save_pretrained(folder / name)
+        sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+        TimeSformerVideoProcessor(num_frames=4, sampling_rate=2, **sizes).save_pretrained(folder / name)
+    ViTForImageClassification(ViTConfig(**TINY)).save_pretrained(folder / "google/vit-base-patch16-224")
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=lambda number: f"{BLOCKS[number][0]}-{number}")
+def test_code_block_runs(number: int, folder: Path) -> None:
+    language, code = BLOCKS[number]
+    python_folder = str(Path(sys.executable).parent)
+    environment = os.environ | {"PATH": python_folder + os.pathsep + os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code] if language == "python" else [shutil.which("bash"), "-euc", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_readme_has_the_blocks_that_it_promises() -> None:
+    assert len(BLOCKS) >= 5
