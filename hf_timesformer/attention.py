@@ -43,16 +43,17 @@ class TimeSformerSelfAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
 
     def forward(
-        self, patches: torch.Tensor, cls: torch.Tensor | None = None
+        self, patches: torch.Tensor, cls: torch.Tensor | None = None, with_weights: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """`patches (b, h, w, t, d)`, `cls (b, 1, d)` -> the same of what they attended to, and the weights (eager).
 
-        CLS joins every group, and what it gathers there is averaged over the groups.
+        CLS joins every group, and what it gathers there is averaged over the groups. The weights of `local`, a matrix
+        of all tokens by all tokens, are made only `with_weights`.
         """
         batch, *grid, _ = patches.shape
         qkv = self.qkv(patches)
         if self.step == "local":
-            context, weights = self._attend_locally(qkv)
+            context, weights = self._attend_locally(qkv, with_weights)
             return context, None, weights
         stride = STRIDES[self.step](*grid)
         tokens = group(qkv, stride)  # (b, h, w, t, 3d) -> (b*g, l, 3d)
@@ -143,10 +144,10 @@ class TimeSformerSelfAttention(nn.Module):
         mask = _additive(exists, tokens.dtype)
         return mask.repeat(tokens.shape[0] // mask.shape[0], 1)[:, None, None]
 
-    def _attend_locally(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _attend_locally(self, qkv: torch.Tensor, with_weights: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of each tile of queries to its region of keys: `(b, h, w, t, 3d) -> (b, h, w, t, d)`.
 
-        The weights, where the implementation gives them, are put together as `(b, heads, h*w*t, h*w*t)`.
+        The weights, where asked for and given, are put together as `(b, heads, h*w*t, h*w*t)`.
         """
         batch, *grid, _ = qkv.shape
         context = qkv.new_empty(batch, *grid, self.num_heads * self.head_dim)
@@ -157,7 +158,7 @@ class TimeSformerSelfAttention(nn.Module):
             tile, region = qkv[:, queries[0], queries[1]], qkv[:, keys[0], keys[1]]  # (b, rows, columns, t, 3d)
             attended, weights = self._attend(tile.flatten(1, 3), mask, region.flatten(1, 3))
             context[:, queries[0], queries[1]] = attended.unflatten(1, tile.shape[1:4])
-            if weights is not None:
+            if with_weights and weights is not None:
                 if all_weights is None:
                     all_weights = qkv.new_zeros(batch, self.num_heads, numbers.numel(), numbers.numel())
                 rows, columns = numbers[queries].flatten(), numbers[keys].flatten()

@@ -110,10 +110,14 @@ class TimeSformerAttention(nn.Module):
         self.fused = FusedLinear()
 
     def forward(
-        self, patches: torch.Tensor, cls: torch.Tensor | None = None, extra_dense: nn.Linear | None = None
+        self,
+        patches: torch.Tensor,
+        cls: torch.Tensor | None = None,
+        extra_dense: nn.Linear | None = None,
+        with_weights: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """`patches (b, h, w, t, d)`, `cls (b, 1, d)` -> their updates, with the weights (eager) in between."""
-        context, cls_context, weights = self.attention(patches, cls)
+        context, cls_context, weights = self.attention(patches, cls, with_weights)
         if cls is not None:
             return self.output(context), weights, self.output(cls_context)
         return self.project_twice(context, extra_dense), weights, None
@@ -166,14 +170,16 @@ class TimeSformerLayer(GradientCheckpointingLayer):
             config.drop_path_rate * layer_index / max(1, config.num_hidden_layers - 1)
         )
 
-    def forward(self, hidden_states: torch.Tensor, grid: Grid, cls_only: bool = False) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, grid: Grid, cls_only: bool = False, with_weights: bool = False
+    ) -> torch.Tensor:
         """`(b, 1 + h*w*t, d)` -> the same, or `(b, 1, d)` where only CLS is asked for."""
         in_place = self._may_overwrite()
         if in_place:  # a copy of its own: what came in stays as it was for whoever recorded it
             hidden_states = hidden_states.clone(memory_format=torch.contiguous_format)
         cls, patches = hidden_states[:, :1], hidden_states[:, 1:].unflatten(1, grid)  # (b, 1, d), (b, h, w, t, d)
         for step in self.earlier_steps:
-            patches = _add(patches, self.drop_path(self.attend_early(step, patches)), in_place)
+            patches = _add(patches, self.drop_path(self.attend_early(step, patches, with_weights)), in_place)
         if cls_only:
             cls = cls + self.drop_path(self.attend_from_cls(patches, cls))
             return cls + self.drop_path(self.feed_forward(cls))
@@ -188,10 +194,11 @@ class TimeSformerLayer(GradientCheckpointingLayer):
             rows += self.feed_forward(rows)
         return hidden_states
 
-    def attend_early(self, step: str, patches: torch.Tensor) -> torch.Tensor:
+    def attend_early(self, step: str, patches: torch.Tensor, with_weights: bool = False) -> torch.Tensor:
         """The update of a step before the last: of patches only, through one more linear layer."""
         layernorm, attention = getattr(self, f"{step}_layernorm"), getattr(self, f"{step}_attention")
-        return attention(layernorm(patches), extra_dense=getattr(self, f"{step}_dense"))[0]
+        dense = getattr(self, f"{step}_dense")
+        return attention(layernorm(patches), extra_dense=dense, with_weights=with_weights)[0]
 
     def attend_from_cls(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
         """The last step's update of CLS alone."""
@@ -226,8 +233,10 @@ class TimeSformerEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList([TimeSformerLayer(config, index) for index in range(config.num_hidden_layers)])
 
-    def forward(self, hidden_states: torch.Tensor, grid: Grid, cls_only: bool = False) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, grid: Grid, cls_only: bool = False, with_weights: bool = False
+    ) -> torch.Tensor:
         last = len(self.layer) - 1
         for index, layer in enumerate(self.layer):
-            hidden_states = layer(hidden_states, grid, cls_only and index == last)
+            hidden_states = layer(hidden_states, grid, cls_only and index == last, with_weights)
         return hidden_states

@@ -33,9 +33,10 @@ class TimeSformerModelOutput(ModelOutput):
         hidden_states (tuple of `1 + num_hidden_layers` tensors of that shape): input of the first block and output of
             each. `space_only`: `(batch*t, 1 + h*w, hidden)`, each frame by itself.
         attentions (tuple of `num_hidden_layers`): weights of the last step, CLS being token 0: `(batch*g, heads,
-            1 + l, 1 + l)` for `g` groups of `l` patches. Space `(batch*t, heads, 1 + h*w, 1 + h*w)`, joint `(batch,
-            heads, 1 + h*w*t, 1 + h*w*t)`, height `(batch*w*t, heads, 1 + h, 1 + h)`, global: up to 8 groups, `l`
-            patches in the largest; columns that smaller groups lack are zero.
+            1 + l, 1 + l)` for `g` groups of `l` patches in `(h, w, t)` order. Space `(batch*t, heads, 1 + h*w, 1 +
+            h*w)`, joint `(batch, heads, 1 + h*w*t, 1 + h*w*t)`, height `(batch*w*t, heads, 1 + h, 1 + h)`, global: up
+            to 8 groups, by `(h % 2, w % 2, t % 2)`, on the `ceil(h/2) x ceil(w/2) x ceil(t/2)` grid of the largest;
+            columns that smaller groups lack are zero (and their rows without meaning).
         temporal_attentions (tuple): `(batch*h*w, heads, t, t)`, of `divided_space_time` and `axial`.
         local_attentions (tuple): `(batch, heads, h*w*t, h*w*t)`, zero outside the windows, of `sparse_local_global`.
         width_attentions (tuple): `(batch*h*t, heads, w, w)`, of `axial`.
@@ -299,7 +300,7 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
         if space_only and pixel_values.ndim == 5:
             pixel_values = pixel_values.flatten(0, 1)[:, None]  # every frame a clip of its own
         tokens, grid = self.embeddings(pixel_values)
-        tokens = self.encoder(tokens, grid, cls_only)
+        tokens = self.encoder(tokens, grid, cls_only, _wanted(self.config, kwargs, "output_attentions"))
         if space_only:
             tokens = tokens.unflatten(0, (batch, -1)).mean(dim=1)
         return TimeSformerModelOutput(last_hidden_state=self.layernorm(tokens))
