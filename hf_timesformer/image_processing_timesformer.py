@@ -1,6 +1,7 @@
 """Frames in memory to normalised views; what both processors share lives here too."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,13 +38,16 @@ def _is_frame(frame: object) -> bool:
 def split_videos(videos: Any) -> list:
     """One entry a video: a source, a 4D array or tensor, or a list of frames.
 
-    `videos` is one video or any nesting of lists of them; a 5D array is a batch; one picture is a video of one frame.
+    `videos` is one video or any nesting of lists of them; a 5D array is a batch; one picture is a video of one frame;
+    `{"path": ..., "bytes": ...}` is what `datasets` makes of a video that it does not decode.
     Raises `ValueError` for anything else, and for an empty list.
     """
     if _is_frame(videos):
         return [[videos]]
     if is_source(videos):
         return [videos]
+    if isinstance(videos, Mapping) and (videos.get("bytes") or videos.get("path")):
+        return [videos.get("bytes") or videos["path"]]
     if isinstance(videos, (np.ndarray, torch.Tensor)) and videos.ndim in (4, 5):
         return [videos] if videos.ndim == 4 else list(videos)
     if isinstance(videos, (list, tuple)) and len(videos) > 0:
@@ -70,31 +74,36 @@ def frames_to_tensor(video: Any, input_data_format: str | ChannelDimension | Non
         )
     if len(video) == 0:
         raise ValueError("a video without frames cannot be processed")
-    if isinstance(video, list):
-        frames = [_frame_to_tensor(frame) for frame in video]
-        for index, frame in enumerate(frames):
-            if frame.shape != frames[0].shape:
-                raise ValueError(
-                    "the frames of one video must have one size and mode: frame 0 has shape "
-                    f"{tuple(frames[0].shape)}, frame {index} has {tuple(frame.shape)}"
-                )
-        if isinstance(video[0], PIL.Image.Image):
-            input_data_format = ChannelDimension.LAST
-        frames = torch.stack(frames)
-    else:
-        frames = _array_to_tensor(video)
-    if frames.ndim == 3:  # gray frames: (t, h, w) -> (t, 1, h, w)
+    frames = _stack_frames(video) if isinstance(video, list) else _array_to_tensor(video)
+    if isinstance(video, list) and isinstance(video[0], PIL.Image.Image):
+        input_data_format = ChannelDimension.LAST
+    if frames.ndim == 3:  # grey frames: (t, h, w) -> (t, 1, h, w)
         return frames[:, None]
     if input_data_format is None:
-        try:
-            input_data_format = infer_channel_dimension_format(frames, num_channels=(1, 3, 4))
-        except ValueError as error:
-            raise ValueError(
-                f"no side of frames of shape {tuple(frames.shape[1:])} has length 1, 3 or 4: where are the channels? "
-                "Pass input_data_format='channels_first' or 'channels_last'"
-            ) from error
+        input_data_format = _infer_data_format(frames)
     is_last = ChannelDimension(input_data_format) == ChannelDimension.LAST
     return frames.permute(0, 3, 1, 2).contiguous() if is_last else frames  # (t, h, w, c) -> (t, c, h, w)
+
+
+def _stack_frames(video: list) -> torch.Tensor:
+    frames = [_frame_to_tensor(frame) for frame in video]
+    for index, frame in enumerate(frames):
+        if frame.shape != frames[0].shape:
+            raise ValueError(
+                "the frames of one video must have one size and mode: frame 0 has shape "
+                f"{tuple(frames[0].shape)}, frame {index} has {tuple(frame.shape)}"
+            )
+    return torch.stack(frames)
+
+
+def _infer_data_format(frames: torch.Tensor) -> ChannelDimension:
+    try:
+        return infer_channel_dimension_format(frames, num_channels=(1, 3, 4))
+    except ValueError as error:
+        raise ValueError(
+            f"no side of frames of shape {tuple(frames.shape[1:])} has length 1, 3 or 4: where are the channels? "
+            "Pass input_data_format='channels_first' or 'channels_last'"
+        ) from error
 
 
 def _frame_to_tensor(frame: Any) -> torch.Tensor:
@@ -174,7 +183,7 @@ class TimeSformerViewsMixin:
         return settings
 
     def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
-        """Gray `(T, 1, H, W)` or RGBA `(T, 4, H, W)` frames to RGB `(T, 3, H, W)`; transparency becomes white."""
+        """Grey `(T, 1, H, W)` or RGBA `(T, 4, H, W)` frames to RGB `(T, 3, H, W)`; transparency becomes white."""
         if video.shape[-3] not in (1, 3, 4):
             raise ValueError(f"frames must have 1, 3 or 4 channels to become RGB, got {video.shape[-3]}")
         return convert_to_rgb(tvF.grayscale_to_rgb(video), input_data_format=ChannelDimension.FIRST)

@@ -1,6 +1,7 @@
 """The stock video-classification pipeline on folders that this package saved."""
 
 import io
+import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -9,7 +10,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from transformers import pipeline
+from transformers import (
+    TimesformerConfig,
+    TimesformerForVideoClassification,
+    TimesformerVideoProcessor,
+    pipeline,
+)
 
 from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
 from hf_timesformer.decoding import VideoDecodeError
@@ -167,6 +173,31 @@ def test_a_folder_can_be_given_another_processor(model, folder, clips):
     processor = TimeSformerVideoProcessor.from_pretrained(folder, num_crops=3, sampling="segments")
     classifier = pipeline("video-classification", model=str(folder), video_processor=processor, device="cpu")
     assert_scores(classifier(str(clips["avi"]), top_k=6), expected_scores(model, processor, clips["avi"]))
+
+
+def test_stocks_checkpoints_run_with_our_processor_and_their_own_numbers(clips, tmp_path):
+    """The files of the checkpoints on the Hub: stock's config and weights, a processor file that names VideoMAE's."""
+    torch.manual_seed(0)
+    config = TimesformerConfig(
+        image_size=32, patch_size=8, num_frames=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, initializer_range=0.5, num_labels=len(LABELS), id2label=dict(enumerate(LABELS)),
+    )  # fmt: skip
+    stock = TimesformerForVideoClassification(config).eval()
+    stock.save_pretrained(tmp_path)
+    numbers = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.1], "size": {"shortest_edge": 36}}
+    settings = {**numbers, "crop_size": {"height": 32, "width": 32}, "image_processor_type": "VideoMAEImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    processor = TimeSformerVideoProcessor.from_pretrained(tmp_path, sampling_rate=3)
+    classifier = classify(tmp_path, video_processor=processor)
+    assert type(classifier.model) is TimeSformerForVideoClassification
+    with av.open(str(clips["mp4"])) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    # a window of 4 x 3 in the middle of 20
+    chosen = frames[[4, 7, 11, 15]]
+    inputs = TimesformerVideoProcessor(**numbers, crop_size=32)(chosen, return_tensors="pt")
+    with torch.no_grad():
+        expected = stock(**inputs).logits.softmax(-1)[0].tolist()
+    assert_scores(classifier(str(clips["mp4"]), top_k=6), dict(zip(LABELS, expected)))
 
 
 def test_files_that_cannot_be_read_raise_one_clear_error(folder, clips, tmp_path):

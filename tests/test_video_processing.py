@@ -84,7 +84,7 @@ def test_defaults_are_the_papers():
 # ---- files
 
 
-@pytest.mark.parametrize("kind", ["str", "path", "bytes", "bytearray", "file", "BytesIO"])
+@pytest.mark.parametrize("kind", ["str", "path", "bytes", "bytearray", "file", "BytesIO", "row"])
 def test_every_kind_of_source_gives_the_frames_of_a_full_decode(clip, kind):
     source = {
         "str": str,
@@ -93,6 +93,7 @@ def test_every_kind_of_source_gives_the_frames_of_a_full_decode(clip, kind):
         "bytearray": lambda path: bytearray(path.read_bytes()),
         "file": lambda path: path.open("rb"),
         "BytesIO": lambda path: io.BytesIO(path.read_bytes()),
+        "row": lambda path: {"path": str(path), "bytes": None},  # of a datasets.Dataset that does not decode
     }[kind](clip)
     processor = TimeSformerVideoProcessor(**SMALL, num_frames=4, sampling_rate=5)
     batch = processor(source, return_tensors="pt", return_metadata=True)
