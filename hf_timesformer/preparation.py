@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .data_records import VideoRecords
-from .decoding import VideoDecodeError, decode_video, describe_video
-from .decoding_index import read_packets
+from .decoding import VideoDecodeError, decode_video, probe_video
 from .decoding_source import DecodeLimits, open_source
 from .worker_pool import PROCESS_DIED, run_in_workers
 
@@ -36,10 +35,11 @@ MANIFEST_SCHEMA = pa.schema(
         "source": pa.string(),  # path from the data folder
         "label": pa.int64(),
         "label_name": pa.string(),
-        "status": pa.string(),  # ok, fault or missing
-        "reason": pa.string(),  # of a fault: the decoder's short word, "process-died" or "encode"
+        "status": pa.string(),  # ok, partial (damaged near its end, still of use), fault or missing
+        "reason": pa.string(),  # of all but ok: the decoder's short word, "process-died", "encode" or "missing"
         "message": pa.string(),
-        "frames": pa.int64(),
+        "frames": pa.int64(),  # as many as the file has packets for
+        "usable_frames": pa.int64(),  # as many as can be decoded; null where only the header was read
         "fps": pa.float64(),
         "seconds": pa.float64(),
         "width": pa.int64(),
@@ -81,16 +81,20 @@ def list_records(splits: dict[str, VideoRecords], data_dir: Path) -> list[Listed
 
 def scan_video(video: Listed, check: str) -> dict[str, Any]:
     """One row of the manifest: frames, rate, size and codec of one video, or why it cannot be read."""
-    row = _row(video) | {"check": check}
+    row = _row(video) | {"check": check, "status": "ok"}
     try:
         row["bytes"] = os.path.getsize(video.path)
         row |= _describe(video.path)
-        _check_frames(video.path, check)
+        if check != "header":
+            row["usable_frames"] = usable_frames(video.path, row["frames"], every=check == "full")
     except VideoDecodeError as error:
         return row | {"status": "fault", "reason": error.reason, "message": error.message}
     except OSError as error:
         return row | {"status": "fault", "reason": "not-found", "message": str(error)}
-    return row | {"status": "ok"}
+    if row.get("usable_frames", row["frames"]) < row["frames"]:
+        message = f"only the first {row['usable_frames']} of {row['frames']} frames can be decoded"
+        row |= {"status": "partial", "reason": "damaged", "message": message}
+    return row
 
 
 def _row(video: Listed) -> dict[str, Any]:
@@ -98,9 +102,9 @@ def _row(video: Listed) -> dict[str, Any]:
 
 
 def _describe(path: str) -> dict[str, Any]:
-    with open_source(path, DecodeLimits(), False) as video, video.open_stream() as (container, stream):
+    metadata = probe_video(path)
+    with open_source(path, DecodeLimits(), False) as video, video.open_stream() as (_, stream):
         codec = stream.codec_context.name
-        metadata = describe_video(stream, read_packets(container, stream, video), video)
     return {
         "frames": metadata.total_num_frames,
         "fps": metadata.fps,
@@ -111,11 +115,31 @@ def _describe(path: str) -> dict[str, Any]:
     }
 
 
-def _check_frames(path: str, check: str) -> None:
-    if check == "frames":
-        decode_video(path, lambda metadata: [0, metadata.total_num_frames // 2, metadata.total_num_frames - 1])
-    elif check == "full":
-        decode_video(path, lambda metadata: range(metadata.total_num_frames), short_side=8)  # small: all are kept
+def usable_frames(path: str, count: int, *, every: bool = False) -> int:
+    """How many of the `count` frames can be decoded, counted from the first; VideoDecodeError if not even half can.
+
+    Looks at the first, the middle and the last frame, and with `every` at all those between.
+    """
+
+    def decodes(frames: int) -> bool:
+        wanted = range(frames) if every else [frames - 1]
+        try:
+            decode_video(path, wanted, short_side=8)  # small, since all frames are kept
+        except VideoDecodeError as error:
+            if error.reason != "damaged":
+                raise
+            return False
+        return True
+
+    if decodes(count):
+        decode_video(path, [0, count // 2])
+        return count
+    good, bad = (count + 1) // 2, count
+    decode_video(path, range(good) if every else [0, good - 1], short_side=8)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if decodes(middle) else (good, middle)
+    return good
 
 
 def scan(
@@ -133,14 +157,14 @@ def scan(
         todo = [video for video in videos if video.identity not in rows]
         if rows:
             logger.info("%d of %d videos were scanned before", len(rows), len(videos))
-        faults = Counter(row["reason"] for row in rows.values() if row["status"] == "fault")
+        faults = Counter(row["reason"] for row in rows.values() if row["status"] != "ok")
         with tqdm(total=len(videos), initial=len(rows), desc="scan", unit="video") as progress:
             for video, row in run_in_workers(partial(scan_video, check=check), todo, num_workers=num_workers):
                 if row is PROCESS_DIED:
                     row = _row(video) | _died(video) | {"check": check}
                 append(row)
                 rows[video.identity] = row
-                faults.update([row["reason"]] if row["status"] == "fault" else [])
+                faults.update([row["reason"]] if row["status"] != "ok" else [])
                 progress.set_postfix(faults, refresh=False)
                 progress.update()
     return rows

@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ from transformers.video_utils import VideoMetadata
 
 from .data_webdataset import INDEX_FILE, LABELS_FILE, PLAN_FILE
 from .decoding import VideoDecodeError, decode_video, probe_video
-from .preparation import Listed, resumed_log, written_whole
+from .preparation import Listed, resumed_log, usable_frames, written_whole
 from .worker_pool import PROCESS_DIED, run_in_workers
 
 
@@ -163,7 +163,7 @@ def prepare_clip(video: Listed, short_side: int | None) -> dict[str, Any]:
     try:
         metadata = probe_video(video.path)
         large = short_side is not None and min(metadata.width, metadata.height) > short_side
-        content = encode_video(video.path, metadata, short_side) if large else Path(video.path).read_bytes()
+        content = _encode_usable(video.path, metadata, short_side) if large else Path(video.path).read_bytes()
         metadata = probe_video(content) if large else metadata
     except VideoDecodeError as error:
         return {"reason": error.reason, "message": error.message}
@@ -184,6 +184,17 @@ def prepare_clip(video: Listed, short_side: int | None) -> dict[str, Any]:
     }
     suffix = "mp4" if large else PurePosixPath(video.path).suffix[1:].lower()
     return {"content": content, "suffix": suffix, "about": about}
+
+
+def _encode_usable(path: str, metadata: VideoMetadata, short_side: int) -> bytes:
+    """`encode_video` of the whole video or, where its end is damaged, of the frames before that."""
+    try:
+        return encode_video(path, metadata, short_side)
+    except VideoDecodeError as error:
+        if error.reason != "damaged":
+            raise
+    usable = usable_frames(path, metadata.total_num_frames, every=True)
+    return encode_video(path, replace(metadata, total_num_frames=usable), short_side)
 
 
 def encode_video(path: str, metadata: VideoMetadata, short_side: int) -> bytes:

@@ -21,8 +21,12 @@ def run_in_workers(
     """`(item, function(item))` as they come from `num_workers` processes; `PROCESS_DIED` for a fatal item.
 
     An exception of `function` ends the run and is raised here. When this process is killed, the workers end too.
+    With `num_workers=0` all is done in this process, which a fatal item then ends.
     """
     items = iter(items)
+    if num_workers == 0:
+        yield from ((item, function(item)) for item in items)
+        return
     while True:
         suspects = yield from _run_pool(function, items, num_workers)
         if not suspects:

@@ -36,12 +36,10 @@ class PrepareArguments:
         default="frames",
         metadata={"help": "Decode nothing, the first, middle and last frame, or all.", "choices": list(CHECKS)},
     )
-    num_workers: int = field(default=2, metadata={"help": "Processes that read videos."})
+    num_workers: int = field(default=2, metadata={"help": "Processes that read videos; 0: this one."})
     pack: bool = field(default=False, metadata={"help": "Write tar shards of the readable videos."})
     videos_per_shard: int = field(default=256, metadata={"help": "Videos in each shard but the last."})
-    short_side: int | None = field(
-        default=None, metadata={"help": "Re-encode larger videos to this, e.g. 256."}
-    )
+    short_side: int | None = field(default=None, metadata={"help": "Re-encode larger videos to this, e.g. 256."})
     seed: int = field(default=0, metadata={"help": "Order of the videos in the shards."})
 
 
@@ -70,7 +68,7 @@ def prepare(args: PrepareArguments, output_dir: Path) -> None:
     videos = list_records(splits, data_dir)
     rows = scan(videos, output_dir, check=args.check, num_workers=args.num_workers)
     if args.pack:
-        readable = [video for video in videos if rows[video.identity]["status"] == "ok"]
+        readable = [video for video in videos if rows[video.identity]["status"] in ("ok", "partial")]
         class_names = next(iter(splits.values())).class_names
         expected = {split: records.num_expected for split, records in splits.items()}
         places = pack(readable, class_names, output_dir, settings, expected=expected, num_workers=args.num_workers)
@@ -85,16 +83,16 @@ def print_summary(rows: list[dict], *, packed: bool) -> None:
     for split in dict.fromkeys(row["split"] for row in rows):
         chosen = [row for row in rows if row["split"] == split]
         status = Counter(row["status"] for row in chosen)
-        hours = sum(row["seconds"] or 0 for row in chosen if row["status"] == "ok") / 3600
+        hours = sum(row["seconds"] or 0 for row in chosen if row["status"] in ("ok", "partial")) / 3600
         shards = f", {len({row['shard'] for row in chosen} - {None})} shards" if packed else ""
         print(
-            f"{split}: {len(chosen)} listed, {status['ok']} readable ({hours:.2f} hours), {status['fault']} faulty, "
-            f"{status['missing']} missing{shards}"
+            f"{split}: {len(chosen)} listed, {status['ok']} readable, {status['partial']} in part, "
+            f"{status['fault']} faulty, {status['missing']} missing; {hours:.2f} hours{shards}"
         )
-    faults = [row for row in rows if row["status"] == "fault"]
-    for reason, count in Counter(row["reason"] for row in faults).most_common():
-        example = next(row for row in faults if row["reason"] == reason)
-        print(f"  {count} x {reason}: {example['video_id']}: {example['message'][:200]}")
+    faults = [row for row in rows if row["status"] in ("partial", "fault")]
+    for kind, count in Counter((row["status"], row["reason"]) for row in faults).most_common():
+        example = next(row for row in faults if (row["status"], row["reason"]) == kind)
+        print(f"  {count} x {' '.join(kind)}: {example['video_id']}: {example['message'][:200]}")
 
 
 if __name__ == "__main__":
