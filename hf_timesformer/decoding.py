@@ -26,7 +26,8 @@ def probe_video(source: Source, *, limits: DecodeLimits | None = None, allow_url
     """
     with open_source(source, limits or DecodeLimits(), allow_urls) as video:
         with video.open_stream() as (container, stream):
-            return describe_video(stream, read_packets(container, stream, video), video)
+            packets = read_packets(container, stream, video)
+            return describe_video(stream, packets, build_timeline(container, stream, packets))
 
 
 def decode_video(
@@ -56,12 +57,12 @@ def decode_video(
     with open_source(source, limits or DecodeLimits(), allow_urls) as video:
         with video.open_stream() as (container, stream):
             packets = read_packets(container, stream, video)
-            metadata = describe_video(stream, packets, video)
+            timeline = build_timeline(container, stream, packets)
+            metadata = describe_video(stream, packets, timeline)
             numbers = checked_numbers(indices(metadata) if callable(indices) else indices, metadata, video)
             writer = FrameWriter(numbers, short_side, video)
-            timeline = build_timeline(container, stream, packets)
             if timeline is not None:
-                decode_by_timeline(stream, timeline, metadata.total_num_frames, writer, video)
+                decode_by_timeline(stream, timeline, writer, video)
         if writer.missing:
             # Not to be trusted, or damaged: a fresh decoder, from the first packet, everything in between.
             writer = FrameWriter(numbers, short_side, video)
@@ -75,9 +76,11 @@ def decode_video(
     return frames.permute(0, 3, 1, 2), metadata  # (t, h, w, c) -> (t, c, h, w)
 
 
-def describe_video(stream: av.VideoStream, packets: list[av.Packet], video: VideoFile) -> VideoMetadata:
+def describe_video(stream: av.VideoStream, packets: list[av.Packet], timeline: Timeline | None) -> VideoMetadata:
     """The metadata of a stream with these packets: as many frames as packets that are not marked as cut away."""
     count = sum(not packet.is_discard for packet in packets)
+    if timeline is not None and count - timeline.num_frames > allowed_gap(count):
+        count = timeline.num_frames  # MPEG-4 with many pictures marked as not coded: packets, but no frames
     rate = stream.average_rate or stream.guessed_rate
     fps = float(rate) if rate else None
     return VideoMetadata(
@@ -100,15 +103,11 @@ def checked_numbers(indices: Sequence[int], metadata: VideoMetadata, video: Vide
     return numbers
 
 
-def decode_by_timeline(
-    stream: av.VideoStream, timeline: Timeline, count: int, writer: FrameWriter, video: VideoFile
-) -> None:
+def decode_by_timeline(stream: av.VideoStream, timeline: Timeline, writer: FrameWriter, video: VideoFile) -> None:
     """Decode only what the wanted frames need. Stops early, with frames missing, once anything is not as foretold."""
     numbers = timeline.numbers
     decoder = stream.codec_context
-    known = max(numbers) + 1
-    if count - known <= allowed_gap(count):
-        writer.clamp(known)
+    writer.clamp(timeline.num_frames)
     number_at = {unit.pts: number for unit, number in zip(timeline.units, numbers) if number >= 0}
     try:
         for start, stop in timeline.stretches(writer.missing):

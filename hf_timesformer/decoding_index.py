@@ -31,10 +31,15 @@ class Timeline:
     starts: list[int]
     can_skip: bool
 
+    @property
+    def num_frames(self) -> int:
+        """How many frames a decoder makes of all units."""
+        return max(self.numbers) + 1
+
     def best_start(self, unit: int) -> int:
         """The last unit at which a decode that wants the frame of `unit` can begin."""
         at = bisect_right(self.starts, unit) - 1
-        while self.numbers[self.starts[at]] > self.numbers[unit] and at > 0:
+        while at > 0 and self.numbers[self.starts[at]] > self.numbers[unit]:
             at -= 1
         return self.starts[at]
 
@@ -133,7 +138,7 @@ def _mpeg4_timeline(
     if any(packet.is_discard for packet in packets) or _is_timed(container):
         # Times are at hand, and packets may be cut by an edit list: both accounts must agree, picture by picture.
         numbers = _numbers_by_time(packets)
-        if len(pictures) != len(packets) or numbers is None:
+        if len(pictures) != len(packets) or numbers is None or any(picture.number < 0 for picture in pictures):
             return None
         order = sorted(range(len(packets)), key=lambda k: pictures[k].number)
         if [number for number in (numbers[k] for k in order) if number >= 0] != list(range(max(numbers) + 1)):

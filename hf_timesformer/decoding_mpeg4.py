@@ -21,7 +21,10 @@ PACKED = re.compile(rb"DivX[0-9]+(?:Build|b)[0-9]+p")
 
 @dataclass
 class Picture:
-    """One coded picture: its bytes (with the headers before it), its kind I, P, B or S, and its frame number."""
+    """One coded picture: its bytes (with the headers before it), its kind I, P, B or S, and its frame number.
+
+    Kind N is a picture marked as not coded: it gives no frame, but the decoder must see it to keep its clock.
+    """
 
     data: bytes
     kind: str
@@ -30,7 +33,9 @@ class Picture:
 
 def split_mpeg4(packets: list[av.Packet], extradata: bytes) -> list[Picture] | None:
     """The pictures of `packets` in decoding order, numbered in presentation order; None for an unusual stream."""
-    packed = bool(PACKED.search(extradata) or PACKED.search(bytes(packets[0])))
+    headers = extradata + bytes(packets[0])
+    packed = bool(PACKED.search(headers))
+    clock_bits = _clock_bits(headers)
     pictures: list[Picture] = []
     stored: Picture | None = None
     for packet in packets:
@@ -46,9 +51,12 @@ def split_mpeg4(packets: list[av.Packet], extradata: bytes) -> list[Picture] | N
             if len(found) != 1 or found[0].kind not in "IB" or not packed:
                 return None
             stored = found[0]
-        elif len(data) <= PLACEHOLDER_SIZE:
-            if found:
-                return None  # a picture that is marked as not coded, perhaps: only the decoder can tell
+        elif len(data) <= PLACEHOLDER_SIZE and len(found) <= 1:
+            if found and clock_bits is None:
+                return None
+            if found and not _is_coded(data, clock_bits):
+                found[0].kind = "N"
+            pictures += found
         elif len(found) == 1:
             pictures.append(found[0])
         elif packed and len(found) == 2 and found[1].kind == "B" and len(found[1].data) >= MIN_PACKED_SIZE:
@@ -77,7 +85,7 @@ def _number(pictures: list[Picture]) -> list[Picture] | None:
     """Number in presentation order: B pictures come out at once, any other when the next of its like does."""
     shown: list[Picture] = []
     held: list[Picture] = []
-    for references, picture in enumerate(pictures):
+    for references, picture in enumerate(picture for picture in pictures if picture.kind != "N"):
         if picture.kind != "B":
             shown += held
             held = [picture]
@@ -89,3 +97,32 @@ def _number(pictures: list[Picture]) -> list[Picture] | None:
     for number, picture in enumerate(shown):
         picture.number = number
     return pictures if shown else None
+
+
+def _clock_bits(headers: bytes) -> int | None:
+    """How many bits a picture's time takes, from the video object layer header (ISO/IEC 14496-2, 6.2.3)."""
+    start = re.search(rb"\x00\x00\x01[\x20-\x2f]", headers)
+    if start is None:
+        return None
+    bits = _bits(headers[start.end() : start.end() + 32].ljust(32, b"\0"))
+    at = 9  # random access, type
+    at += 8 if bits[at] == "1" else 1  # version and priority
+    at += 20 if bits[at : at + 4] == "1111" else 4  # pixel aspect
+    if bits[at] == "1":  # control parameters
+        at += 4
+        at += 80 if bits[at] == "1" else 1
+    else:
+        at += 1
+    at += 3  # shape, marker
+    return max(1, (int(bits[at : at + 16], 2) - 1).bit_length())
+
+
+def _is_coded(data: bytes, clock_bits: int) -> bool:
+    """The `vop_coded` bit of the first picture of `data` (ISO/IEC 14496-2, 6.2.5)."""
+    bits = _bits(data[data.find(VOP_START) + 4 :])
+    at = bits.find("0", 2) + 2 + clock_bits + 1  # kind, whole seconds, marker, time, marker
+    return bits[at : at + 1] == "1"
+
+
+def _bits(data: bytes) -> str:
+    return "".join(f"{byte:08b}" for byte in data)
