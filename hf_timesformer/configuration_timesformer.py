@@ -81,6 +81,7 @@ class TimeSformerConfig(PreTrainedConfig):
         self.attention_type = self.attention_type.split(" [", 1)[0]
         self.drop_path_rate = kwargs.pop("stochastic_depth_rate", self.drop_path_rate)
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # here too: `strict` turns the ValueError into an error of its own kind
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import httpx
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from .configuration_timesformer import TimeSformerConfig
 from .model_card import fill_model_card, runs_in_plain_transformers
+from .remote_code import AUTO_MAP, copy_code
 
 
 # What belongs in a model repository. Everything else in the folder stays at home: optimizer states and other pickles,
@@ -26,23 +25,8 @@ PUBLISHED = (
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
     "confusion_matrix.png", "per_class.csv", "eval_*/confusion_matrix.png", "eval_*/per_class.csv",
 )  # fmt: skip
-AUTO_MAP = {
-    "AutoConfig": "configuration_timesformer.TimeSformerConfig",
-    "AutoModel": "modeling_timesformer.TimeSformerModel",
-    "AutoModelForVideoClassification": "modeling_timesformer.TimeSformerForVideoClassification",
-    "AutoVideoProcessor": "video_processing_timesformer.TimeSformerVideoProcessor",
-    "AutoImageProcessor": "image_processing_timesformer.TimeSformerImageProcessor",
-}
 WEIGHTS = re.compile(r"(model|pytorch_model|tf_model|flax_model)[^/]*\.(safetensors|bin|h5|msgpack)(\.index\.json)?")
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
-
-
-def code_files() -> list[Path]:
-    """The modules behind `AUTO_MAP` and what they import, all of them flat files of this package."""
-    package = Path(__file__).resolve().parent
-    entries = {package / f"{reference.split('.')[0]}.py" for reference in AUTO_MAP.values()}
-    imported = {Path(name) for entry in entries for name in get_relative_import_files(entry)}
-    return sorted(entries | imported)
 
 
 def add_code(folder: str | Path) -> list[Path]:
@@ -55,7 +39,7 @@ def add_code(folder: str | Path) -> list[Path]:
     (folder / "config.json").write_text(
         json.dumps(stored | {"auto_map": AUTO_MAP}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    return [Path(shutil.copy(path, folder)) for path in code_files()]
+    return copy_code(folder)
 
 
 def save_for_hub(model: PreTrainedModel, folder: str | Path, *, processor: Any, code: bool | None = None) -> Path:
@@ -213,8 +197,7 @@ class PublishMixin:
         config.auto_map = dict(AUTO_MAP)
         folder = Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        for path in code_files():
-            shutil.copy(path, folder)
+        copy_code(folder)
 
     def create_model_card(
         self, *, license: str | None = None, finetuned_from: str | None = None, **kwargs: Any

@@ -12,13 +12,14 @@ from transformers import AutoModel, PreTrainedModel
 VitSource = str | os.PathLike | PreTrainedModel
 State = dict[str, torch.Tensor]
 
-# Our names (below `timesformer.`) by timm's; the official code's are timm's and `TEMPORAL_NAMES`.
+# Our names (below `timesformer.`) by timm's, which are the official code's too (`conversion.py`).
 TIMM_NAMES = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
     "norm": "layernorm",
 }
+TIMM_BLOCK = r"blocks\.(\d+)\."
 TIMM_BLOCK_NAMES = {
     "norm1": "layernorm_before",
     "attn.qkv": "attention.attention.qkv",
@@ -28,6 +29,7 @@ TIMM_BLOCK_NAMES = {
     "mlp.fc2": "output.dense",
 }
 # The same by transformers' names, once q, k and v are one. DINOv2 has a layout of its own.
+VIT_BLOCK = r"(?:encoder\.)?layers?\.(\d+)\."
 VIT_BLOCK_NAMES = {
     "layernorm_before": "layernorm_before",
     "attention.qkv": "attention.attention.qkv",
@@ -70,11 +72,22 @@ def from_timm(state: State, source: str) -> tuple[dict, State]:
             f"from_vit: {source!r} has no ViT's weights under timm's names (blocks.0.attn.qkv.weight, ...)."
         )
     state = {name: value.float() for name, value in state.items() if not name.startswith(("head", "fc_norm"))}
-    renamed = _rename(state, TIMM_NAMES, r"blocks\.(\d+)\.", TIMM_BLOCK_NAMES, source)
+    renamed = rename_weights(state, TIMM_NAMES, TIMM_BLOCK, TIMM_BLOCK_NAMES, f"from_vit: {source!r} is no plain ViT")
+    return fields_of(renamed, f"from_vit: {source!r}"), renamed
+
+
+def fields_of(renamed: State, source: str) -> dict:
+    """The config fields that weights with timm's names, renamed, tell. Raises ValueError for a grid that is no square.
+
+    Heads are not among what they tell: `HEADS_OF` channels each.
+    """
     hidden, channels, *patch = renamed["embeddings.patch_embeddings.projection.weight"].shape
-    rows = round((renamed["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
+    patches = renamed["embeddings.position_embeddings"].shape[1] - 1
+    rows = round(patches**0.5)
+    if rows * rows != patches:
+        raise ValueError(f"{source}: position embeddings of {patches} patches, which make no square grid.")
     image = [rows * patch[0], rows * patch[1]]
-    fields = {
+    return {
         "image_size": image[0] if image[0] == image[1] else image,
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
         "num_channels": channels,
@@ -85,7 +98,6 @@ def from_timm(state: State, source: str) -> tuple[dict, State]:
         "qkv_bias": "encoder.layer.0.attention.attention.qkv.bias" in renamed,
         "layer_norm_eps": 1e-6,
     }
-    return fields, renamed
 
 
 def from_transformers(model: PreTrainedModel) -> tuple[dict, State]:
@@ -101,7 +113,8 @@ def from_transformers(model: PreTrainedModel) -> tuple[dict, State]:
         state["embeddings.position_embeddings"] = torch.cat((positions[:, :1], positions[:, 2:]), dim=1)
     outside = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection")
     names = {name: name for name in (*outside, "layernorm")}
-    renamed = _rename(_join_qkv(state), names, r"(?:encoder\.)?layers?\.(\d+)\.", VIT_BLOCK_NAMES, config.model_type)
+    complaint = f"from_vit: this {config.model_type!r} model is no plain ViT"
+    renamed = rename_weights(_join_qkv(state), names, VIT_BLOCK, VIT_BLOCK_NAMES, complaint)
     fields = {
         "image_size": config.image_size,
         "patch_size": config.patch_size,
@@ -128,8 +141,12 @@ def _join_qkv(state: State) -> State:
     return joined
 
 
-def _rename(state: State, names: dict, block: str, block_names: dict, source: str) -> State:
-    """Give weights our names and multiply LayerScale into the projections. Raises ValueError for unknown names."""
+def rename_weights(state: State, names: dict, block: str, block_names: dict, complaint: str) -> State:
+    """Give weights our names and multiply LayerScale into the projections.
+
+    `block` matches how a block's names begin and captures its number. Raises ValueError, which begins with
+    `complaint`, for names that neither table has.
+    """
     renamed, scales, unknown = {}, {}, []
     for name, value in state.items():
         match = re.match(block, name)
@@ -147,7 +164,7 @@ def _rename(state: State, names: dict, block: str, block_names: dict, source: st
         else:
             unknown.append(name)
     if unknown:
-        raise ValueError(f"from_vit: {source!r} is no plain ViT: no place for {', '.join(sorted(unknown)[:5])}.")
+        raise ValueError(f"{complaint}: no place for {', '.join(sorted(unknown)[:5])}.")
     for name, scale in scales.items():
         renamed[f"{name}.weight"] = renamed[f"{name}.weight"] * scale[:, None]
         renamed[f"{name}.bias"] = renamed[f"{name}.bias"] * scale
