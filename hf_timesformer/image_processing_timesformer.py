@@ -18,8 +18,11 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import logging
 from transformers.video_utils import convert_to_rgb
 
+
+logger = logging.get_logger(__name__)
 
 NUM_CROPS = (1, 3)
 
@@ -217,6 +220,11 @@ class TimeSformerViewsMixin:
         """Videos `(num_clips * T, C, H, W)` to `pixel_values`: a view is a crop of a clip, clips before crops."""
         pixel_values = []
         for frames in videos:
+            if do_rescale and frames.is_floating_point() and frames.max() <= 1:
+                logger.warning_once(
+                    "frames with values of at most 1 are multiplied by rescale_factor as if they went to 255: pass "
+                    "do_rescale=False where they go from 0 to 1"
+                )
             if do_resize:
                 frames = self.resize(frames, size=size, resample=resample)
             crops = self._crop(frames, crop_size, num_crops) if do_center_crop else frames[None]

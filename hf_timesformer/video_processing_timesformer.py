@@ -47,8 +47,9 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
     """Videos to `pixel_values`: decodes, samples clips, scales, cuts crops and normalises (paper, 4).
 
     `processor(videos)`: one video or a list of them, of any sizes and lengths. A video is a path, `bytes`, a binary
-    file object (decoded by this package; URLs only with `allow_urls=True`), or frames in memory: a list of PIL images,
-    arrays or tensors, or one 4D array, channels first or last, values 0 to 255.
+    file object (decoded by this package; URLs only with `allow_urls=True`, which is never taken from a saved file),
+    or frames in memory: a list of PIL images, arrays or tensors, or one 4D array, channels first or last, values 0 to
+    255.
 
     * Sampling (`hf_timesformer.sampling`): `num_clips` clips of `num_frames` frames by the policy `sampling` (`"clip"`
       with `sampling_rate` and `target_fps`, or `"segments"`). `fps=` in a call instead takes that many frames a
@@ -208,6 +209,20 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         if metadata is None and "do_sample_frames" not in kwargs:
             _warn_of_repeats(indices, count)
         return frames[torch.from_numpy(indices)], replace(metadata or whole, frames_indices=indices.tolist())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, without the class's name (see `TimeSformerViewsMixin`) and without `allow_urls`."""
+        settings = super().to_dict()
+        settings.pop("allow_urls", None)
+        return settings
+
+    @classmethod
+    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
+        """A processor with these settings; `allow_urls` counts only where the caller passes it.
+
+        A file that was downloaded must not decide what this machine opens.
+        """
+        return super().from_dict({k: v for k, v in video_processor_dict.items() if k != "allow_urls"}, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """Save the settings in `video_preprocessor_config.json`, and beside it those of a like image processor.

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoImageProcessor, VideoMAEImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
+import hf_timesformer.image_processing_timesformer as module
 from hf_timesformer import TimeSformerConfig, TimeSformerImageProcessor, TimeSformerVideoProcessor
 from hf_timesformer.image_processing_timesformer import uniform_crops
 
@@ -147,6 +148,20 @@ def test_settings_survive_saving_and_the_auto_class_gives_ours(tmp_path):
     assert opened.to_dict() == processor.to_dict()
     # under the name of what it computes with: otherwise the Auto class logs that it falls back to another backend
     assert IMAGE_PROCESSOR_MAPPING[TimeSformerConfig] == {"torchvision": TimeSformerImageProcessor}
+
+
+def test_frames_that_seem_to_be_scaled_already_are_warned_of(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(module.logger, "warning_once", warnings.append)
+    processor = TimeSformerImageProcessor(**SMALL)
+    scaled = (random_frames(2) / 255).astype(np.float32)
+    processor(scaled)
+    assert len(warnings) == 1
+    assert "do_rescale=False" in warnings[0]
+    expected = processor(random_frames(2), return_tensors="pt").pixel_values
+    pixel_values = processor(scaled, do_rescale=False, return_tensors="pt").pixel_values
+    torch.testing.assert_close(pixel_values, expected, atol=0.02, rtol=0)  # uint8 is scaled to the nearest level
+    assert len(warnings) == 1
 
 
 def test_none_in_a_call_keeps_the_setting():

@@ -443,6 +443,16 @@ def test_addresses_are_opened_only_where_they_are_allowed(server, clip):
     assert server.requests == 2
 
 
+def test_a_saved_file_cannot_allow_addresses(tmp_path):
+    TimeSformerVideoProcessor(allow_urls=True).save_pretrained(tmp_path)
+    file = tmp_path / "video_preprocessor_config.json"
+    saved = json.loads(file.read_text())
+    assert "allow_urls" not in saved
+    file.write_text(json.dumps(saved | {"allow_urls": True}))
+    assert TimeSformerVideoProcessor.from_pretrained(tmp_path).allow_urls is False
+    assert TimeSformerVideoProcessor.from_pretrained(tmp_path, allow_urls=True).allow_urls is True
+
+
 # ---- saving and opening
 
 SETTINGS = {
