@@ -60,21 +60,13 @@ def train(output: Path, *arguments: str, processes: int = 1, **environment: str)
     log = output.with_name(f"{output.name}-log-{len(list(output.parent.glob('*-log-*')))}")
     log.mkdir(parents=True)
     launch = [sys.executable]
-    if processes > 1:
-        launch += ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        launch += [
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-        ]
-    command = [*launch, str(DRIVER), *ARGUMENTS, "--output_dir", str(output), *arguments]
+    if processes > 1:  # `accelerate launch --cpu` starts one process whatever it is asked for, unless there is mpirun
+        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launch += ["--main_process_port", "0"]
+    command = [*launch, str(DRIVER), *ARGUMENTS, "--use_cpu", "--output_dir", str(output), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRAIN_LOG": str(log), **environment}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     run.log = log
     return run
 
@@ -109,3 +101,22 @@ def test_killed_run_goes_on_with_the_clips_that_come_next(kind, folder, shards, 
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     decoded = [tuple(map(int, line.split())) for line in (resumed.log / "decoded-0.txt").read_text().splitlines()]
     assert len(decoded) == len(set(decoded)) == sum(len(step) for step in read_steps(resumed))
+
+
+@pytest.mark.slow
+def test_two_processes_share_uneven_shards(shards, tmp_path):
+    options = ["--dataset", "webdataset", "--data_dir", str(shards), "--dataloader_num_workers", "2"]
+    run = train(tmp_path / "two", *options, processes=2)
+    assert run.returncode == 0, run.stderr
+    steps = [read_steps(run, rank) for rank in (0, 1)]
+    assert [len(one) for one in steps] == [8, 8]  # 21 clips, 2 processes, batches of 3: 4 steps in each of 2 epochs
+    for epoch in (slice(0, 4), slice(4, 8)):
+        left, right = ({name for step in one[epoch] for name in step} for one in steps)
+        assert not left & right
+        assert len(left | right) == sum(SHARD_SIZES)
+    assert [one[:4] for one in steps] != [one[4:] for one in steps]
+    results = json.loads((tmp_path / "two" / "train_results.json").read_text())
+    assert (results["train_samples"], results["bad_clips"]) == (21, 0)
+    state = json.loads((tmp_path / "two" / "trainer_state.json").read_text())
+    assert [entry["eval_videos"] for entry in state["log_history"] if "eval_videos" in entry] == [5, 5]
+    assert "4 shards are fewer" not in run.stderr
