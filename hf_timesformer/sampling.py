@@ -64,7 +64,7 @@ def sample_indices(
     total_num_frames: int,
     *,
     num_frames: int,
-    sampling_rate: int = 32,
+    sampling_rate: float = 32,
     num_clips: int = 1,
     fps: float | None = None,
     target_fps: float | None = None,
@@ -102,7 +102,7 @@ def sample_indices(
 
 
 def check_sampling(
-    policy: str, *, num_frames: int, sampling_rate: int = 32, num_clips: int = 1, target_fps: float | None = None
+    policy: str, *, num_frames: int, sampling_rate: float = 32, num_clips: int = 1, target_fps: float | None = None
 ) -> None:
     """Raise `ValueError` for settings that `sample_indices` would refuse, whatever the video."""
     if policy not in SAMPLING_POLICIES:

@@ -36,7 +36,7 @@ class TimeSformerVideoProcessorKwargs(VideosKwargs, total=False):
     """Settings of `TimeSformerVideoProcessor` beyond those that every video processor has."""
 
     sampling: str | None
-    sampling_rate: int | None
+    sampling_rate: int | float | None
     target_fps: int | float | None
     num_clips: int | None
     num_crops: int | None
@@ -127,7 +127,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         fps: float | None = None,
         *,
         sampling: str | None = None,
-        sampling_rate: int | None = None,
+        sampling_rate: float | None = None,
         target_fps: float | None = None,
         num_clips: int | None = None,
         **kwargs,
