@@ -123,16 +123,17 @@ class TimeSformerSelfAttention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             scaling=self.scaling,
         )
-        return context.flatten(2), weights
+        is_matrix = weights is not None and weights.ndim == 4  # flex attention gives its log-sum-exp instead
+        return context.flatten(2), weights if is_matrix else None
 
     def _heads(self, qkv: torch.Tensor) -> torch.Tensor:
         """`(n, l, 3d) -> (3, n, heads, l, c)`, a view."""
         return qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
 
     def _interface(self, mask: torch.Tensor | None):
-        """The attention function that the config names; flash attention knows no masks: where one is needed sdpa."""
+        """The attention function that the config names; flash and flex take no such masks: there sdpa."""
         name = self.config._attn_implementation
-        if mask is not None and name is not None and "flash" in name:
+        if mask is not None and name is not None and ("flash" in name or "flex" in name):
             name = "sdpa"
         return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
 
