@@ -1,7 +1,7 @@
 """TimeSformer written out naively: dense attention under explicit boolean masks, in double precision.
 
-It shares nothing with the package but the names of the weights. Tokens are a flat list of coordinates `(h, w, t)`; which
-of them see each other is asked pair by pair.
+It shares nothing with the package but the names of the weights. Tokens are a flat list of coordinates `(h, w, t)`;
+which of them see each other is asked pair by pair.
 """
 
 import math
@@ -124,7 +124,7 @@ class Oracle:
         """What is added to CLS and to the patch at each `(h, w)`."""
         table = self.weights.get("embeddings.position_embeddings")
         if table is None or self.config.position_embedding_type == "none":
-            return {place: 0.0 for place in ["cls", *product(range(rows), range(columns))]}
+            return dict.fromkeys(["cls", *product(range(rows), range(columns))], 0.0)
         sizes = [
             size if isinstance(size, (list, tuple)) else (size, size)
             for size in (self.config.image_size, self.config.patch_size)
