@@ -1,5 +1,7 @@
 """What the scripts share at their edge."""
 
+import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,9 @@ if Path(sys.path[0], "evaluate.py").is_file():
     del sys.path[0]
 
 
+logger = logging.getLogger(__name__)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Print a user's mistake (ValueError, OSError) as one line `error: ...` and leave with exit code 2."""
@@ -19,3 +24,12 @@ def user_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+
+
+def warn_of_lone_process(num_processes: int) -> None:
+    """Say it where `accelerate launch --cpu --num_processes N` has started one process, as it does without mpirun."""
+    if num_processes == 1 and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
+        logger.warning(
+            "only one process was started: on CPUs `accelerate launch` needs mpirun for more. "
+            "Use `torchrun --nproc_per_node N`, or `accelerate launch --multi_gpu`, with --use_cpu for the script"
+        )

@@ -20,7 +20,9 @@ from .sampling import sample_indices
 from .video_processing_timesformer import TimeSformerVideoProcessor
 
 
-IGNORED_LABEL = -100  # of clips that no metric counts
+# Labels of what no loss and no metric counts: a place without a clip, and a clip that cannot be read.
+NO_CLIP = -100
+UNREADABLE = -101
 MAX_STAND_INS = 64
 
 
@@ -153,7 +155,7 @@ class TrainingClips(torch.utils.data.Dataset):
 
 
 class EvaluationClips(torch.utils.data.Dataset):
-    """One clip of each video as the saved processor cuts it; one that cannot be read has the label -100."""
+    """One clip of each video as the saved processor cuts it; one that cannot be read has the label `UNREADABLE`."""
 
     def __init__(self, source: ClipSource, processor: TimeSformerVideoProcessor, *, label_ids: Sequence[int]):
         self.source, self.processor, self.label_ids = source, processor, label_ids
@@ -164,14 +166,14 @@ class EvaluationClips(torch.utils.data.Dataset):
     def __getitem__(self, key: int | ClipKey) -> dict[str, Any]:
         record = next(self.source.candidates(key if isinstance(key, ClipKey) else ClipKey(0, key)), None)
         if record is None:  # a place that only fills up the last batch of a stream
-            return {"video_id": "", "faults": [], "pixel_values": self._blank(), "labels": IGNORED_LABEL}
+            return {"video_id": "", "faults": [], "pixel_values": self._blank(), "labels": NO_CLIP}
         item = {"video_id": record["video_id"], "faults": []}
         try:
             pixel_values = self.processor(record["video"], return_tensors="pt")["pixel_values"][0]
             return item | {"pixel_values": pixel_values, "labels": self.label_ids[record["label"]]}
         except (VideoDecodeError, OSError) as error:
             item["faults"] = [describe_fault(record["video_id"], error)]
-            return item | {"pixel_values": self._blank(), "labels": IGNORED_LABEL}
+            return item | {"pixel_values": self._blank(), "labels": UNREADABLE}
 
     def _blank(self) -> torch.Tensor:
         crop = self.processor.crop_size

@@ -17,7 +17,7 @@ MIN_BAD_CLIPS = 5
 
 
 class FaultTally:
-    """Distinct clips that this process could not read, logged by name when first met.
+    """Distinct clips that could not be read, logged by name when first met; `sync` brings the processes together.
 
     `limit` is the largest share of `num_clips` that may be unreadable; a handful (fewer than 5) never stops a run.
     """
@@ -25,24 +25,27 @@ class FaultTally:
     def __init__(self, num_clips: int, *, limit: float):
         self.num_clips, self.limit = num_clips, limit
         self.faults: dict[str, Fault] = {}
+        self._unshared: list[Fault] = []
 
     def add(self, faults: Sequence[Sequence[str]]) -> None:
-        """Count what a batch met. Raises BadClipsError with the list once there are too many."""
+        """Take down what a batch of this process met."""
         for fault in (Fault(*fault) for fault in faults):
             if fault.video_id not in self.faults:
                 self.faults[fault.video_id] = fault
+                self._unshared.append(fault)
                 logger.warning("%s cannot be read and is replaced (%s): %s", *fault)
-        if len(self.faults) >= MIN_BAD_CLIPS and len(self.faults) > self.limit * self.num_clips:
-            raise BadClipsError(
-                f"{len(self.faults)} of {self.num_clips} training clips cannot be read, more than max_bad_fraction "
-                f"{self.limit} allows: {list_faults(list(self.faults.values()))}. Repair or remove them, or raise "
-                "--max_bad_fraction"
-            )
 
-    def over_all_processes(self) -> list[Fault]:
-        """The distinct faults of every process; all processes must call it."""
-        gathered = gather_object([list(self.faults.values())])
-        return list({fault[0]: Fault(*fault) for faults in gathered for fault in faults}.values())
+    def sync(self) -> None:
+        """Share what each process met; all must call it, and all raise BadClipsError once there are too many."""
+        for fault in gather_object(self._unshared):
+            self.faults.setdefault(fault[0], Fault(*fault))
+        self._unshared = []
+        count = len(self.faults)
+        if count >= MIN_BAD_CLIPS and count > self.limit * self.num_clips:
+            raise BadClipsError(
+                f"{count} of {self.num_clips} training clips cannot be read, more than max_bad_fraction {self.limit}: "
+                f"{list_faults(list(self.faults.values()))}. Repair or remove them, or raise --max_bad_fraction"
+            )
 
     def save(self, path: Path) -> None:
         """Write the faults, for a run that resumes."""
@@ -52,14 +55,14 @@ class FaultTally:
         """Take over the faults that an interrupted run had met."""
         self.faults = {fault[0]: Fault(*fault) for fault in json.loads(path.read_text(encoding="utf-8"))}
 
-
-def fault_metrics(faults: Sequence[Fault]) -> dict[str, object]:
-    """Numbers and names for `train_results.json`."""
-    return {
-        "bad_clips": len(faults),
-        "bad_clips_by_reason": dict(Counter(fault.reason for fault in faults)),
-        "bad_clip_names": sorted(fault.video_id for fault in faults),
-    }
+    def metrics(self) -> dict[str, object]:
+        """Numbers and names for `train_results.json`."""
+        faults = self.faults.values()
+        return {
+            "bad_clips": len(faults),
+            "bad_clips_by_reason": dict(Counter(fault.reason for fault in faults)),
+            "bad_clip_names": sorted(fault.video_id for fault in faults),
+        }
 
 
 def draw_curve(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +11,17 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalPrediction, rotate_checkpoints
+from transformers.trainer_utils import EvalPrediction, TrainOutput, rotate_checkpoints
 
-from .loading import IGNORED_LABEL
+from .checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE, remove_half_written
+from .loading import NO_CLIP, UNREADABLE
 from .metric import classification_metrics
 from .optimization import FREEZE_CHOICES, parameter_groups, step_schedule
-from .reporting import FaultTally, fault_metrics
+from .reporting import FaultTally
 from .streaming import ShardSource
 
 
 logger = logging.getLogger(__name__)
-
-COMPLETE = "complete.json"  # the last file of a checkpoint: one without it was being written when the run died
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 
 
 @dataclass
@@ -119,10 +116,11 @@ class VideoTrainingArguments(TrainingArguments):
 def clip_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Top-1, top-5 and mean class accuracy, one clip a video; clips that could not be read are counted apart."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    counted = prediction.label_ids != IGNORED_LABEL
-    if not counted.any():
+    labels = prediction.label_ids
+    if not (labels >= 0).any():
         raise ValueError("no validation clip can be read, so nothing can be evaluated; see the warnings above")
-    return classification_metrics(logits[counted], prediction.label_ids[counted]) | {"videos": int(counted.sum())}
+    counts = {"videos": int((labels >= 0).sum()), "videos_unreadable": int((labels == UNREADABLE).sum())}
+    return classification_metrics(logits[labels >= 0], labels[labels >= 0]) | counts
 
 
 class VideoTrainer(Trainer):
@@ -172,14 +170,17 @@ class VideoTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean cross-entropy of hard `(B,)` or soft `(B, classes)` labels; the label -100 is left out."""
+        """Mean cross-entropy of hard `(B,)` or soft `(B, classes)` labels; negative labels are left out."""
         labels = inputs["labels"]
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
         logits = outputs["logits"].float()
-        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
-        counted = len(labels) if labels.ndim == 2 else (labels != IGNORED_LABEL).sum().clamp(min=1)
-        loss = loss.sum() / counted
+        if labels.ndim == 1:
+            labels = labels.clamp(min=NO_CLIP)
+        loss = functional.cross_entropy(
+            logits, labels, label_smoothing=smoothing, ignore_index=NO_CLIP, reduction="none"
+        )
+        loss = loss.sum() / max((labels != NO_CLIP).sum(), 1) if labels.ndim == 1 else loss.mean()
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -216,43 +217,73 @@ class VideoTrainer(Trainer):
         """Trainer's own, with the share of time since the last log that was spent waiting for data."""
         if "loss" in logs:
             logs["data_wait_percent"] = self._clock.percent_since_last()
+            self.train_faults.sync()
         super().log(logs, start_time)
 
     def final_metrics(self) -> dict[str, Any]:
         """What `train_results.json` holds beside Trainer's own; all processes must call it."""
+        self.train_faults.sync()
         return {
             "train_samples": len(self.train_dataset),
             "best_metric": self.state.best_metric,
             "data_wait_percent": self._clock.percent_in_all(),
-        } | fault_metrics(self.train_faults.over_all_processes())
+        } | self.train_faults.metrics()
 
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        self.train_faults.sync()
         if self.args.should_save:
-            (folder / COMPLETE).unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / INCOMPLETE).touch()
         # Older checkpoints go only once this one is whole, on every process.
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
-            self.train_faults.save(folder / f"faults_{self.args.process_index}.json")
         finally:
             self.args.save_total_limit = keep
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            (folder / COMPLETE).write_text(json.dumps({"step": self.state.global_step}), encoding="utf-8")
+            self.train_faults.save(folder / BAD_CLIPS)
+            (folder / DATA_ORDER).write_text(json.dumps(self._data_order()), encoding="utf-8")
+            (folder / INCOMPLETE).unlink()
             rotate_checkpoints(
                 output_dir=str(folder.parent),
                 save_total_limit=keep,
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        faults = Path(resume_from_checkpoint) / f"faults_{self.args.process_index}.json"
-        if faults.is_file():
-            self.train_faults.load(faults)
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+        """Trainer's own; with a checkpoint, goes on with the clips that would have come next."""
+        if self.args.should_save:
+            remove_half_written(self.args.output_dir)
+        if resume_from_checkpoint is not None:
+            self._take_over(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _take_over(self, checkpoint: Path) -> None:
+        if not (checkpoint / DATA_ORDER).is_file():
+            logger.warning(
+                "%s does not say in which order its run read the clips, so resuming is not exact", checkpoint
+            )
+            return
+        self.train_faults.load(checkpoint / BAD_CLIPS)
+        before, now = json.loads((checkpoint / DATA_ORDER).read_text(encoding="utf-8")), self._data_order()
+        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name)]
+        if changed:
+            logger.warning("clips will not come in the order of the run of %s: %s", checkpoint, ", ".join(changed))
+
+    def _data_order(self) -> dict[str, Any]:
+        """What the order of the clips follows from; if it changes, resuming is not exact."""
+        source = self.train_dataset.source
+        streams = [source.layout.num_processes, source.layout.num_workers] if isinstance(source, ShardSource) else None
+        return {
+            "seed": self.args.seed,
+            "clips": len(source),
+            "total_batch": self.get_total_train_batch_size(self.args),
+            "streams": streams,
+        }
 
 
 class _TellSamplerEpoch(TrainerCallback):
@@ -286,32 +317,3 @@ class _WaitClock:
 
     def percent_in_all(self) -> float:
         return round(100 * self.waited / max(time.perf_counter() - self.started, 1e-9), 1)
-
-
-def find_checkpoint(output_dir: str | Path, wanted: str) -> Path:
-    """The checkpoint folder to go on from: `wanted`, or with `"last"` the last whole one in `output_dir`.
-
-    Raises ValueError where there is none, or where the run was killed while `wanted` was being written.
-    """
-    if wanted.lower() in ("last", "true"):
-        whole = [path for path in checkpoints(output_dir) if (path / COMPLETE).is_file()]
-        if not whole:
-            raise ValueError(
-                f"{output_dir} holds no whole checkpoint to resume from; leave --resume_from_checkpoint out"
-            )
-        return whole[-1]
-    path = Path(wanted)
-    if not path.is_dir():
-        raise ValueError(f"checkpoint {wanted!r} is no folder")
-    if not (path / COMPLETE).is_file():
-        raise ValueError(
-            f"checkpoint {wanted!r} is not whole (it has no {COMPLETE}): the run was killed while saving it. "
-            "Give --resume_from_checkpoint without a value to go on from the last whole one"
-        )
-    return path
-
-
-def checkpoints(output_dir: str | Path) -> list[Path]:
-    """Checkpoint folders of a run, whole or not, by step."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if _CHECKPOINT.search(path.name)]
-    return sorted(folders, key=lambda path: int(_CHECKPOINT.search(path.name)[1]))

@@ -15,7 +15,8 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as transformers_logging
 
 from hf_timesformer.augmentation import ClipAugmentation
-from hf_timesformer.command_line import user_errors
+from hf_timesformer.checkpoints import find_checkpoint, list_checkpoints
+from hf_timesformer.command_line import user_errors, warn_of_lone_process
 from hf_timesformer.data import DATASETS, FoundVideos, available_splits, find_videos
 from hf_timesformer.finetuning import hold_out, load_network, make_processor, parse_overrides
 from hf_timesformer.loading import (
@@ -34,9 +35,7 @@ from hf_timesformer.streaming import ShardSource, StreamLayout, count_clips, war
 from hf_timesformer.training import (
     VideoTrainer,
     VideoTrainingArguments,
-    checkpoints,
     clip_metrics,
-    find_checkpoint,
 )
 from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcessor
 
@@ -99,6 +98,13 @@ class DataArguments:
     shuffle_buffer: int = field(
         default=256, metadata={"help": "Clips of tar shards that each worker shuffles at a time, in memory."}
     )
+    stream_processes: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that the order of clips from tar shards is laid out for, if not as many as there are: "
+            "with the same total batch the same clips then make up each step on fewer processes."
+        },
+    )
     missing_file: str | None = field(
         default=None, metadata={"help": "Where to list clips that the annotations name and the disk lacks."}
     )
@@ -125,6 +131,7 @@ def set_up_logging(args: VideoTrainingArguments) -> None:
     logger.setLevel(level)
     logging.getLogger("hf_timesformer").setLevel(level)
     transformers_logging.set_verbosity(args.get_process_log_level())
+    warn_of_lone_process(args.world_size)
 
 
 def find_splits(data: DataArguments, seed: int) -> tuple[FoundVideos, FoundVideos | None]:
@@ -153,12 +160,15 @@ def make_source(found: FoundVideos, data: DataArguments, args: VideoTrainingArgu
     if found.shards is None:
         return RecordSource(found.videos)
     sizes = found.shard_sizes or count_clips(found.shards)
-    layout = StreamLayout(
-        sum(sizes),
-        args.train_batch_size if training else args.eval_batch_size,
-        num_processes=args.world_size,
-        num_workers=max(args.dataloader_num_workers, 1),
-    )
+    processes = (data.stream_processes if training else None) or args.world_size
+    total_batch = (args.train_batch_size if training else args.eval_batch_size) * args.world_size
+    if processes % args.world_size or total_batch % processes:
+        raise ValueError(
+            f"stream_processes {processes} must be a multiple of the {args.world_size} processes "
+            f"and divide their batch of {total_batch} clips"
+        )
+    workers = max(args.dataloader_num_workers, 1)
+    layout = StreamLayout(sum(sizes), total_batch // processes, num_processes=processes, num_workers=workers)
     if training:
         warn_of_few_shards(len(sizes), layout)
     buffer = data.shuffle_buffer if training else 0
@@ -187,7 +197,7 @@ def main() -> None:
     resume_from = (
         find_checkpoint(args.output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     )
-    if resume_from is None and checkpoints(args.output_dir):
+    if resume_from is None and list_checkpoints(args.output_dir):
         raise ValueError(
             f"{args.output_dir} has the checkpoints of another run: pass --resume_from_checkpoint or remove it"
         )

@@ -1,0 +1,57 @@
+"""Which checkpoints of a run are whole, so that one that was cut off by a kill is never gone on from."""
+
+import logging
+import re
+import shutil
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+
+
+logger = logging.getLogger(__name__)
+
+INCOMPLETE = "incomplete"  # stands in a checkpoint for as long as it is being written
+BAD_CLIPS = "bad_clips.json"
+DATA_ORDER = "data_order.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+
+
+def list_checkpoints(output_dir: str | Path, *, whole: bool = True) -> list[Path]:
+    """Checkpoint folders of a run by step: the whole ones, or those that a kill has left half-written."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if _CHECKPOINT.search(path.name)]
+    folders = [path for path in folders if _is_whole(path) == whole]
+    return sorted(folders, key=lambda path: int(_CHECKPOINT.search(path.name)[1]))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    return (checkpoint / TRAINER_STATE_NAME).is_file() and not (checkpoint / INCOMPLETE).exists()
+
+
+def find_checkpoint(output_dir: str | Path, wanted: str) -> Path:
+    """The checkpoint folder to go on from: `wanted`, or with `"last"` the last whole one in `output_dir`.
+
+    Raises ValueError where there is none, or where the run was killed while `wanted` was being written.
+    """
+    if wanted.lower() in ("last", "true"):
+        found = list_checkpoints(output_dir)
+        if not found:
+            raise ValueError(
+                f"{output_dir} holds no whole checkpoint to resume from; leave --resume_from_checkpoint out"
+            )
+        return found[-1]
+    path = Path(wanted)
+    if not path.is_dir():
+        raise ValueError(f"checkpoint {wanted!r} is no folder")
+    if not _is_whole(path):
+        raise ValueError(
+            f"checkpoint {wanted!r} is not whole: the run was killed while saving it. "
+            "Give --resume_from_checkpoint without a value to go on from the last whole one"
+        )
+    return path
+
+
+def remove_half_written(output_dir: str | Path) -> None:
+    """Remove what a kill has left half-written, which Trainer would take for the newest checkpoint."""
+    for path in list_checkpoints(output_dir, whole=False):
+        logger.warning("%s was being written when the run was killed, and is removed", path)
+        shutil.rmtree(path)
