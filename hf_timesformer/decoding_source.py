@@ -29,6 +29,7 @@ LIBRARY_ERRORS = (
     OSError,
     ValueError,
     OverflowError,
+    IndexError,
     MemoryError,
     ZeroDivisionError,
     RuntimeError,
