@@ -4,10 +4,14 @@ import torch
 from torch import nn
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero. A type of its own since weights are initialised by type."""
+
+
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether calling `module` does nothing but `x W' + b`: no LoRA, no quantisation, no hook, no offloading."""
     return (
-        type(module) is nn.Linear
+        type(module) in (nn.Linear, ZeroLinear)
         and "forward" not in module.__dict__
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not module._backward_hooks

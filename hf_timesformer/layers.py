@@ -7,7 +7,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import TimeSformerSelfAttention
 from .configuration_timesformer import TimeSformerConfig, pair
-from .fused_linear import FusedLinear, is_plain_linear
+from .fused_linear import FusedLinear, ZeroLinear, is_plain_linear
 from .position import resize_positions, resize_times
 from .schemes import SCHEMES, Grid
 
@@ -160,7 +160,7 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         for step in self.earlier_steps:
             self.add_module(f"{step}_layernorm", nn.LayerNorm(size, eps=eps))
             self.add_module(f"{step}_attention", TimeSformerAttention(config, step))
-            self.add_module(f"{step}_dense", nn.Linear(size, size))
+            self.add_module(f"{step}_dense", ZeroLinear(size, size))
         self.layernorm_before = nn.LayerNorm(size, eps=eps)
         self.attention = TimeSformerAttention(config, last_step)
         self.layernorm_after = nn.LayerNorm(size, eps=eps)

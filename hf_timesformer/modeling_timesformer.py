@@ -15,6 +15,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_timesformer import TimeSformerConfig, pair
+from .fused_linear import ZeroLinear
 from .layers import TimeSformerAttention, TimeSformerEmbeddings, TimeSformerEncoder, TimeSformerLayer
 from .position import resize_positions, resize_times
 from .schemes import SCHEMES
@@ -105,7 +106,10 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """By type. The extra dense layers start at zero, so that a new network starts as the ViT it is made from."""
         super()._init_weights(module)
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -115,10 +119,6 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
                     init.trunc_normal_(parameter, std=self.config.initializer_range)
             if module.time_embeddings is not None:
                 init.zeros_(module.time_embeddings)
-        elif isinstance(module, TimeSformerLayer):
-            for step in module.earlier_steps:
-                init.zeros_(getattr(module, f"{step}_dense").weight)
-                init.zeros_(getattr(module, f"{step}_dense").bias)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should spare: biases, norms, CLS and all position embeddings."""
