@@ -52,6 +52,8 @@ def apply_recipe(parser: ArgumentParser, argv: Sequence[str], folder: Path, defa
     path = find_recipe(name, folder)
     values = read_recipe(path, [action.dest for action in parser._actions])
     given = given_on_command_line(parser, argv)
+    if "model" in given:
+        values.pop("from_vit", None)  # one of the two is what training starts from
     parser.set_defaults(**values)
     used = ", ".join(f"{key}={value}" for key, value in values.items() if key not in given)
     overridden = ", ".join(key for key in values if key in given)
