@@ -16,18 +16,26 @@ _EMBEDDINGS = re.compile(r"cls_token|position_embeddings|time_embeddings")
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
 
 
-def freeze_parameters(model: nn.Module, freeze: str) -> None:
+def freeze_parameters(model: nn.Module, freeze: str, freeze_layers: int = 0) -> None:
     """Leave trainable all parameters (`none`), the classifier (`backbone`), or it and the temporal ones (`spatial`).
 
     `spatial` freezes everything that an image ViT brought: patch and position embeddings, the ViT's own attention,
-    MLPs and LayerNorms; time embeddings and the earlier attention steps learn. Raises ValueError for another word.
+    MLPs and LayerNorms; time embeddings and the earlier attention steps learn. `freeze_layers` freezes the embeddings
+    and that many of the first blocks besides: nothing is kept of them for the backward pass. Raises ValueError for
+    another word, or more blocks than there are.
     """
     if freeze not in FREEZE_CHOICES:
         raise ValueError(f"freeze {freeze!r} is unknown: choose one of {', '.join(FREEZE_CHOICES)}")
+    names = [name for name, _ in model.named_parameters()]
+    num_layers = _count_layers(names)
+    if not 0 <= freeze_layers <= num_layers:
+        raise ValueError(f"freeze_layers must lie between 0 and the network's {num_layers} blocks, got {freeze_layers}")
     for name, parameter in model.named_parameters():
         is_head = _HEAD.search(name) is not None
         is_video = _VIDEO_PARAMETERS.search(name) is not None
-        parameter.requires_grad = freeze == "none" or is_head or (freeze == "spatial" and is_video)
+        is_kept = freeze_layers > 0 and _depth(name, num_layers) <= freeze_layers and not is_head
+        learns = freeze == "none" or is_head or (freeze == "spatial" and is_video)
+        parameter.requires_grad = learns and not is_kept
 
 
 def parameter_groups(
@@ -46,7 +54,7 @@ def parameter_groups(
     """
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     names = [name for name, _ in model.named_parameters()]
-    num_layers = 1 + max((int(match[1]) for match in map(_LAYER.search, names) if match), default=0)
+    num_layers = _count_layers(names)
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -63,6 +71,10 @@ def parameter_groups(
         raise ValueError("no parameter is left to train: choose another value for --freeze")
     # Trainer logs the rate of the first group: --learning_rate itself where anything learns at it.
     return sorted(groups.values(), key=lambda group: group["lr"] != learning_rate)
+
+
+def _count_layers(names: Sequence[str]) -> int:
+    return 1 + max((int(match[1]) for match in map(_LAYER.search, names) if match), default=0)
 
 
 def _depth(name: str, num_layers: int) -> int:

@@ -36,6 +36,10 @@ class VideoTrainingArguments(TrainingArguments):
             "choices": FREEZE_CHOICES,
         },
     )
+    freeze_layers: int = field(
+        default=0,
+        metadata={"help": "How many of the first blocks do not learn, nor the embeddings: faster, and less to forget."},
+    )
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the classifier, if not --learning_rate."}
     )

@@ -92,7 +92,7 @@ class DataArguments:
     )
     short_side: list[int] | None = field(
         default=None,
-        metadata={"help": "Range of the short-side jitter: 8/7 to 10/7 of --image_size, as in the paper."},
+        metadata={"help": "Range of the short-side jitter in pixels: 1 to 9/7 of --image_size."},
     )
     flip: bool = field(default=True, metadata={"help": "Mirror half of the clips; ssv2 is never mirrored."})
     shuffle_buffer: int = field(
@@ -182,7 +182,7 @@ def make_augmentation(processor: TimeSformerVideoProcessor, data: DataArguments)
         logger.info("ssv2 tells left from right: clips are not mirrored")
     return ClipAugmentation(
         side,
-        short_side=tuple(data.short_side or (round(side * 8 / 7), round(side * 10 / 7))),
+        short_side=tuple(data.short_side or (side, round(side * 9 / 7))),
         flip=data.flip and data.dataset != "ssv2",
         color_jitter=data.color_jitter,
         image_mean=processor.image_mean,
@@ -228,7 +228,7 @@ def main() -> None:
         image_mean=model_args.image_mean,
         image_std=model_args.image_std,
     )
-    freeze_parameters(network, args.freeze)
+    freeze_parameters(network, args.freeze, args.freeze_layers)
     args.scale_learning_rates()
     train = TrainingClips(
         make_source(train_videos, data_args, args, training=True),
