@@ -61,11 +61,10 @@ def decode_video(
             metadata = describe_video(stream, packets, timeline)
             numbers = checked_numbers(indices(metadata) if callable(indices) else indices, metadata, video)
             writer = FrameWriter(numbers, short_side, video)
-            if timeline is not None:
-                decode_by_timeline(stream, timeline, writer, video)
+            if timeline is not None and not decode_by_timeline(stream, timeline, writer, video):
+                writer = FrameWriter(numbers, short_side, video)
         if writer.missing:
             # Not to be trusted, or damaged: a fresh decoder, from the first packet, everything in between.
-            writer = FrameWriter(numbers, short_side, video)
             with video.open_stream() as (container, stream):
                 decode_in_sequence(container, stream, metadata.total_num_frames, writer, video)
     frames = writer.frames
@@ -103,8 +102,11 @@ def checked_numbers(indices: Sequence[int], metadata: VideoMetadata, video: Vide
     return numbers
 
 
-def decode_by_timeline(stream: av.VideoStream, timeline: Timeline, writer: FrameWriter, video: VideoFile) -> None:
-    """Decode only what the wanted frames need. Stops early, with frames missing, once anything is not as foretold."""
+def decode_by_timeline(stream: av.VideoStream, timeline: Timeline, writer: FrameWriter, video: VideoFile) -> bool:
+    """Decode only what the wanted frames need; at damage, stop with frames missing.
+
+    Returns False where the frames do not come in the order foretold: then nothing written so far is to be trusted.
+    """
     numbers = timeline.numbers
     decoder = stream.codec_context
     writer.clamp(timeline.num_frames)
@@ -117,8 +119,10 @@ def decode_by_timeline(stream: av.VideoStream, timeline: Timeline, writer: Frame
             latest = -1
             for frame in decode_units(decoder, timeline, range(start, stop + 1), writer.missing):
                 number = number_at.get(frame.pts, -1)
-                if number <= latest or frame.is_corrupt:
-                    return
+                if number <= latest:
+                    return False
+                if frame.is_corrupt:
+                    return True
                 latest = number
                 if number in writer.missing and number >= numbers[start]:
                     writer.write(number, frame)
@@ -126,7 +130,8 @@ def decode_by_timeline(stream: av.VideoStream, timeline: Timeline, writer: Frame
     except VideoDecodeError:
         raise
     except LIBRARY_ERRORS:
-        return
+        return True
+    return True
 
 
 def decode_in_sequence(

@@ -61,13 +61,23 @@ class Timeline:
 def decode_units(
     decoder: av.VideoCodecContext, timeline: Timeline, units: range, wanted: Collection[int]
 ) -> Iterator[av.VideoFrame]:
-    """Decode a run of units, skipping unwanted non-reference pictures, then drain the decoder and reset it."""
+    """Decode a run of units, skipping unwanted non-reference pictures, then drain the decoder and reset it.
+
+    Where a unit fails, the pictures before it still come out of the decoder, and then the error is raised.
+    """
+    failure, failed = None, None
     for k in units:
         if timeline.can_skip:
             decoder.skip_frame = "DEFAULT" if timeline.numbers[k] in wanted else "NONREF"
-        yield from decoder.decode(timeline.units[k])
-    yield from decoder.decode(None)
+        try:
+            yield from decoder.decode(timeline.units[k])
+        except LIBRARY_ERRORS as error:
+            failure, failed = error, timeline.units[k].pts
+            break
+    yield from (frame for frame in decoder.decode(None) if failure is None or frame.pts != failed)
     decoder.flush_buffers()
+    if failure is not None:
+        raise failure
 
 
 def read_packets(container: av.container.InputContainer, stream: av.VideoStream, video: VideoFile) -> list[av.Packet]:
@@ -150,7 +160,7 @@ def _mpeg4_timeline(
     for k, picture in enumerate(pictures):
         unit = av.Packet(len(picture.data))  # with the padding that decoders read into; Packet(bytes) has none
         unit.update(picture.data)
-        unit.pts, unit.dts, unit.time_base = k, k, stream.time_base
+        unit.pts = unit.dts = k
         units.append(unit)
     return Timeline(units, numbers, starts, can_skip=True)
 

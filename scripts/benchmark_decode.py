@@ -1,7 +1,7 @@
 """Decoding speed: our decoder, torchcodec (where it is installed) and the reader of transformers' pipeline.
 
 Each reader turns a file into 8 frames over a 256-frame window (the paper's clip, placed in the middle), short side
-224, on one thread. The readers take turns on each clip; the table has the median time a clip and how often ours is faster.
+224, on one thread. The readers take turns on each clip; the table has the median times and ours as a ratio.
 """
 
 import argparse
