@@ -16,24 +16,25 @@ _EMBEDDINGS = re.compile(r"cls_token|position_embeddings|time_embeddings")
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
 
 
-def freeze_parameters(model: nn.Module, freeze: str, freeze_layers: int = 0) -> None:
+def freeze_parameters(model: nn.Module, freeze: str, freeze_depth: float = 0.0) -> None:
     """Leave trainable all parameters (`none`), the classifier (`backbone`), or it and the temporal ones (`spatial`).
 
     `spatial` freezes everything that an image ViT brought: patch and position embeddings, the ViT's own attention,
-    MLPs and LayerNorms; time embeddings and the earlier attention steps learn. `freeze_layers` freezes the embeddings
-    and that many of the first blocks besides: nothing is kept of them for the backward pass. Raises ValueError for
-    another word, or more blocks than there are.
+    MLPs and LayerNorms; time embeddings and the earlier attention steps learn. `freeze_depth` freezes the embeddings
+    and that share of the blocks besides, from the first on: nothing is kept of them for the backward pass. Raises
+    ValueError for another word, or a share outside [0, 1].
     """
     if freeze not in FREEZE_CHOICES:
         raise ValueError(f"freeze {freeze!r} is unknown: choose one of {', '.join(FREEZE_CHOICES)}")
     names = [name for name, _ in model.named_parameters()]
     num_layers = _count_layers(names)
-    if not 0 <= freeze_layers <= num_layers:
-        raise ValueError(f"freeze_layers must lie between 0 and the network's {num_layers} blocks, got {freeze_layers}")
+    if not 0 <= freeze_depth <= 1:
+        raise ValueError(f"freeze_depth must lie between 0 and 1, got {freeze_depth}")
+    frozen_blocks = round(freeze_depth * num_layers)
     for name, parameter in model.named_parameters():
         is_head = _HEAD.search(name) is not None
         is_video = _VIDEO_PARAMETERS.search(name) is not None
-        is_kept = freeze_layers > 0 and _depth(name, num_layers) <= freeze_layers and not is_head
+        is_kept = freeze_depth > 0 and _depth(name, num_layers) <= frozen_blocks and _is_below_norm(name)
         learns = freeze == "none" or is_head or (freeze == "spatial" and is_video)
         parameter.requires_grad = learns and not is_kept
 
@@ -71,6 +72,11 @@ def parameter_groups(
         raise ValueError("no parameter is left to train: choose another value for --freeze")
     # Trainer logs the rate of the first group: --learning_rate itself where anything learns at it.
     return sorted(groups.values(), key=lambda group: group["lr"] != learning_rate)
+
+
+def _is_below_norm(name: str) -> bool:
+    """Whether a parameter lies in the embeddings or a block, not in the final LayerNorm or the classifier."""
+    return ".embeddings." in name or _LAYER.search(name) is not None
 
 
 def _count_layers(names: Sequence[str]) -> int:

@@ -36,9 +36,9 @@ class VideoTrainingArguments(TrainingArguments):
             "choices": FREEZE_CHOICES,
         },
     )
-    freeze_layers: int = field(
-        default=0,
-        metadata={"help": "How many of the first blocks do not learn, nor the embeddings: faster, and less to forget."},
+    freeze_depth: float = field(
+        default=0.0,
+        metadata={"help": "Share of the blocks, from the first on, that does not learn, nor do the embeddings."},
     )
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the classifier, if not --learning_rate."}

@@ -228,7 +228,10 @@ def main() -> None:
         image_mean=model_args.image_mean,
         image_std=model_args.image_std,
     )
-    freeze_parameters(network, args.freeze, args.freeze_layers)
+    if not (model_args.model or model_args.from_vit) and args.freeze_depth:
+        logger.info("nothing is pretrained, so nothing is frozen")
+        args.freeze_depth = 0.0
+    freeze_parameters(network, args.freeze, args.freeze_depth)
     args.scale_learning_rates()
     train = TrainingClips(
         make_source(train_videos, data_args, args, training=True),
