@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 from .remote_code import AUTO_MAP, complete_auto_map, copy_code
@@ -114,6 +115,9 @@ class TimeSformerConfig(PreTrainedConfig):
         _require(hidden is None or hidden >= 1, "classifier_hidden_size", hidden, "None or at least 1")
         for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        _require(self.hidden_act in ACT2FN, "hidden_act", self.hidden_act, f"one of {sorted(ACT2FN)}")
+        _require(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "above 0")
+        _require(self.initializer_range >= 0, "initializer_range", self.initializer_range, "at least 0")
         for size, patch, axis in zip(pair(self.image_size), pair(self.patch_size), ("height", "width")):
             _require(size % patch == 0, "image_size", self.image_size, f"a multiple of the patch {axis} {patch}")
         _require(
