@@ -133,7 +133,7 @@ class TimeSformerConfig(PreTrainedConfig):
         So is a config that names this code already: what it promises then lies beside it.
         """
         auto_map = getattr(self, "auto_map", None) or {}
-        if self._auto_class is not None or not set(AUTO_MAP.values()).isdisjoint(auto_map.values()):
+        if self._auto_class is not None or any(entry in AUTO_MAP.values() for entry in auto_map.values()):
             self.auto_map = complete_auto_map(auto_map)
             os.makedirs(save_directory, exist_ok=True)
             copy_code(save_directory)

@@ -3,6 +3,7 @@
 
     python scripts/predict.py clip.mp4 other.webm --model runs/mine --top_k 3
     python scripts/predict.py https://example.com/clip.mp4 --allow_urls --model ... --json
+    python scripts/predict.py clip.mp4 --model runs/mine-onnx --onnx int8
 
 Exit code 1 where a video could not be read (the others are still classified), 2 for a wrong argument.
 """
@@ -17,6 +18,8 @@ import transformers
 from hf_timesformer.command_line import user_errors
 from hf_timesformer.decoding import VideoDecodeError
 from hf_timesformer.evaluation import load_model_and_processor, make_views
+from hf_timesformer.onnx_export import OnnxClassifier
+from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcessor
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,6 +31,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_crops", type=int, choices=[1, 3], default=3, help="1 (centre) or 3 (default)")
     parser.add_argument("--num_clips", type=int, default=1, help="clips a video, spread evenly (default 1)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    parser.add_argument(
+        "--onnx",
+        nargs="?",
+        const="fp32",
+        choices=["fp32", "int8"],
+        help="--model is a folder that export_onnx.py wrote: run its graph on the CPU (default fp32)",
+    )
     parser.add_argument("--allow_urls", action="store_true", help="fetch http(s) URLs")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of tables")
     return parser.parse_args()
@@ -40,9 +50,14 @@ def main() -> None:
     with user_errors():
         if args.top_k < 1:
             raise ValueError(f"--top_k must be at least 1, got {args.top_k}")
-        device = choose_device(args.device)
-        model, processor = load_model_and_processor(args.model, num_crops=args.num_crops, num_clips=args.num_clips)
-        model = model.to(device).eval()
+        device = choose_device("cpu" if args.onnx else args.device)
+        views = {"num_crops": args.num_crops, "num_clips": args.num_clips}
+        if args.onnx:
+            model = OnnxClassifier(args.model, int8=args.onnx == "int8")
+            processor = TimeSformerVideoProcessor.from_pretrained(args.model, **views)
+        else:
+            model, processor = load_model_and_processor(args.model, **views)
+            model = model.to(device).eval()
     answers = []
     for video in args.videos:
         answer = {"video": video}
