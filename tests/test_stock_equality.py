@@ -57,7 +57,7 @@ def test_stocks_checkpoints_give_stocks_numbers(scheme, attention, stock_folders
 
 
 def test_space_only_is_the_mean_of_stocks_frames(stock_folders):
-    """Stock gives each frame's own, `(batch*frames, labels)`. As in the official code: the mean, then the LayerNorm."""
+    """Stock gives each frame its own logits. As in the official code: the mean of tokens, then the LayerNorm."""
     stock, inputs = stock_model("space_only"), clips(3, 5, 3, 8, 8)
     ours = TimeSformerForVideoClassification.from_pretrained(stock_folders["space_only"]).eval()
     with torch.no_grad():
