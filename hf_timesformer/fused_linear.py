@@ -36,7 +36,8 @@ class FusedLinear:
             return fuse(first, second)
         fingerprint = _fingerprint(first) + _fingerprint(second)
         if self._fused is None or not _same(fingerprint, self._fingerprint):
-            self._fused, self._fingerprint = fuse(first, second), fingerprint
+            with torch.autocast("cpu", enabled=False):  # what is kept has the weights' own precision
+                self._fused, self._fingerprint = fuse(first, second), fingerprint
         return self._fused
 
 

@@ -190,6 +190,8 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         if not in_place:
             hidden_states = torch.cat((cls, patches.flatten(1, 3)), dim=1)
             return hidden_states + self.drop_path(self.feed_forward(hidden_states))
+        if self._mlp_has_hooks():  # they see all tokens at once
+            return hidden_states.add_(self.feed_forward(hidden_states))
         for rows in hidden_states.flatten(0, 1).split(MLP_ROWS):  # cls and patches are views of hidden_states
             rows += self.feed_forward(rows)
         return hidden_states
@@ -218,6 +220,10 @@ class TimeSformerLayer(GradientCheckpointingLayer):
             return patch_update, cls_update
         keep = self.drop_path(torch.ones_like(cls_update[:, :, :1]))  # (b, 1, 1)
         return patch_update * keep[..., None, None], cls_update * keep
+
+    def _mlp_has_hooks(self) -> bool:
+        parts = (self.layernorm_after, self.intermediate, self.output)
+        return any(m._forward_hooks or m._forward_pre_hooks for part in parts for m in part.modules())
 
     def _may_overwrite(self) -> bool:
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
