@@ -24,6 +24,7 @@ STEP_NAMES = {"temporal": "time", "joint": "space-time"}
 # Attention from none to most: clear, through violet and orange, to yellow.
 HEAT = np.array([(30, 0, 60), (120, 20, 110), (215, 70, 60), (250, 160, 30), (255, 250, 150)], np.float32)
 SHEET_COLUMNS = 8
+MIN_WIDTH = 100  # pixels of a frame on a contact sheet
 
 
 @dataclass
@@ -101,7 +102,10 @@ def overlay(frames: np.ndarray, attention: np.ndarray) -> np.ndarray:
 
 def contact_sheet(explanation: Explanation) -> Image.Image:
     """All frames in rows, each above its attention, with its time and share of the attention."""
-    count, height, width, _ = explanation.frames.shape
+    pictures = np.stack((explanation.frames, overlay(explanation.frames, explanation.attention)))  # (2, t, h, w, 3)
+    zoom = -(-MIN_WIDTH // pictures.shape[3])  # captions need room beside each other
+    pictures = pictures.repeat(zoom, axis=2).repeat(zoom, axis=3)
+    _, count, height, width, _ = pictures.shape
     columns, band, gap = min(count, SHEET_COLUMNS), 26, 6
     rows = -(-count // columns)
     row_height = 2 * height + band + gap
@@ -109,7 +113,7 @@ def contact_sheet(explanation: Explanation) -> Image.Image:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
     draw.text((gap, gap), explanation.title, fill="black", font=font)
     shares = explanation.attention.sum(axis=(1, 2)) / explanation.attention.sum()
-    for index, (frame, over) in enumerate(zip(explanation.frames, overlay(explanation.frames, explanation.attention))):
+    for index, (frame, over) in enumerate(zip(*pictures)):
         left, top = gap + index % columns * (width + gap), band + index // columns * row_height
         sheet.paste(Image.fromarray(frame), (left, top + band))
         sheet.paste(Image.fromarray(over), (left, top + band + height))
