@@ -6,10 +6,11 @@ from setuptools import setup
 
 
 EXTRAS = {
+    "app": ["gradio>=6.0"],
     "viz": ["matplotlib>=3.7"],
     "peft": ["peft>=0.17"],
 }
-EXTRAS["test"] = ["pytest>=8", "ruff>=0.8", *EXTRAS["viz"], *EXTRAS["peft"]]
+EXTRAS["test"] = ["pytest>=8", "ruff>=0.8", *EXTRAS["app"], *EXTRAS["viz"], *EXTRAS["peft"]]
 
 setup(
     name="hf-timesformer",
@@ -19,7 +20,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["hf_timesformer"],
+    packages=["hf_timesformer", "hf_timesformer.model_cards"],
+    package_dir={"hf_timesformer.model_cards": "model_cards"},
+    package_data={"hf_timesformer.model_cards": ["*.md", "*.json"]},
     install_requires=[
         "transformers>=5.23",
         "torch>=2.6",
