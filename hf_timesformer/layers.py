@@ -27,10 +27,10 @@ class TimeSformerPatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(b, t, channels, height, width) -> (b, h, w, t, d)`. Raises ValueError for sizes that do not fit."""
-        if pixel_values.ndim != 5:
+        if pixel_values.ndim != 5 or 0 in pixel_values.shape:
             raise ValueError(
-                "pixel_values must be (batch, frames, channels, height, width), or with views after the batch for the "
-                f"classifier; got the shape {tuple(pixel_values.shape)}."
+                "pixel_values must be (batch, frames, channels, height, width), none of them 0, or with views after "
+                f"the batch for the classifier; got the shape {tuple(pixel_values.shape)}."
             )
         batch, _, channels, *size = pixel_values.shape
         if channels != self.num_channels:

@@ -341,7 +341,7 @@ class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TimeSformerClassifierOutput:
