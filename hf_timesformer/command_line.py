@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        # From a DataLoader's worker comes its whole traceback, with the message at its end.
+        message = re.split(r"\n[\w.]*Error: ", str(error))[-1]
+        print("error: " + " ".join(message.split()), file=sys.stderr)
         sys.exit(2)
 
 

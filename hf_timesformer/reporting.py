@@ -22,18 +22,18 @@ class FaultTally:
     `limit` is the largest share of `num_clips` that may be unreadable; a handful (fewer than 5) never stops a run.
     """
 
-    def __init__(self, num_clips: int, *, limit: float):
-        self.num_clips, self.limit = num_clips, limit
+    def __init__(self, num_clips: int, *, limit: float, remedy: str = "replaced"):
+        self.num_clips, self.limit, self.remedy = num_clips, limit, remedy
         self.faults: dict[str, Fault] = {}
         self._unshared: list[Fault] = []
 
     def add(self, faults: Sequence[Sequence[str]]) -> None:
         """Take down what a batch of this process met."""
-        for fault in (Fault(*fault) for fault in faults):
-            if fault.video_id not in self.faults:
-                self.faults[fault.video_id] = fault
+        for name, *rest in faults:
+            if name not in self.faults:
+                fault = self.faults[name] = Fault(name, *rest)
                 self._unshared.append(fault)
-                logger.warning("%s cannot be read and is replaced (%s): %s", *fault)
+                logger.warning("%s cannot be read and is %s (%s): %s", name, self.remedy, fault.reason, fault.message)
 
     def sync(self) -> None:
         """Share what each process met; all must call it, and all raise BadClipsError once there are too many."""

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalPrediction, TrainOutput, rotate_checkpoints
 
 from .checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE, remove_half_written
 from .loading import NO_CLIP, UNREADABLE
 from .metric import classification_metrics
 from .optimization import FREEZE_CHOICES, parameter_groups, step_schedule
+from .publishing import PublishMixin
 from .reporting import FaultTally
 from .streaming import ShardSource
 
@@ -92,6 +93,8 @@ class VideoTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: clips carry their names."})
 
     def __post_init__(self):
+        # Without evaluations or checkpoints there is no best model to load.
+        self.load_best_model_at_end &= "no" not in (self.eval_strategy, self.save_strategy)
         super().__post_init__()
         self.dataloader_pin_memory &= torch.accelerator.is_available()
 
@@ -127,7 +130,7 @@ def clip_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return classification_metrics(logits[labels >= 0], labels[labels >= 0]) | counts
 
 
-class VideoTrainer(Trainer):
+class VideoTrainer(PublishMixin, Trainer):
     """Trainer whose epochs follow from the seed alone, that counts broken clips and the time spent waiting for data.
 
     `train_dataset` and `eval_dataset` are `TrainingClips` and `EvaluationClips`.
@@ -139,9 +142,9 @@ class VideoTrainer(Trainer):
         super().__init__(*args, **kwargs)
         num_clips = len(self.train_dataset) if self.train_dataset is not None else 0
         self.train_faults = FaultTally(num_clips, limit=self.args.max_bad_fraction)
-        self.eval_faults = FaultTally(num_clips, limit=math.inf)
+        self.eval_faults = FaultTally(num_clips, limit=math.inf, remedy="left out of the evaluation")
         self._clock = _WaitClock()
-        self.add_callback(_TellSamplerEpoch(self))
+        self.add_callback(_EpochCallback(self))
 
     # Data
 
@@ -290,14 +293,19 @@ class VideoTrainer(Trainer):
         }
 
 
-class _TellSamplerEpoch(TrainerCallback):
-    """Where batches are skipped on several processes, neither Trainer nor accelerate reaches the sampler."""
+class _EpochCallback(TrainerCallback):
+    """Tells the sampler which epoch begins, and has something logged at the end of even the shortest one."""
 
     def __init__(self, trainer: VideoTrainer):
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        # Where batches are skipped on several processes, neither Trainer nor accelerate reaches the sampler.
         self.trainer._sampler.set_epoch(int(state.epoch or 0))
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        control.should_log = True
+        return control
 
 
 class _WaitClock:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import HfArgumentParser, set_seed
+from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as transformers_logging
 
@@ -159,6 +160,10 @@ def make_source(found: FoundVideos, data: DataArguments, args: VideoTrainingArgu
     """Rows on disk or tar shards as the source that the batches are read from."""
     if found.shards is None:
         return RecordSource(found.videos)
+    if args.auto_find_batch_size:
+        raise ValueError(
+            "--auto_find_batch_size does not go with tar shards, whose order is laid out for one batch size"
+        )
     sizes = found.shard_sizes or count_clips(found.shards)
     processes = (data.stream_processes if training else None) or args.world_size
     total_batch = (args.train_batch_size if training else args.eval_batch_size) * args.world_size
@@ -261,11 +266,19 @@ def main() -> None:
     trainer.save_model()
     trainer.save_state()
     metrics = result.metrics | trainer.final_metrics() | {"wall_seconds": round(time.time() - started, 1)}
+    metrics |= {  # what the model card says of the run
+        "base_model": model_args.model or model_args.from_vit,
+        "dataset": data_args.dataset,
+        "data_dir": data_args.data_dir,
+        "recipe": extract_hyperparameters_from_trainer(trainer),
+    }
     trainer.log_metrics("train", {name: value for name, value in metrics.items() if isinstance(value, (int, float))})
     trainer.save_metrics("train", metrics)
     if args.process_index == 0:
         draw_curve(trainer.state.log_history, Path(args.output_dir) / "training_curve.png")
         logger.info("model, processor, train_results.json and training_curve.png are in %s", args.output_dir)
+    if args.push_to_hub:
+        trainer.push_to_hub()
 
 
 if __name__ == "__main__":
