@@ -8,8 +8,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from .decoding_source import VideoDecodeError, VideoFile
 
 
-# A triangle filter as wide as the scale, which is what "antialiased bilinear" means; the flags round like torchvision.
-ANTIALIASED = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# PyAV's own default, so that frames of full size equal `to_ndarray("rgb24")`; and for scaling, swscale widens its
+# triangle to the scale, which is what "antialiased bilinear" means. Costlier flags come no nearer.
+FLAGS = Interpolation.BILINEAR
 
 
 class FrameWriter:
@@ -52,11 +53,9 @@ class FrameWriter:
         if height * width > self._video.limits.max_pixels:
             message = f"has frames of {width}x{height} pixels, more than {self._video.limits.max_pixels}"
             raise VideoDecodeError(self._video.name, "limit", f"{message} (DecodeLimits.max_pixels)")
-        is_scaled = (height, width) != (frame.height, frame.width)
-        # One thread: swscale's pool would hang in a forked DataLoader worker. BILINEAR is PyAV's own default.
-        flags = ANTIALIASED if is_scaled else Interpolation.BILINEAR
+        # One thread: swscale's pool would hang in a forked DataLoader worker.
         return self._reformatter.reformat(
-            frame, width, height, format="rgb24", interpolation=flags, threads=1
+            frame, width, height, format="rgb24", interpolation=FLAGS, threads=1
         ).to_ndarray()
 
 

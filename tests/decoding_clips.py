@@ -28,7 +28,7 @@ def encode(
     container_options: dict[str, str] | None = None,
     change: Callable[[int, av.Packet], list[av.Packet]] | None = None,
 ) -> Path:
-    """Encode `frames`; `times` are presentation times in 1/30 s, `change` may rewrite the packets before they are muxed."""
+    """Encode `frames`; `times` are presentation times in 1/30 s, `change` may rewrite a packet before it is muxed."""
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=30, options=options or {})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
@@ -112,10 +112,10 @@ ENCODED: dict[str, tuple[str, dict]] = {
     "no-b-frames.mov": ("libx264", {"options": {"bf": "0", "g": "8"}}),
     "open-gop.mp4": (
         "libx264",
-        {"options": {"x264-params": "open-gop=1:keyint=8:bframes=3:scenecut=0:log-level=none"}},
+        {"options": {"x264-params": "open-gop=1:keyint=8:bframes=3:scenecut=0"}},
     ),
-    "intra-refresh.mp4": ("libx264", {"options": {"x264-params": "intra-refresh=1:keyint=8:log-level=none"}}),
-    "interlaced.mp4": ("libx264", {"options": {"x264-params": "interlaced=1:bframes=2:log-level=none"}}),
+    "intra-refresh.mp4": ("libx264", {"options": {"x264-params": "intra-refresh=1:keyint=8"}}),
+    "interlaced.mp4": ("libx264", {"options": {"x264-params": "interlaced=1:bframes=2"}}),
     "ten-bit.mp4": ("libx264", {"pix_fmt": "yuv420p10le", "options": B_FRAMES}),
     "full-chroma.mp4": ("libx264", {"pix_fmt": "yuv444p", "options": B_FRAMES}),
     "gray.mp4": ("libx264", {"pix_fmt": "gray", "options": B_FRAMES}),
@@ -123,7 +123,7 @@ ENCODED: dict[str, tuple[str, dict]] = {
     "flash.flv": ("libx264", {"options": B_FRAMES}),
     "no-times.avi": ("libx264", {"options": B_FRAMES}),
     "raw.h264": ("libx264", {"options": B_FRAMES}),
-    "hevc.mp4": ("libx265", {"options": {"x265-params": "keyint=10:bframes=3:log-level=none"}}),
+    "hevc.mp4": ("libx265", {"options": {"x265-params": "keyint=10:bframes=3"}}),
     "mpeg4.avi": ("mpeg4", {"options": {"g": "12"}}),
     "mpeg4-b.avi": ("mpeg4", {"options": {"bf": "2", "g": "12"}}),
     "mpeg4-b.mp4": ("mpeg4", {"options": {"bf": "2", "g": "12"}}),

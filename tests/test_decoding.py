@@ -170,9 +170,7 @@ def test_changing_frame_size_is_refused(tmp_path):
     encode(large, picture_sequence(10, 96, 128))
     both = tmp_path / "both.h264"
     both.write_bytes(small.read_bytes() + large.read_bytes())
-    with pytest.raises(
-        VideoDecodeError, match="changes its frame size: frame 15 is 128x96, others are 64x48"
-    ) as caught:
+    with pytest.raises(VideoDecodeError, match="frame 15 is 128x96, others are 64x48") as caught:
         decode_video(both, [2, 15])
     assert caught.value.reason == "frame-size"
     assert decode_video(both, [15, 17])[0].shape == (2, 3, 96, 128)

@@ -74,7 +74,8 @@ def attacks(secret: Path, url: str) -> dict[str, bytes]:
         'mediaPresentationDuration="PT1S"><Period><AdaptationSet mimeType="video/mp4"><Representation id="1" '
         'bandwidth="1"><BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>'
     )
-    sdp = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+    sdp = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    sdp += "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
     smooth = '<SmoothStreamingMedia MajorVersion="2"><StreamIndex Url="{}"/></SmoothStreamingMedia>'
     texts = {"sdp": sdp, "imf": f'<?xml version="1.0"?><AssetMap><Path>{secret}</Path></AssetMap>'}
     for place, target in (("file", secret), ("address", f"{url}/clip.mp4")):
@@ -194,9 +195,9 @@ def test_limits_of_a_download(secret, server):
         with pytest.raises(VideoDecodeError, match=message) as caught:
             decode_video(server.url + path, [0], allow_urls=True, limits=small)
         assert caught.value.reason == "limit"
-    with pytest.raises(VideoDecodeError, match="longer than the limit of 0.2 s") as caught:
+    with pytest.raises(VideoDecodeError, match=r"longer than the limit of 0\.2 s") as caught:
         decode_video(f"{server.url}/endless", [0], allow_urls=True, limits=DecodeLimits(max_seconds=0.2))
-    with pytest.raises(VideoDecodeError, match="could not be downloaded.*404") as caught:
+    with pytest.raises(VideoDecodeError, match=r"could not be downloaded.*404") as caught:
         decode_video(f"{server.url}/missing", [0], allow_urls=True)
     assert caught.value.reason == "fetch"
 

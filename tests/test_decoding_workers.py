@@ -50,12 +50,12 @@ def main():
     assert len(set(expected)) == 1 and expected[0] > 0
     method, workers = {method!r}, {workers}
     assert sums(workers, method) == expected
-    loader = DataLoader(Clips([{clip!r}] * 8), num_workers=workers, multiprocessing_context=method if workers else None)
+    loader = DataLoader(Clips([{clip!r}] * 8), num_workers=workers, multiprocessing_context=method)
     for batch in loader:
         break  # an early exit
     del loader
     broken = Clips([{clip!r}, {clip!r}, "missing.mp4", {clip!r}])
-    loader = DataLoader(broken, num_workers=workers, multiprocessing_context=method if workers else None)
+    loader = DataLoader(broken, num_workers=workers, multiprocessing_context=method)
     try:
         list(loader)
     except VideoDecodeError as error:
