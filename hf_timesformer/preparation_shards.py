@@ -79,6 +79,7 @@ def pack(
     Shards that an earlier run has finished are left alone. `expected` is the number of listed videos of each split.
     Raises ValueError where the folder holds shards of other videos or settings, OSError where the disk is full.
     """
+    output_dir.mkdir(parents=True, exist_ok=True)
     _hold_to_plan(videos, output_dir, settings)
     for stale in output_dir.glob(".*.part"):
         stale.unlink()
