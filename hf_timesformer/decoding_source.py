@@ -81,22 +81,29 @@ def describe_source(source: Source) -> str:
 
 
 class Reader:
-    """The only door between FFmpeg and a video's bytes: a seekable file object with a size, a deadline and no name."""
+    """The only door between FFmpeg and a video's bytes: a seekable file object with a size, a deadline and no name.
+
+    After an exception it is at its end: PyAV passes on one exception, and prints those that come on top of it.
+    """
 
     def __init__(self, file: BinaryIO, size: int, check: Callable[[], None]):
         self._file = file
         self._size = size
         self._check = check
+        self._has_failed = False
         self._file.seek(0)
 
     def read(self, size: int) -> bytes:
+        if self._has_failed:
+            return b""
+        self._has_failed = True  # unless the next lines return
         self._check()
         data = self._file.read(size)
+        self._has_failed = False
         # PyAV copies whatever comes back into a buffer of `size` bytes, so a careless file object would overrun it.
         return bytes(data[:size]) if data else b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._check()
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._size}[whence]
         self._file.seek(max(0, base + offset))
         return self._file.tell()
