@@ -58,7 +58,6 @@ class TimeSformerEmbeddings(nn.Module):
             self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns + 1, config.hidden_size))
         if kind == "space_time" and config.attention_type != "space_only":
             self.time_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
-        self.register_state_dict_post_hook(_write_absent_embeddings)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
         """`(b, t, channels, height, width) -> (b, 1 + h*w*t, d)` and the grid `(h, w, t)`."""
@@ -74,17 +73,17 @@ class TimeSformerEmbeddings(nn.Module):
         tokens = torch.cat((cls.expand(batch, -1, -1), patches.flatten(1, 3)), dim=1)
         return self.dropout(tokens), tuple(grid)
 
-
-def _write_absent_embeddings(module: TimeSformerEmbeddings, state: dict, prefix: str, _) -> None:
-    """Write the embeddings that an ablation lacks as zeros, which add nothing where stock reads them."""
-    config = module.config
-    rows, columns = config.grid_size
-    absent = {"position_embeddings": rows * columns + 1}
-    if config.attention_type != "space_only":
-        absent["time_embeddings"] = config.num_frames
-    for name, length in absent.items():
-        if getattr(module, name) is None:
-            state[prefix + name] = module.cls_token.new_zeros(1, length, config.hidden_size).detach()
+    def absent_embeddings(self) -> dict[str, torch.Tensor]:
+        """The embeddings that an ablation lacks, as zeros: they add nothing where stock reads them."""
+        rows, columns = self.config.grid_size
+        lengths = {"position_embeddings": rows * columns + 1}
+        if self.config.attention_type != "space_only":
+            lengths["time_embeddings"] = self.config.num_frames
+        return {
+            name: torch.zeros(1, length, self.config.hidden_size, dtype=self.cls_token.dtype)
+            for name, length in lengths.items()
+            if getattr(self, name) is None
+        }
 
 
 class TimeSformerDense(nn.Module):
@@ -190,8 +189,6 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         if not in_place:
             hidden_states = torch.cat((cls, patches.flatten(1, 3)), dim=1)
             return hidden_states + self.drop_path(self.feed_forward(hidden_states))
-        if self._mlp_has_hooks():  # they see all tokens at once
-            return hidden_states.add_(self.feed_forward(hidden_states))
         for rows in hidden_states.flatten(0, 1).split(MLP_ROWS):  # cls and patches are views of hidden_states
             rows += self.feed_forward(rows)
         return hidden_states
@@ -221,13 +218,14 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         keep = self.drop_path(torch.ones_like(cls_update[:, :, :1]))  # (b, 1, 1)
         return patch_update * keep[..., None, None], cls_update * keep
 
-    def _mlp_has_hooks(self) -> bool:
-        parts = (self.layernorm_after, self.intermediate, self.output)
-        return any(m._forward_hooks or m._forward_pre_hooks for part in parts for m in part.modules())
-
     def _may_overwrite(self) -> bool:
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return not (torch.is_grad_enabled() or traced or self.drop_path.is_active)
+        return not (torch.is_grad_enabled() or traced or self.drop_path.is_active or self._is_watched())
+
+    def _is_watched(self) -> bool:
+        """Whether hooks may hold what is inside; those that record attention weights and whole blocks do not."""
+        inner = (m for m in self.modules() if not isinstance(m, (TimeSformerLayer, TimeSformerAttention)))
+        return any(m._forward_hooks or m._forward_pre_hooks for m in inner)
 
 
 def _add(tokens: torch.Tensor, update: torch.Tensor, in_place: bool) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """TimeSformer: a ViT whose blocks attend over space and time in one of five ways."""
 
 import copy
+import os
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,8 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["TimeSformerEmbeddings", "TimeSformerLayer"]
     _input_embed_layer = "patch_embeddings"
+    # Where an ablation lacks them; elsewhere no such name is unexpected.
+    _keys_to_ignore_on_load_unexpected = [r"embeddings\.(position|time)_embeddings$"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -124,6 +127,17 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
         """Names of the parameters that weight decay should spare: biases, norms, CLS and all position embeddings."""
         spared = ("cls_token", "position_embeddings", "time_embeddings")
         return {name for name, p in self.named_parameters() if p.ndim <= 1 or name.endswith(spared)}
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, state_dict: dict | None = None, **kwargs
+    ):
+        """As in transformers; embeddings that an ablation lacks are written as zeros, for stock."""
+        base = self.base_model
+        prefix = "" if base is self else f"{self.base_model_prefix}."
+        absent = {f"{prefix}embeddings.{name}": zeros for name, zeros in base.embeddings.absent_embeddings().items()}
+        if absent:
+            state_dict = {**absent, **(self.state_dict() if state_dict is None else state_dict)}
+        return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
