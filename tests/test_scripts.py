@@ -1,0 +1,163 @@
+"""scripts/evaluate.py, predict.py and prepare_dataset.py from the command line."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_evaluation import write_clips, write_model
+
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def run(monkeypatch, capsys, script: str, *arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a script, run in this process."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    code = 0
+    try:
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    streams = capsys.readouterr()
+    return code, streams.out, streams.err
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    return lambda script, *arguments: run(monkeypatch, capsys, script, *arguments)
+
+
+def test_evaluate(call, clips, model_folder, tmp_path: Path):
+    arguments = ["--model", model_folder, "--data_dir", clips, "--num_workers", 0, "--cpu", "--output_dir", tmp_path]
+    code, out, _ = call("evaluate.py", *arguments)
+    assert code == 0
+    results = json.loads((tmp_path / "eval_results.json").read_text())
+    assert (results["views"], results["num_clips"], results["num_crops"], results["split"]) == (3, 1, 3, "test")
+    assert (results["videos_expected"], results["videos_found"]) == (13, 13)
+    assert (results["videos_evaluated"], results["videos_failed"]) == (12, 1)
+    assert results["failures"][0]["video_id"] == "up/broken.mp4"
+    assert f"{100 * results['top1_accuracy']:6.2f} %" in out
+    assert "failed: up/broken.mp4: cannot be opened as a video" in out
+    assert results["versions"]["python"] == sys.version.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--split": "validation"}, "has no validation split; found: test"),
+        ({"--data_dir": "/nowhere"}, "data folder '/nowhere' does not exist"),
+        ({"--model": "/nowhere"}, "there is no model folder '/nowhere'"),
+        ({"--num_clips": 0}, "num_clips"),
+    ],
+)
+def test_evaluate_mistakes_are_one_line(call, clips, model_folder, tmp_path, change, message):
+    arguments = {"--model": model_folder, "--data_dir": clips, "--num_workers": 0, "--output_dir": tmp_path} | change
+    code, _, err = call("evaluate.py", *[item for pair in arguments.items() for item in pair], "--cpu")
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["folder", "webdataset"])
+def test_evaluate_in_two_processes_counts_every_video_once(
+    call,
+    clips,
+    model_folder,
+    tmp_path: Path,
+    dataset: str,
+):
+    data = clips
+    if dataset == "webdataset":
+        data = tmp_path / "shards"
+        pack = ["--data_dir", clips, "--output_dir", data, "--pack", "--videos_per_shard", 5, "--num_workers", 0]
+        assert call("prepare_dataset.py", *pack)[0] == 0
+    arguments = ["--model", model_folder, "--data_dir", data, "--dataset", dataset, "--num_workers", 1, "--cpu"]
+    assert call("evaluate.py", *arguments, "--output_dir", tmp_path / "one")[0] == 0
+    # `accelerate launch --cpu` starts one process whatever it is asked for, unless there is mpirun
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [*launch, SCRIPTS / "evaluate.py", *arguments, "--batch_size", 3, "--output_dir", tmp_path / "two"]
+    done = subprocess.run(
+        list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / name / "eval_results.json").read_text()) for name in ("one", "two"))
+    assert (one["num_processes"], two["num_processes"]) == (1, 2)
+    same = [name for name in one if name.startswith(("videos_e", "videos_f", "top", "mean", "failures"))]
+    assert {name: one[name] for name in same} == {name: two[name] for name in same}
+    assert (tmp_path / "one/per_class.csv").read_text() == (tmp_path / "two/per_class.csv").read_text()
+
+
+def test_predict_goes_on_after_a_broken_video(call, clips, model_folder):
+    good, broken, last = (clips / "test" / name for name in ("up/0.mp4", "up/broken.mp4", "left/1.mp4"))
+    code, out, err = call("predict.py", good, broken, last, "--model", model_folder, "--top_k", 2)
+    assert code == 1
+    lines = out.splitlines()
+    assert [lines[0], lines[3], len(lines)] == [str(good), str(last), 6]
+    assert all(line.lstrip()[0].isdigit() and " %  " in line for line in (lines[1], lines[2], lines[4], lines[5]))
+    assert next(line for line in err.splitlines() if "error" in line).startswith(f"error: {broken}: cannot be opened")
+
+
+def test_predict_json(call, clips, model_folder):
+    code, out, _ = call("predict.py", clips / "test/up/0.mp4", "--model", model_folder, "--json", "--top_k", 99)
+    assert code == 0
+    (answer,) = json.loads(out)
+    scores = [row["score"] for row in answer["predictions"]]
+    assert len(scores) == 6
+    assert sum(scores) == pytest.approx(1, abs=1e-4)
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["https://example.com/clip.mp4"], 1, "addresses are refused"),
+        (["clip.mp4", "--top_k", "0"], 2, "--top_k must be at least 1, got 0"),
+        (["clip.mp4", "--device", "abacus"], 2, "--device abacus"),
+    ],
+)
+def test_predict_mistakes(call, model_folder, arguments: list[str], code: int, message: str):
+    found, out, err = call("predict.py", *arguments, "--model", model_folder)
+    assert (found, out) == (code, "")
+    assert message in err
+
+
+def test_prepare_dataset(call, clips, tmp_path: Path):
+    arguments = ["--data_dir", clips, "--output_dir", tmp_path, "--num_workers", 0]
+    code, out, _ = call("prepare_dataset.py", *arguments)
+    assert code == 0
+    assert "test: 13 listed, 12 readable, 0 in part, 1 faulty, 0 missing" in out
+    assert "1 x fault container: up/broken.mp4: cannot be opened as a video" in out
+    assert (tmp_path / "manifest.parquet").exists()
+    code, _, err = call("prepare_dataset.py", *arguments, "--pack", "--short_side", 4)
+    assert (code, "error: short_side must be at least 16 pixels, got 4" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_compare_attention(call, tmp_path: Path):
+    small = ["--steps", 2, "--train_clips", 16, "--test_clips", 8, "--width", 16, "--depth", 1]
+    code, out, _ = call("compare_attention.py", "--output_dir", tmp_path, *small)
+    assert code == 0
+    report = json.loads((tmp_path / "compare_attention.json").read_text())
+    rows = {row["attention_type"]: row for row in report["results"]}
+    assert rows["space_only"]["accuracy"] == report["chance"] == 0.25  # four orders of one bag of frames: exactly
+    parameters = [rows[name]["parameters"] for name in ("joint_space_time", "divided_space_time", "axial")]
+    assert parameters == sorted(parameters)
+    assert (tmp_path / "compare_attention.png").exists()
+    assert "| `axial` | T+W+H |" in out
