@@ -66,7 +66,8 @@ def decode_video(
         if writer.missing:
             # Not to be trusted, or damaged: a fresh decoder, from the first packet, everything in between.
             with video.open_stream() as (container, stream):
-                decode_in_sequence(container, stream, metadata.total_num_frames, writer, video)
+                num_packets = sum(not packet.is_discard for packet in packets)
+                decode_in_sequence(container, stream, metadata.total_num_frames, num_packets, writer, video)
     frames = writer.frames
     if frames is None:
         frames = torch.empty((0, metadata.height, metadata.width, 3), dtype=torch.uint8)
@@ -135,19 +136,30 @@ def decode_by_timeline(stream: av.VideoStream, timeline: Timeline, writer: Frame
 
 
 def decode_in_sequence(
-    container: av.container.InputContainer, stream: av.VideoStream, count: int, writer: FrameWriter, video: VideoFile
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    count: int,
+    num_packets: int,
+    writer: FrameWriter,
+    video: VideoFile,
 ) -> None:
     """Decode from the first packet on and count the frames that come out.
 
-    A few frames may be missing at the end (`allowed_gap`): then the last one stands for them.
+    A few frames may be missing at the end (`allowed_gap`): then the last one stands for them. A decoder that falls
+    further behind the packets than it must to reorder has dropped pictures, and later frames would get wrong numbers.
 
     Raises:
         VideoDecodeError: a frame that is asked for lies behind damage.
     """
     position, last, failure = 0, None, "the video ends there"
+    decoder = stream.codec_context
+    fed, slack = 0, num_packets - count + allowed_gap(count)
     try:
         for packet in container.demux(stream):
-            for frame in stream.codec_context.decode(packet):
+            fed += packet.size > 0 and not packet.is_discard
+            if fed - position - 1 > decoder.reorder_depth + slack:
+                raise InvalidDataError(0, f"pictures are missing near frame {position}")
+            for frame in decoder.decode(packet):
                 if frame.is_corrupt and count - position > allowed_gap(count):
                     raise InvalidDataError(0, f"frame {position} is damaged")
                 if position in writer.missing:

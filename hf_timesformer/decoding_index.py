@@ -22,8 +22,8 @@ SKIPPING_CODECS = {"h264", "mpeg4", "mpeg1video", "mpeg2video"}
 class Timeline:
     """What the decoder can be fed, in decoding order, and the number of the frame that each unit gives.
 
-    `numbers[k]` is the frame number of unit `k`, -1 where its frame is cut away (edit lists). `starts` are the units
-    from which decoding can begin: no frame at or after theirs needs anything before them.
+    `numbers[k]` is the frame number of unit `k`, -1 where it shows none (cut away by an edit list, or hidden).
+    `starts` are the units from which decoding can begin: no frame at or after theirs needs anything before them.
     """
 
     units: list[av.Packet]
@@ -113,8 +113,8 @@ def build_timeline(
         return _mpeg4_timeline(container, stream, packets)
     if not _is_timed(container) or codec not in START_TESTS:
         return None
-    numbers = _numbers_by_time(packets)
-    if numbers is None or any(_is_hidden(codec, packet) for packet in packets):
+    numbers = _numbers_by_time(packets, [packet.is_discard or _is_hidden(codec, packet) for packet in packets])
+    if numbers is None:
         return None
     extradata = stream.codec_context.extradata or b""
     is_start = START_TESTS[codec]
@@ -126,16 +126,16 @@ def _is_timed(container: av.container.InputContainer) -> bool:
     return not TIMED_CONTAINERS.isdisjoint(container.format.name.split(","))
 
 
-def _numbers_by_time(packets: list[av.Packet]) -> list[int] | None:
-    """Frame numbers by rank of presentation time; None for missing, doubled or early times."""
+def _numbers_by_time(packets: list[av.Packet], without_frame: list[bool]) -> list[int] | None:
+    """Frame numbers by rank of presentation time, -1 `without_frame`; None for missing, doubled or early times."""
     times = [packet.pts for packet in packets]
     if any(time is None for time in times) or not packets[0].is_keyframe or min(times) < times[0]:
         return None
-    shown = sorted(packet.pts for packet in packets if not packet.is_discard)
+    shown = sorted(time for time, is_without in zip(times, without_frame) if not is_without)
     rank = {time: number for number, time in enumerate(shown)}
-    if len(rank) < len(shown):
+    if len(rank) < len(shown) or not shown:
         return None
-    return [-1 if packet.is_discard else rank[packet.pts] for packet in packets]
+    return [-1 if is_without else rank[time] for time, is_without in zip(times, without_frame)]
 
 
 def _mpeg4_timeline(
@@ -147,7 +147,7 @@ def _mpeg4_timeline(
         return None
     if any(packet.is_discard for packet in packets) or _is_timed(container):
         # Times are at hand, and packets may be cut by an edit list: both accounts must agree, picture by picture.
-        numbers = _numbers_by_time(packets)
+        numbers = _numbers_by_time(packets, [packet.is_discard for packet in packets])
         if len(pictures) != len(packets) or numbers is None or any(picture.number < 0 for picture in pictures):
             return None
         order = sorted(range(len(packets)), key=lambda k: pictures[k].number)
@@ -237,6 +237,5 @@ START_TESTS: dict[str, Callable[[av.Packet, bytes], bool]] = {
     "hevc": _is_hevc_idr,
     "vp8": _is_vp8_key,
     "vp9": _is_vp9_key,
-    "av1": lambda packet, extradata: False,
     "mjpeg": lambda packet, extradata: True,
 }

@@ -157,8 +157,7 @@ def test_file_object_that_returns_more_than_asked(secret):
         def read(self, size=-1):
             return super().read(size) + bytes(1 << 20)
 
-    with pytest.raises(VideoDecodeError):
-        decode_video(Generous(secret.read_bytes()), [0])
+    assert torch.equal(decode_video(Generous(secret.read_bytes()), [3])[0], decode_video(secret, [3])[0])
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "HTTP"])
@@ -248,7 +247,7 @@ def test_bomb_by_declared_size(tmp_path):
 
 def test_bomb_by_number_of_frames(tmp_path):
     """Tiny pictures, many of them: the limit stops the count."""
-    raw = encode(tmp_path / "clip.m4v", picture_sequence(2, 16, 16), "mpeg4")
+    raw = encode(tmp_path / "clip.h264", picture_sequence(2, 16, 16))
     bomb = raw.read_bytes() * 2000
     with pytest.raises(VideoDecodeError, match="more than the limit of 1000 frames") as caught:
         decode_video(bomb, [0], limits=DecodeLimits(max_frames=1000))
