@@ -1,5 +1,7 @@
 """The parts of a TimeSformer: embeddings, attention with its projections, blocks."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -112,14 +114,17 @@ class TimeSformerAttention(nn.Module):
         self,
         patches: torch.Tensor,
         cls: torch.Tensor | None = None,
-        extra_dense: nn.Linear | None = None,
+        extra_dense: Callable[[], nn.Linear] | None = None,
         with_weights: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """`patches (b, h, w, t, d)`, `cls (b, 1, d)` -> their updates, with the weights (eager) in between."""
+        """`patches (b, h, w, t, d)`, `cls (b, 1, d)` -> their updates, with the weights (eager) in between.
+
+        `extra_dense` gives the layer: hooks (accelerate's offloading) move every module that they find in arguments.
+        """
         context, cls_context, weights = self.attention(patches, cls, with_weights)
         if cls is not None:
             return self.output(context), weights, self.output(cls_context)
-        return self.project_twice(context, extra_dense), weights, None
+        return self.project_twice(context, extra_dense()), weights, None
 
     def project_twice(self, context: torch.Tensor, extra_dense: nn.Linear) -> torch.Tensor:
         """The output projection and the extra dense layer: in inference one map where that saves work."""
@@ -197,7 +202,7 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         """The update of a step before the last: of patches only, through one more linear layer."""
         layernorm, attention = getattr(self, f"{step}_layernorm"), getattr(self, f"{step}_attention")
         dense = getattr(self, f"{step}_dense")
-        return attention(layernorm(patches), extra_dense=dense, with_weights=with_weights)[0]
+        return attention(layernorm(patches), extra_dense=lambda: dense, with_weights=with_weights)[0]
 
     def attend_from_cls(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
         """The last step's update of CLS alone."""

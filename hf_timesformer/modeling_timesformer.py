@@ -266,7 +266,9 @@ def _stored_sizes(name_or_path, kwargs: dict) -> dict:
         return {}
     try:
         stored, _ = TimeSformerConfig.get_config_dict(name_or_path, **hub)
-    except OSError:  # weights alone: the caller's config is all that is known about them
+    except OSError:
+        stored = {}
+    if not stored:  # weights alone: the caller's config is all that is known about them
         return {}
     return {name: stored.get(name, getattr(TimeSformerConfig, name)) for name in RESIZABLE}
 
