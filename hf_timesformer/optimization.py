@@ -11,7 +11,7 @@ FREEZE_CHOICES = ("none", "backbone", "spatial")
 
 # What an image ViT does not have: the earlier attention steps of each block, and the time embeddings.
 _VIDEO_PARAMETERS = re.compile(r"\.(temporal|local|width)_|time_embeddings")
-_HEAD = re.compile(r"^classifier\.")
+_HEAD = re.compile(r"(^|\.)classifier\.")
 _EMBEDDINGS = re.compile(r"cls_token|position_embeddings|time_embeddings")
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
 

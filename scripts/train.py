@@ -33,11 +33,7 @@ from hf_timesformer.optimization import freeze_parameters
 from hf_timesformer.recipes import apply_recipe
 from hf_timesformer.reporting import draw_curve
 from hf_timesformer.streaming import ShardSource, StreamLayout, count_clips, warn_of_few_shards
-from hf_timesformer.training import (
-    VideoTrainer,
-    VideoTrainingArguments,
-    clip_metrics,
-)
+from hf_timesformer.training import VideoTrainer, VideoTrainingArguments, clip_metrics
 from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -153,6 +149,9 @@ def find_splits(data: DataArguments, seed: int) -> tuple[FoundVideos, FoundVideo
         )
     kept, held_out = hold_out(train.videos, data.validation_fraction, seed=seed)
     logger.info("no validation split: %d of %d clips are held out", len(held_out), len(train.videos))
+    if not len(held_out):
+        logger.warning("no class has two clips, so none can be held out: training goes without evaluation")
+        return train, None
     return replace(train, videos=kept), replace(train, videos=held_out)
 
 
@@ -195,63 +194,84 @@ def make_augmentation(processor: TimeSformerVideoProcessor, data: DataArguments)
     )
 
 
+def choose_checkpoint(args: VideoTrainingArguments) -> str | None:
+    """The checkpoint to go on from, if any. Raises ValueError where an old run's checkpoints are in the way."""
+    if args.resume_from_checkpoint:
+        return str(find_checkpoint(args.output_dir, args.resume_from_checkpoint))
+    if list_checkpoints(args.output_dir):
+        raise ValueError(
+            f"{args.output_dir} has the checkpoints of another run: pass --resume_from_checkpoint or remove it"
+        )
+    return None
+
+
+def make_network(model: ModelArguments, class_names: list[str], args: VideoTrainingArguments):
+    """The network with what is frozen in it, the id that it gives to each class, and the processor of the run."""
+    network, label_ids = load_network(
+        class_names,
+        model=model.model,
+        from_vit=model.from_vit,
+        new_head=model.new_head,
+        config_overrides=parse_overrides(model.config_overrides),
+        attention_type=model.attention_type,
+        num_frames=model.num_frames,
+        image_size=model.image_size,
+    )
+    if model.attn_implementation:
+        network.set_attn_implementation(model.attn_implementation)
+    names = ("image_size", "num_frames", "sampling", "sampling_rate", "target_fps", "image_mean", "image_std")
+    settings = {name: getattr(model, name) for name in names}
+    processor = make_processor(network.config, model.model or model.from_vit, **settings)
+    if not (model.model or model.from_vit) and args.freeze_depth:
+        logger.info("nothing is pretrained, so nothing is frozen")
+        args.freeze_depth = 0.0
+    freeze_parameters(network, args.freeze, args.freeze_depth)
+    return network, label_ids, processor
+
+
+def save_results(trainer: VideoTrainer, metrics: dict, model: ModelArguments, data: DataArguments) -> None:
+    """Write the model, the processor, `train_results.json` and the learning curve to the output folder."""
+    args = trainer.args
+    trainer.save_model()
+    trainer.save_state()
+    metrics |= trainer.final_metrics()
+    metrics |= {  # what the model card says of the run
+        "base_model": model.model or model.from_vit,
+        "dataset": data.dataset,
+        "data_dir": data.data_dir,
+        "recipe": extract_hyperparameters_from_trainer(trainer),
+    }
+    trainer.log_metrics("train", {name: value for name, value in metrics.items() if isinstance(value, (int, float))})
+    trainer.save_metrics("train", metrics)
+    if args.process_index == 0:
+        draw_curve(trainer.state.log_history, Path(args.output_dir) / "training_curve.png")
+        logger.info("model, processor, train_results.json and training_curve.png are in %s", args.output_dir)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
 def main() -> None:
     started = time.time()
     model_args, data_args, args = parse_arguments(sys.argv[1:])
     set_seed(args.seed)
-    resume_from = (
-        find_checkpoint(args.output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    )
-    if resume_from is None and list_checkpoints(args.output_dir):
-        raise ValueError(
-            f"{args.output_dir} has the checkpoints of another run: pass --resume_from_checkpoint or remove it"
-        )
+    checkpoint = choose_checkpoint(args)
 
     train_videos, validation_videos = find_splits(data_args, args.seed)
-    class_names = train_videos.class_names
     if train_videos.shards is None:
         check_every_class_is_readable(train_videos.videos)
-
-    network, label_ids = load_network(
-        class_names,
-        model=model_args.model,
-        from_vit=model_args.from_vit,
-        new_head=model_args.new_head,
-        config_overrides=parse_overrides(model_args.config_overrides),
-        attention_type=model_args.attention_type,
-        num_frames=model_args.num_frames,
-        image_size=model_args.image_size,
-    )
-    processor = make_processor(
-        network.config,
-        model_args.model or model_args.from_vit,
-        image_size=model_args.image_size,
-        num_frames=model_args.num_frames,
-        sampling=model_args.sampling,
-        sampling_rate=model_args.sampling_rate,
-        target_fps=model_args.target_fps,
-        image_mean=model_args.image_mean,
-        image_std=model_args.image_std,
-    )
-    if not (model_args.model or model_args.from_vit) and args.freeze_depth:
-        logger.info("nothing is pretrained, so nothing is frozen")
-        args.freeze_depth = 0.0
-    freeze_parameters(network, args.freeze, args.freeze_depth)
+    network, label_ids, processor = make_network(model_args, train_videos.class_names, args)
     args.scale_learning_rates()
-    train = TrainingClips(
-        make_source(train_videos, data_args, args, training=True),
-        FrameSampling.of(processor),
-        make_augmentation(processor, data_args),
-        label_ids=label_ids,
-        seed=args.seed,
-    )
-    if validation_videos is None:
-        validation = None
-        args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
-    else:
+
+    source = make_source(train_videos, data_args, args, training=True)
+    augmentation = make_augmentation(processor, data_args)
+    train = TrainingClips(source, FrameSampling.of(processor), augmentation, label_ids=label_ids, seed=args.seed)
+    validation = None
+    if validation_videos is not None:
         source = make_source(validation_videos, data_args, args, training=False)
         validation = EvaluationClips(source, processor, label_ids=label_ids)
-    logger.info("%d clips to train on, %d classes", len(train), len(class_names))
+    else:
+        args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+    logger.info("%d clips to train on, %d classes", len(train), len(train_videos.class_names))
 
     trainer = VideoTrainer(
         model=network,
@@ -262,23 +282,8 @@ def main() -> None:
         compute_metrics=clip_metrics,
         processing_class=processor,
     )
-    result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    trainer.save_model()
-    trainer.save_state()
-    metrics = result.metrics | trainer.final_metrics() | {"wall_seconds": round(time.time() - started, 1)}
-    metrics |= {  # what the model card says of the run
-        "base_model": model_args.model or model_args.from_vit,
-        "dataset": data_args.dataset,
-        "data_dir": data_args.data_dir,
-        "recipe": extract_hyperparameters_from_trainer(trainer),
-    }
-    trainer.log_metrics("train", {name: value for name, value in metrics.items() if isinstance(value, (int, float))})
-    trainer.save_metrics("train", metrics)
-    if args.process_index == 0:
-        draw_curve(trainer.state.log_history, Path(args.output_dir) / "training_curve.png")
-        logger.info("model, processor, train_results.json and training_curve.png are in %s", args.output_dir)
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    save_results(trainer, result.metrics | {"wall_seconds": round(time.time() - started, 1)}, model_args, data_args)
 
 
 if __name__ == "__main__":

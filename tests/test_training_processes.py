@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -23,6 +25,9 @@ ARGUMENTS = (
     "--color_jitter 0.2 --disable_tqdm true --dataloader_num_workers 1"
 ).split()
 SHARD_SIZES = (9, 1, 7, 4)
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    PORT = str(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -56,59 +61,118 @@ def pack(shard: Path, clips: list[Path]) -> None:
             tar.addfile(info, io.BytesIO(label))
 
 
-def train(output: Path, *arguments: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess:
+class Run(NamedTuple):
+    """How a process ended: negative for the signal that killed it."""
+
+    returncode: int
+    output: str
+    log: Path
+
+    def steps(self, rank: int = 0) -> list[list[str]]:
+        """The clips that each step of a process took."""
+        return [line.split() for line in (self.log / f"steps-{rank}.txt").read_text().splitlines()]
+
+
+def prepare(output: Path, arguments: list[str]) -> tuple[Path, list[str]]:
     log = output.with_name(f"{output.name}-log-{len(list(output.parent.glob('*-log-*')))}")
     log.mkdir(parents=True)
-    launch = [sys.executable]
-    if processes > 1:  # `accelerate launch --cpu` starts one process whatever it is asked for, unless there is mpirun
-        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        launch += ["--main_process_port", "0"]
-    command = [*launch, str(DRIVER), *ARGUMENTS, "--use_cpu", "--output_dir", str(output), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRAIN_LOG": str(log), **environment}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    run.log = log
-    return run
+    return log, [*ARGUMENTS, "--use_cpu", "--output_dir", str(output), *arguments]
 
 
-def read_steps(run: subprocess.CompletedProcess, rank: int = 0) -> list[list[str]]:
-    return [line.split() for line in (run.log / f"steps-{rank}.txt").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def train():
+    """Run train.py in processes of its own, forked from one that has imported everything already."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(DRIVER), "--serve"]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+
+        def run(output: Path, *arguments: str, processes: int = 1, **env: str) -> Run:
+            log, argv = prepare(output, list(arguments))
+            env |= {"TRAIN_LOG": str(log)}
+            envs = [env | distributed(rank, processes) for rank in range(processes)] if processes > 1 else [env]
+            request = {"argv": argv, "env": envs, "output": str(log / "output.txt")}
+            server.stdin.write(json.dumps(request) + "\n")
+            server.stdin.flush()
+            codes = json.loads(server.stdout.readline())
+            return Run(min(codes, key=lambda code: (code == 0, code)), (log / "output.txt").read_text(), log)
+
+        yield run
+        server.stdin.close()
 
 
-def assert_same_weights(left: Path, right: Path) -> None:
+def distributed(rank: int, processes: int) -> dict[str, str]:
+    """What torchrun tells each process."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT}
+
+
+def launch(output: Path, *arguments: str, processes: int) -> Run:
+    """Run with `accelerate launch`, which with `--cpu` would start one process only, unless there is mpirun."""
+    log, argv = prepare(output, list(arguments))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", str(DRIVER), *argv]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRAIN_LOG": str(log)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return Run(done.returncode, done.stderr, log)
+
+
+def assert_same_weights(left: Path, right: Path, *, tolerance: float) -> None:
     left, right = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
     assert left.keys() == right.keys()
     for name, weight in left.items():
-        torch.testing.assert_close(weight, right[name], rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(weight, right[name], rtol=0, atol=tolerance, msg=name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "webdataset"])
-def test_killed_run_goes_on_with_the_clips_that_come_next(kind, folder, shards, tmp_path):
+def test_killed_run_goes_on_with_the_clips_that_come_next(train, kind, folder, shards, tmp_path):
     data = ["--dataset", kind, "--data_dir", str(folder if kind == "folder" else shards)]
     options = [*data, "--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "no"]
     options += ["--load_best_model_at_end", "false", "--save_total_limit", "1"]
     whole = train(tmp_path / "whole", *options)
-    assert whole.returncode == 0, whole.stderr
+    assert whole.returncode == 0, whole.output
     # Saved after step 3 and after step 6: one kind dies before step 6, the other while it writes checkpoint 6.
     death = {"DIE_AT_STEP": "5"} if kind == "folder" else {"DIE_SAVING": "6"}
     killed = train(tmp_path / "killed", *options, **death)
-    assert killed.returncode == -9, killed.stderr
+    assert killed.returncode == -9, killed.output
     resumed = train(tmp_path / "killed", *options, "--resume_from_checkpoint")
-    assert resumed.returncode == 0, resumed.stderr
-    assert read_steps(whole)[:3] == read_steps(killed)[:3]
-    assert read_steps(resumed) == read_steps(whole)[3:]
-    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert resumed.returncode == 0, resumed.output
+    assert whole.steps()[:3] == killed.steps()[:3]
+    assert resumed.steps() == whole.steps()[3:]
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed", tolerance=0)
+    assert ("checkpoint-6 was being written when the run was killed" in resumed.output) == (kind == "webdataset")
     decoded = [tuple(map(int, line.split())) for line in (resumed.log / "decoded-0.txt").read_text().splitlines()]
-    assert len(decoded) == len(set(decoded)) == sum(len(step) for step in read_steps(resumed))
+    assert len(decoded) == len(set(decoded)) == sum(len(step) for step in resumed.steps())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+def test_two_processes_killed_and_resumed_end_where_one_ends(train, kind, folder, shards, tmp_path):
+    data = ["--dataset", kind, "--data_dir", str(folder if kind == "folder" else shards), "--mixup", "0"]
+    options = [*data, "--config_overrides", f"{NETWORK},num_frames=2", "--save_strategy", "steps", "--save_steps", "2"]
+    # Not Adam, which turns the rounding noise of gradients that ought to be zero into steps of full size.
+    options += ["--eval_strategy", "no", "--max_steps", "5", "--optim", "sgd", "--learning_rate", "0.1"]
+    total_batch = ["--per_device_train_batch_size", "6", "--stream_processes", "2"]
+    one = train(tmp_path / "one", *options, *total_batch)
+    assert one.returncode == 0, one.output
+    killed = train(tmp_path / "two", *options, processes=2, DIE_AT_STEP="3")
+    assert killed.returncode == -9, killed.output
+    two = train(tmp_path / "two", *options, "--resume_from_checkpoint", processes=2)
+    assert two.returncode == 0, two.output
+    both = [left + right for left, right in zip(two.steps(0), two.steps(1))]
+    assert [sorted(step) for step in both] == [sorted(step) for step in one.steps()[2:]]
+    assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=1e-6)
 
 
 @pytest.mark.slow
 def test_two_processes_share_uneven_shards(shards, tmp_path):
     options = ["--dataset", "webdataset", "--data_dir", str(shards), "--dataloader_num_workers", "2"]
-    run = train(tmp_path / "two", *options, processes=2)
-    assert run.returncode == 0, run.stderr
-    steps = [read_steps(run, rank) for rank in (0, 1)]
+    run = launch(tmp_path / "two", *options, processes=2)
+    assert run.returncode == 0, run.output
+    steps = [run.steps(rank) for rank in (0, 1)]
     assert [len(one) for one in steps] == [8, 8]  # 21 clips, 2 processes, batches of 3: 4 steps in each of 2 epochs
     for epoch in (slice(0, 4), slice(4, 8)):
         left, right = ({name for step in one[epoch] for name in step} for one in steps)
@@ -119,4 +183,4 @@ def test_two_processes_share_uneven_shards(shards, tmp_path):
     assert (results["train_samples"], results["bad_clips"]) == (21, 0)
     state = json.loads((tmp_path / "two" / "trainer_state.json").read_text())
     assert [entry["eval_videos"] for entry in state["log_history"] if "eval_videos" in entry] == [5, 5]
-    assert "4 shards are fewer" not in run.stderr
+    assert "4 shards are fewer" not in run.output

@@ -2,12 +2,18 @@
 
 Environment: TRAIN_LOG names a folder for one log a process; DIE_AT_STEP kills the process with that many steps done;
 DIE_SAVING kills it halfway through the checkpoint of that step.
+
+`train_driver.py ARGUMENTS` is one run. `train_driver.py --serve` imports everything once. Then, for each line
+`{"argv": [...], "env": [{...}, ...], "output": "..."}` that it reads, it forks a process for each environment, and
+answers with the list of their exit codes.
 """
 
+import json
 import os
 import runpy
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -16,18 +22,20 @@ import transformers
 from hf_timesformer import loading, training
 
 
-torch.set_num_threads(1)
-rank = os.environ.get("RANK", "0")
-log = Path(os.environ["TRAIN_LOG"])
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+take_batches = transformers.Trainer.get_batch_samples
 
 
 def note(kind: str, text: str) -> None:
-    with (log / f"{kind}-{rank}.txt").open("a") as file:
+    with Path(os.environ["TRAIN_LOG"], f"{kind}-{os.environ.get('RANK', '0')}.txt").open("a") as file:
         file.write(f"{text}\n")
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def watch_batches(self, *args):
+    batches, count = take_batches(self, *args)
+    for batch in batches:
+        note("steps", " ".join(batch["video_ids"]))
+    return batches, count
 
 
 def watch(owner: type, name: str, before) -> None:
@@ -40,33 +48,57 @@ def watch(owner: type, name: str, before) -> None:
     setattr(owner, name, watched)
 
 
-def die_at_step(trainer, *args) -> None:
-    if trainer.state.global_step == int(os.environ.get("DIE_AT_STEP", -1)):
-        die()
+def die_if(variable: str):
+    def maybe_die(trainer, *args) -> None:
+        if trainer.state.global_step == int(os.environ.get(variable, -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return maybe_die
 
 
-def die_saving(trainer, *args) -> None:
-    if trainer.state.global_step == int(os.environ.get("DIE_SAVING", -1)):
-        die()
+def run(argv: list[str]) -> None:
+    sys.argv = [str(SCRIPT), *argv]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
-take_batches = transformers.Trainer.get_batch_samples
+def serve() -> None:
+    for line in sys.stdin:
+        request, children = json.loads(line), []
+        for env in request["env"]:
+            children.append(os.fork())
+            if children[-1] == 0:
+                os._exit(run_in_child(request["argv"], env, request["output"]))
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), flush=True)
 
 
-def watch_batches(self, *args):
-    batches, count = take_batches(self, *args)
-    for batch in batches:
-        note("steps", " ".join(batch["video_ids"]))
-    return batches, count
+def run_in_child(argv: list[str], env: dict[str, str], output: str) -> int:
+    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.update(env)
+    try:
+        run(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+    return 0
 
 
+torch.set_num_threads(1)
 transformers.Trainer.get_batch_samples = watch_batches
-watch(training.VideoTrainer, "training_step", die_at_step)
-watch(training.VideoTrainer, "_save_optimizer_and_scheduler", die_saving)
+watch(training.VideoTrainer, "training_step", die_if("DIE_AT_STEP"))
+watch(training.VideoTrainer, "_save_optimizer_and_scheduler", die_if("DIE_SAVING"))
 watch(
     loading.TrainingClips, "__getitem__", lambda clips, key: note("decoded", f"{key.epoch} {key.index} {key.stream}")
 )
 
-script = Path(__file__).parents[1] / "scripts" / "train.py"
-sys.argv[0] = str(script)
-runpy.run_path(str(script), run_name="__main__")
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+    else:
+        run(sys.argv[1:])
