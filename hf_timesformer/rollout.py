@@ -95,12 +95,12 @@ def record_attention(
     def keep(layer: Layer, step: str, module: TimeSformerAttention, args: tuple, output: tuple) -> None:
         layer[step] = output[1].mean(dim=1) if head is None else output[1][:, head].clone()
 
-    handles = [
-        module.register_forward_hook(partial(keep, layer, module.attention.step))
-        for layer, block in zip(layers, model.timesformer.encoder.layer)
-        for module in block.children()
-        if isinstance(module, TimeSformerAttention)
-    ]
+    handles = []
+    for layer, block in zip(layers, model.timesformer.encoder.layer):
+        for module in block.children():
+            if isinstance(module, TimeSformerAttention):
+                handles.append(module.register_forward_pre_hook(_ask_for_weights, with_kwargs=True))
+                handles.append(module.register_forward_hook(partial(keep, layer, module.attention.step)))
     implementation, was_training = config._attn_implementation, model.training
     model.set_attn_implementation("eager")
     model.eval()
@@ -113,6 +113,10 @@ def record_attention(
         model.train(was_training)
     logits = model.classifier(hidden[:, 0])
     return Recorded(logits, grid, config.attention_type, layers)
+
+
+def _ask_for_weights(module: TimeSformerAttention, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return args, kwargs | {"with_weights": True}
 
 
 def _check_size(config: TimeSformerConfig, grid: Grid, batch: int) -> None:

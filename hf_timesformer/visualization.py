@@ -86,12 +86,12 @@ def restore_frames(pixel_values: torch.Tensor, processor: TimeSformerVideoProces
 def overlay(frames: np.ndarray, attention: np.ndarray) -> np.ndarray:
     """Frames with their attention over them: uint8 `(t, height, width, 3)`, `(t, h, w)` -> as the frames.
 
-    One scale for the whole clip, so that frames can be compared; the brightest colour is the largest share but for the
-    top half percent.
+    One scale for the whole clip, so that frames can be compared: the half of the patches that matter least has the
+    lowest colour, the top half percent the highest.
     """
     heat = torch.from_numpy(np.ascontiguousarray(attention, np.float32))[None]  # (1, t, h, w)
     heat = functional.interpolate(heat, size=frames.shape[1:3], mode="bilinear", align_corners=False)[0].numpy()
-    low, high = attention.min(), np.quantile(attention, 0.995)
+    low, high = np.quantile(attention, (0.5, 0.995))
     heat = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)[..., None]
     place = heat[..., 0] * (len(HEAT) - 1)
     below = np.minimum(place.astype(int), len(HEAT) - 2)

@@ -21,7 +21,7 @@ from huggingface_hub.utils import httpx
 from hf_timesformer.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.publishing import add_code, complete_folder, files_to_publish, push_folder, save_for_hub
-from hf_timesformer.synthetic import motion_frames, write_video
+from hf_timesformer.synthetic import make_motion_dataset, motion_frames, write_video
 from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -61,7 +61,7 @@ def run(code: str, hub: Hub, folder: Path, **variables: str) -> subprocess.Compl
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment |= hub.environment(home) | {"OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture
@@ -191,23 +191,20 @@ def test_script_publishes_and_never_shows_the_token(
     assert not any(b"/home/me" in file.data for file in files.values())
 
 
-def test_trainer_publishes_code_processors_and_card(hub: Hub, tmp_path: Path) -> None:
+def test_training_publishes_code_processors_and_card(hub: Hub, tmp_path: Path) -> None:
+    clips = make_motion_dataset(tmp_path / "falling-things", splits={"train": 2}, num_frames=6, size=40)
+    network = "image_size=32,patch_size=16,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,num_frames=2"
+    arguments = {
+        "data_dir": clips, "attention_type": "axial", "config_overrides": network, "recipe": "none",
+        "validation_fraction": 0, "max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 0.0125,
+        "dataloader_num_workers": 0, "use_cpu": True, "save_strategy": "no", "report_to": "none",
+        "output_dir": "run", "push_to_hub": True, "hub_model_id": f"{USER}/trained", "hub_token": TOKEN,
+    }  # fmt: skip
+    flags = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
     code = f"""
-    import torch
-    from transformers import Trainer, TrainingArguments
-    from hf_timesformer.configuration_timesformer import TimeSformerConfig
-    from hf_timesformer.modeling_timesformer import TimeSformerForVideoClassification
-    from hf_timesformer.publishing import PublishMixin
-    from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcessor
-    class MyTrainer(PublishMixin, Trainer): pass
-    model = TimeSformerForVideoClassification(TimeSformerConfig(attention_type="axial", **{TINY!r}))
-    clips = [{{"pixel_values": torch.rand(4, 3, 32, 32), "labels": i % 3}} for i in range(4)]
-    arguments = TrainingArguments("run", max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True,
-        push_to_hub=True, hub_model_id="{USER}/trained", hub_token="{TOKEN}", save_strategy="no", learning_rate=0.0125)
-    processor = TimeSformerVideoProcessor(num_frames=4)
-    trainer = MyTrainer(model, arguments, train_dataset=clips, processing_class=processor)
-    trainer.train()
-    trainer.push_to_hub()
+    import runpy, sys
+    sys.argv[1:] = {flags!r}
+    runpy.run_path({str(ROOT / "scripts" / "train.py")!r}, run_name="__main__")
     """
     done = run(code, hub, tmp_path, HF_TOKEN="")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -217,11 +214,16 @@ def test_trainer_publishes_code_processors_and_card(hub: Hub, tmp_path: Path) ->
     config = json.loads(files["config.json"].data)
     assert config["auto_map"]["AutoModelForVideoClassification"].startswith("modeling_timesformer.")
     card = files["README.md"].data.decode()
-    assert "| learning_rate | 0.0125 |" in card
-    assert "`axial` attention" in card
+    for text in (
+        "| learning_rate | 0.0125 |",
+        "`axial` attention",
+        "Trained on: falling-things",
+        "12 training videos",
+    ):
+        assert text in card, text
     assert "training_args.bin" in files  # Trainer pickles its arguments: the token must not be among them
     seen = [done.stdout.encode(), done.stderr.encode(), *(file.data for file in files.values())]
-    seen += [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    seen += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in data for data in seen)
 
 

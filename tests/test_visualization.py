@@ -72,7 +72,7 @@ def attention_matrix(step: str, grid: tuple, *, with_cls: bool) -> tuple[torch.T
         attention.qkv.weight.copy_(torch.cat((3 * torch.randn(2 * count, count), torch.eye(count))))
         tokens = torch.eye(count)[None]
         patches, cls = tokens[:, 1:].unflatten(1, grid), tokens[:, :1] if with_cls else None
-        context, cls_context, weights = attention(patches, cls)
+        context, cls_context, weights = attention(patches, cls, with_weights=True)
     rows = context.flatten(1, 3)[0]
     first = cls_context[0] if with_cls else tokens[0, :1]
     return torch.cat((first, rows)), weights.mean(dim=1)
