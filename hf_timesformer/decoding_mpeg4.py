@@ -14,7 +14,9 @@ import av
 VOP_START = b"\0\0\1\xb6"
 # FFmpeg's decoder takes a packet of at most this many bytes for the placeholder of a packed picture.
 PLACEHOLDER_SIZE = 19
-# It overlooks a second picture of a few bytes; such packets are left to it.
+# What DivX leaves where it dropped a picture: no picture, no error.
+DROPPED = b"\x7f"
+# The decoder overlooks a second picture of a few bytes; such packets are left to it.
 MIN_PACKED_SIZE = 12
 PACKED = re.compile(rb"DivX[0-9]+(?:Build|b)[0-9]+p")
 
@@ -52,9 +54,11 @@ def split_mpeg4(packets: list[av.Packet], extradata: bytes) -> list[Picture] | N
                 return None
             stored = found[0]
         elif len(data) <= PLACEHOLDER_SIZE and len(found) <= 1:
-            if found and clock_bits is None:
-                return None
-            if found and not _is_coded(data, clock_bits):
+            if data == DROPPED:
+                continue
+            if not found or clock_bits is None:
+                return None  # damage, perhaps: only the decoder can tell
+            if not _is_coded(data, clock_bits):
                 found[0].kind = "N"
             pictures += found
         elif len(found) == 1:

@@ -48,8 +48,9 @@ class VideoDecodeError(ValueError):
     or `frame-size`.
     """
 
-    def __init__(self, source: str, reason: str, message: str):
-        super().__init__(f"{source}: {message}")
+    def __init__(self, source: str, reason: str = "unknown", message: str | None = None):
+        # One text alone is how torch re-raises in the main process what a DataLoader worker raised.
+        super().__init__(source if message is None else f"{source}: {message}")
         self.source = source
         self.reason = reason
         self.message = message
