@@ -15,12 +15,14 @@ python - "$OUT" <<'PYTHON'
 import sys
 
 import torch
+import transformers
 
 from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification
 from hf_timesformer.synthetic import MOTIONS, make_motion_dataset
 
 make_motion_dataset(f"{sys.argv[1]}/clips", splits={"train": 64, "validation": 8, "test": 16}, num_frames=24, size=48)
 print(f"     {len(MOTIONS)} classes: 64 clips each to train on, 8 to choose the best model by, 16 to test on.")
+transformers.logging.disable_progress_bar()
 torch.manual_seed(0)
 config = TimeSformerConfig(
     image_size=32,

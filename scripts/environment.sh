@@ -8,4 +8,4 @@ echo "Installing hf_timesformer[$1] into $VENV (the first time takes some minute
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
 export PATH="$PWD/$VENV/bin:$PATH"
 case "$VENV" in /*) export PATH="$VENV/bin:$PATH" ;; esac
-export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false
