@@ -15,7 +15,7 @@ EXTRAS["test"] = ["pytest>=8", "ruff>=0.8", *EXTRAS["app"], *EXTRAS["viz"], *EXT
 setup(
     name="hf-timesformer",
     version="0.1.0",
-    description="TimeSformer for Hugging Face Transformers: all five space-time attention schemes, exact video decoding",
+    description="TimeSformer for Hugging Face Transformers: five space-time attention schemes, exact video decoding",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
