@@ -9,8 +9,14 @@ EXTRAS = {
     "app": ["gradio>=6.0"],
     "viz": ["matplotlib>=3.7"],
     "peft": ["peft>=0.17"],
+    "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
 }
-EXTRAS["test"] = ["pytest>=8", "ruff>=0.8", *EXTRAS["app"], *EXTRAS["viz"], *EXTRAS["peft"]]
+EXTRAS["test"] = [
+    "pytest>=8",
+    "ruff>=0.8",
+    "tensorboard>=2.15",
+    *(package for extra in EXTRAS.values() for package in extra),
+]
 
 setup(
     name="hf-timesformer",
