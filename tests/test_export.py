@@ -86,24 +86,21 @@ def processor() -> TimeSformerVideoProcessor:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_onnx_runtime_gives_the_same(scheme, tmp_path):
-    """fp32 within 1e-4, any batch, with views; int8 close; the processor beside them as it was."""
+    """fp32 within 1e-4, any batch, with views; the processor beside it as it was."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     model = tiny_model(scheme, **SMALL)
-    paths = export_onnx(model, processor(), tmp_path, int8=True)
-    assert [path.name for path in paths] == ["model.onnx", "model_int8.onnx"]
+    assert [path.name for path in export_onnx(model, processor(), tmp_path)] == ["model.onnx"]
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("model.onnx", "model_int8.onnx", "config.json"),
+        *("model.onnx", "config.json"),
         *("preprocessor_config.json", "video_preprocessor_config.json"),
     }
-    exact, quantised = OnnxClassifier(tmp_path, threads=1), OnnxClassifier(tmp_path, int8=True, threads=1)
+    exact = OnnxClassifier(tmp_path, threads=1)
     for batch in (1, 3):
         pixel_values = clips(batch, 3, 3, 8, 4, seed=batch)
         with torch.no_grad():
             expected = model(pixel_values).logits
         assert_close(exact(pixel_values).logits, expected, 1e-4)
-        low = quantised(pixel_values).logits
-        assert 0 < (low - expected).abs().max() < 0.25 * expected.abs().max()
     views = clips(2, 3, 3, 3, 8, 4)
     with torch.no_grad():
         assert_close(exact(views).logits, model(views).logits, 1e-4)
@@ -112,6 +109,19 @@ def test_onnx_runtime_gives_the_same(scheme, tmp_path):
     assert saved.to_dict() == processor().to_dict()
     with pytest.raises(ValueError, match=r"\(3, 3, 8, 4\), got \(4, 3, 8, 4\)"):
         exact(clips(1, 4, 3, 8, 4))
+
+
+def test_int8_is_close(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model = tiny_model("divided_space_time", **SMALL)
+    paths = export_onnx(model, processor(), tmp_path, int8=True)
+    assert [path.name for path in paths] == ["model.onnx", "model_int8.onnx"]
+    pixel_values = clips(3, 3, 3, 8, 4)
+    with torch.no_grad():
+        expected = model(pixel_values).logits
+    low = OnnxClassifier(tmp_path, int8=True, threads=1)(pixel_values).logits
+    assert 0 < (low - expected).abs().max() < 0.25 * expected.abs().max()
 
 
 def test_onnx_scripts(tmp_path, monkeypatch, capsys):
