@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -91,10 +92,14 @@ def test_evaluate_in_two_processes_counts_every_video_once(
     arguments = ["--model", model_folder, "--data_dir", data, "--dataset", dataset, "--num_workers", 1, "--cpu"]
     assert call("evaluate.py", *arguments, "--output_dir", tmp_path / "one")[0] == 0
     # `accelerate launch --cpu` starts one process whatever it is asked for, unless there is mpirun
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
     command = [*launch, SCRIPTS / "evaluate.py", *arguments, "--batch_size", 3, "--output_dir", tmp_path / "two"]
     done = subprocess.run(
-        list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
+        list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / name / "eval_results.json").read_text()) for name in ("one", "two"))
