@@ -68,6 +68,7 @@ class TimeSformerSelfAttention(nn.Module):
             return context, None, weights
         stride = STRIDES[self.step](*grid)
         tokens = group(qkv, stride)  # (b, h, w, t, 3d) -> (b*g, l, 3d)
+        del qkv  # where the groups are a copy, two of these wide tensors at a time are enough
         mask = self._mask(grid, stride, tokens)
         if cls is None:
             context, weights = self._attend(tokens, mask)
@@ -76,7 +77,7 @@ class TimeSformerSelfAttention(nn.Module):
         groups = tokens.shape[0] // batch
         cls_qkv = self.qkv(cls)[:, None].expand(-1, groups, -1, -1).flatten(0, 1)  # (b, 1, 3d) -> (b*g, 1, 3d)
         tokens = torch.cat((cls_qkv, tokens), dim=1)
-        del qkv, cls_qkv
+        del cls_qkv
         if mask is not None:
             mask = nn.functional.pad(mask, (1, 0))  # CLS is there in every group
         context, weights = self._attend(tokens, mask)
