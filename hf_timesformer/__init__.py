@@ -9,6 +9,7 @@ from transformers import (
     AutoModel,
     AutoModelForVideoClassification,
     AutoVideoProcessor,
+    TimesformerVideoProcessor,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
@@ -23,7 +24,13 @@ __version__ = "0.1.0"
 AutoConfig.register("timesformer", TimeSformerConfig, exist_ok=True)
 AutoModel.register(TimeSformerConfig, TimeSformerModel, exist_ok=True)
 AutoModelForVideoClassification.register(TimeSformerConfig, TimeSformerForVideoClassification, exist_ok=True)
-AutoVideoProcessor.register(TimeSformerConfig, TimeSformerVideoProcessor, exist_ok=True)
+# A file that we save names stock's class, which plain transformers knows. The Auto class looks for the name among what
+# is registered first, and takes ours beside it; `backend="stock"` gives stock's.
+AutoVideoProcessor.register(
+    TimeSformerConfig,
+    video_processor_classes={"torchvision": TimeSformerVideoProcessor, "stock": TimesformerVideoProcessor},
+    exist_ok=True,
+)
 AutoImageProcessor.register(
     TimeSformerConfig, image_processor_classes={"torchvision": TimeSformerImageProcessor}, exist_ok=True
 )

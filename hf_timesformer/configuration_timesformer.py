@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
+from .processor_type import TYPES, forget_class
 from .remote_code import AUTO_MAP, complete_auto_map, copy_code
 from .schemes import SCHEMES
 
@@ -137,6 +138,8 @@ class TimeSformerConfig(PreTrainedConfig):
             self.auto_map = complete_auto_map(auto_map)
             os.makedirs(save_directory, exist_ok=True)
             copy_code(save_directory)
+        for file_name in TYPES:
+            forget_class(save_directory, file_name)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):

@@ -18,8 +18,10 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 from transformers.video_utils import convert_to_rgb
+
+from .processor_type import forget_class, name_class
 
 
 logger = logging.get_logger(__name__)
@@ -77,26 +79,46 @@ def frames_to_tensor(video: Any, input_data_format: str | ChannelDimension | Non
         )
     if len(video) == 0:
         raise ValueError("a video without frames cannot be processed")
-    frames = _stack_frames(video) if isinstance(video, list) else _array_to_tensor(video)
-    if isinstance(video, list) and isinstance(video[0], PIL.Image.Image):
-        input_data_format = ChannelDimension.LAST
-    if frames.ndim == 3:  # grey frames: (t, h, w) -> (t, 1, h, w)
-        return frames[:, None]
-    if input_data_format is None:
-        input_data_format = _infer_data_format(frames)
-    is_last = ChannelDimension(input_data_format) == ChannelDimension.LAST
-    return frames.permute(0, 3, 1, 2).contiguous() if is_last else frames  # (t, h, w, c) -> (t, c, h, w)
+    if isinstance(video, list):
+        return _stack_frames([_frame_to_tensor(frame, input_data_format) for frame in video])
+    return _channels_first(_array_to_tensor(video), input_data_format).contiguous()
 
 
-def _stack_frames(video: list) -> torch.Tensor:
-    frames = [_frame_to_tensor(frame) for frame in video]
+def _stack_frames(frames: list[torch.Tensor]) -> torch.Tensor:
+    """Frames `(C, H, W)` of one size to a video `(T, C, H, W)`."""
     for index, frame in enumerate(frames):
         if frame.shape != frames[0].shape:
             raise ValueError(
-                "the frames of one video must have one size and mode: frame 0 has shape "
-                f"{tuple(frames[0].shape)}, frame {index} has {tuple(frame.shape)}"
+                "the frames of one video must have one size and as many channels: frame 0 has shape "
+                f"{tuple(frames[0].shape)}, frame {index} has {tuple(frame.shape)}, channels first"
             )
     return torch.stack(frames)
+
+
+def _frame_to_tensor(frame: Any, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
+    """One picture, array or tensor to `(C, H, W)`: each may have its channels elsewhere, a PIL image has them last."""
+    if isinstance(frame, PIL.Image.Image):
+        frame, input_data_format = _picture_to_array(frame), ChannelDimension.LAST
+    frame = _array_to_tensor(frame)
+    if frame.ndim == 2:  # grey: (h, w) -> (1, h, w)
+        return frame[None]
+    return _channels_first(frame, input_data_format)
+
+
+def _picture_to_array(picture: PIL.Image.Image) -> np.ndarray:
+    if picture.mode in ("LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    elif picture.mode not in ("RGB", "RGBA", "L"):
+        picture = picture.convert("RGB")
+    return np.array(picture)
+
+
+def _channels_first(frames: torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
+    """`(..., H, W, C)` or `(..., C, H, W)`, as `input_data_format` says or the sides tell, to `(..., C, H, W)`."""
+    if input_data_format is None:
+        input_data_format = _infer_data_format(frames)
+    is_last = ChannelDimension(input_data_format) == ChannelDimension.LAST
+    return frames.movedim(-1, -3) if is_last else frames
 
 
 def _infer_data_format(frames: torch.Tensor) -> ChannelDimension:
@@ -104,19 +126,9 @@ def _infer_data_format(frames: torch.Tensor) -> ChannelDimension:
         return infer_channel_dimension_format(frames, num_channels=(1, 3, 4))
     except ValueError as error:
         raise ValueError(
-            f"no side of frames of shape {tuple(frames.shape[1:])} has length 1, 3 or 4: where are the channels? "
+            f"no side of frames of shape {tuple(frames.shape[-3:])} has length 1, 3 or 4: where are the channels? "
             "Pass input_data_format='channels_first' or 'channels_last'"
         ) from error
-
-
-def _frame_to_tensor(frame: Any) -> torch.Tensor:
-    if not isinstance(frame, PIL.Image.Image):
-        return _array_to_tensor(frame)
-    if frame.mode in ("LA", "PA") or "transparency" in frame.info:
-        frame = frame.convert("RGBA")
-    elif frame.mode not in ("RGB", "RGBA", "L"):
-        frame = frame.convert("RGB")
-    return torch.from_numpy(np.array(frame))
 
 
 def _array_to_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -155,6 +167,7 @@ class TimeSformerViewsMixin:
     do_convert_rgb = True
     num_crops = 1
     model_input_names = ["pixel_values"]
+    settings_file = IMAGE_PROCESSOR_NAME
 
     def __init__(self, **kwargs):
         # The type keys of other processors' files: `to_dict` says why none of them is kept.
@@ -175,15 +188,25 @@ class TimeSformerViewsMixin:
         super()._validate_preprocess_kwargs(do_center_crop=do_center_crop, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, without the class's name: the model's config decides which class opens them.
-
-        That is ours where this package is imported, stock's elsewhere: a name that plain transformers does not know
-        would keep it from opening the folder.
-        """
+        """The settings, without the name of the class: see `processor_type`."""
         settings = super().to_dict()
         for key in ("image_processor_type", "video_processor_type"):
             settings.pop(key, None)
         return settings
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """Save the settings in `settings_file`; where no model's config lies, with the name of the class.
+
+        So the Auto class opens a processor saved alone. A model that is saved there later takes the name out.
+        """
+        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        name_class(save_directory, self.settings_file)
+        return files
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, *args, **kwargs):
+        """Upload without the name of the class: a model may lie in the repository."""
+        forget_class(working_dir, self.settings_file)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
         """Grey `(T, 1, H, W)` or RGBA `(T, 4, H, W)` frames to RGB `(T, 3, H, W)`; transparency becomes white."""

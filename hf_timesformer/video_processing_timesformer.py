@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import validate_typed_dict
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension
 from transformers.processing_utils import Unpack, VideosKwargs
-from transformers.utils import IMAGE_PROCESSOR_NAME, logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, logging
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_metadata
 
@@ -24,6 +24,7 @@ from .image_processing_timesformer import (
     is_source,
     split_videos,
 )
+from .processor_type import forget_class
 from .sampling import check_sampling, sample_indices
 
 
@@ -69,6 +70,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
     """
 
     valid_kwargs = TimeSformerVideoProcessorKwargs
+    settings_file = VIDEO_PROCESSOR_NAME
     num_frames = 8
     sampling = "clip"
     sampling_rate = 32
@@ -211,7 +213,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         return frames[torch.from_numpy(indices)], replace(metadata or whole, frames_indices=indices.tolist())
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, without the class's name (see `TimeSformerViewsMixin`) and without `allow_urls`."""
+        """The settings, without the name of the class (see `processor_type`) and without `allow_urls`."""
         settings = super().to_dict()
         settings.pop("allow_urls", None)
         return settings
@@ -235,6 +237,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             names = TimeSformerImageProcessor.valid_kwargs.__annotations__
             image_processor = TimeSformerImageProcessor(**{n: v for n, v in self.to_dict().items() if n in names})
             files += image_processor.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+            forget_class(save_directory, IMAGE_PROCESSOR_NAME)  # a model by others may come to lie beside it
         return files
 
 

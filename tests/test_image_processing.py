@@ -1,6 +1,7 @@
 """TimeSformerImageProcessor: frames in memory, with the pixels of stock and of our video processor."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -8,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, VideoMAEImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.utils import PushToHubMixin
 
 import hf_timesformer.image_processing_timesformer as module
 from hf_timesformer import TimeSformerConfig, TimeSformerImageProcessor, TimeSformerVideoProcessor
@@ -118,7 +120,7 @@ def test_as_many_means_as_channels_keep_the_channels():
         ([], r"expected a video or a list of videos .* got \[\]"),
         (
             [np.zeros((30, 30, 3)), np.zeros((31, 30, 3))],
-            r"frame 0 has shape \(30, 30, 3\), frame 1 has \(31, 30, 3\)",
+            r"frame 0 has shape \(3, 30, 30\), frame 1 has \(3, 31, 30\)",
         ),
         (np.zeros((4, 30, 30, 5)), "has length 1, 3 or 4: where are the channels"),
         (np.zeros((0, 30, 30, 3)), "a video without frames cannot be processed"),
@@ -148,6 +150,48 @@ def test_settings_survive_saving_and_the_auto_class_gives_ours(tmp_path):
     assert opened.to_dict() == processor.to_dict()
     # under the name of what it computes with: otherwise the Auto class logs that it falls back to another backend
     assert IMAGE_PROCESSOR_MAPPING[TimeSformerConfig] == {"torchvision": TimeSformerImageProcessor}
+
+
+def saved_type(folder: Path) -> str | None:
+    return json.loads((folder / "preprocessor_config.json").read_text()).get("image_processor_type")
+
+
+def test_a_processor_saved_alone_names_its_class_until_a_model_is_saved_beside_it(tmp_path):
+    processor = TimeSformerImageProcessor(**SMALL, num_crops=3)
+    processor.save_pretrained(tmp_path)
+    assert saved_type(tmp_path) == "TimeSformerImageProcessor"
+    assert "image_processor_type" not in processor.to_dict()
+    opened = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(opened) is TimeSformerImageProcessor
+    assert opened.to_dict() == processor.to_dict()
+    config = TimeSformerConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1)
+    config.save_pretrained(tmp_path)
+    assert saved_type(tmp_path) is None
+    assert AutoImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "VideoMAEImageProcessor"}')
+    config.save_pretrained(tmp_path)
+    assert saved_type(tmp_path) == "VideoMAEImageProcessor"
+
+
+def test_a_processor_is_uploaded_without_the_name_of_its_class(tmp_path, monkeypatch):
+    uploaded = []
+
+    def upload(self, folder, *args, **kwargs):
+        uploaded.append(saved_type(folder))
+
+    monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
+    processor = TimeSformerImageProcessor(**SMALL)
+    processor.save_pretrained(tmp_path)
+    processor._upload_modified_files(tmp_path, "somebody/model", {})
+    assert uploaded == [None]
+
+
+def test_frames_of_one_list_may_have_their_channels_in_several_places():
+    frames = random_frames(3)
+    mixed = [PIL.Image.fromarray(frames[0]), frames[1].transpose(2, 0, 1), torch.from_numpy(frames[2])]
+    processor = TimeSformerImageProcessor(**SMALL)
+    expected = processor(frames, return_tensors="pt").pixel_values
+    assert torch.equal(processor(mixed, return_tensors="pt").pixel_values, expected)
 
 
 def test_frames_that_seem_to_be_scaled_already_are_warned_of(monkeypatch):

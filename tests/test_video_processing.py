@@ -364,7 +364,7 @@ def test_settings_that_make_no_sense_are_refused_when_made_and_when_called(setti
         (np.zeros(5), "got ndarray of shape \\(5,\\)"),
         (np.zeros((0, 30, 30, 3)), "a video without frames"),
         (np.zeros((8, 30, 30, 2)), "no side of frames of shape \\(30, 30, 2\\) has length 1, 3 or 4"),
-        ([np.zeros((30, 30, 3)), np.zeros((30, 31, 3))], "frame 0 has shape \\(30, 30, 3\\), frame 1 has"),
+        ([np.zeros((30, 30, 3)), np.zeros((30, 31, 3))], "frame 0 has shape \\(3, 30, 30\\), frame 1 has"),
     ],
 )
 def test_input_that_is_no_video_is_refused_with_what_it_is(videos, message):
@@ -467,13 +467,18 @@ SETTINGS = {
 }
 
 
-def test_settings_survive_saving_and_the_file_names_no_class(tmp_path):
+@pytest.mark.parametrize("with_config", [True, False])
+def test_settings_survive_saving_and_only_a_file_alone_names_a_class(tmp_path, with_config):
+    if with_config:
+        TimeSformerConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path)
     processor = TimeSformerVideoProcessor(**SMALL, **SETTINGS)
     processor.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
     assert SETTINGS.items() <= saved.items()
     assert saved["size"] == {"shortest_edge": 40}
-    assert not {"video_processor_type", "image_processor_type", "feature_extractor_type"} & set(saved)
+    # plain transformers knows no other class of ours
+    assert saved.get("video_processor_type") == (None if with_config else "TimesformerVideoProcessor")
+    assert not {"image_processor_type", "feature_extractor_type"} & set(saved)
     opened = TimeSformerVideoProcessor.from_pretrained(tmp_path)
     assert opened.to_dict() == processor.to_dict()
     video = random_frames(40)
@@ -522,8 +527,10 @@ def test_opens_from_checkpoints_that_name_stocks_processor_with_their_own_number
             assert not {"image_processor_type", "feature_extractor_type"} & set(processor.to_dict())
 
 
-def test_the_auto_class_gives_ours_where_this_package_is_imported(tmp_path):
-    TimeSformerConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path)
+@pytest.mark.parametrize("with_config", [True, False])
+def test_the_auto_class_gives_ours_where_this_package_is_imported(tmp_path, with_config):
+    if with_config:
+        TimeSformerConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path)
     processor = TimeSformerVideoProcessor(**SMALL, **SETTINGS)
     processor.save_pretrained(tmp_path)
     opened = AutoVideoProcessor.from_pretrained(tmp_path)
@@ -542,21 +549,27 @@ processor = AutoVideoProcessor.from_pretrained(folder)
 torch.save(processor(video, return_tensors="pt").pixel_values, folder + "/video_pixels.pt")
 image_processor = AutoImageProcessor.from_pretrained(folder)
 torch.save(image_processor(list(video), return_tensors="pt").pixel_values, folder + "/image_pixels.pt")
-print(type(processor).__name__, type(image_processor).__name__, "hf_timesformer" in sys.modules)
+alone = AutoVideoProcessor.from_pretrained(folder + "/alone")
+print(*(type(thing).__name__ for thing in (processor, image_processor, alone)), "hf_timesformer" in sys.modules)
 """
 
 
-def test_plain_transformers_opens_what_we_save_with_the_same_pixels(tmp_path):
-    TimeSformerConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path)
+@pytest.mark.parametrize("order", ["config first", "config last"])
+def test_plain_transformers_opens_what_we_save_with_the_same_pixels(tmp_path, order):
+    config = TimeSformerConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1)
     processor = TimeSformerVideoProcessor(**SMALL, sampling="segments", target_fps=30)
-    processor.save_pretrained(tmp_path)
+    saved = [config, TimeSformerImageProcessor(**SMALL), processor]
+    for thing in saved if order == "config first" else reversed(saved):
+        thing.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path / "alone")
     video = torch.from_numpy(random_frames(8)).permute(0, 3, 1, 2).contiguous()
     torch.save(video, tmp_path / "video.pt")
     child = subprocess.run(
         [sys.executable, "-c", PLAIN, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, timeout=120
     )
     assert child.returncode == 0, child.stderr
-    assert child.stdout.split() == ["TimesformerVideoProcessor", "VideoMAEImageProcessor", "False"]
+    names = ["TimesformerVideoProcessor", "VideoMAEImageProcessor", "TimesformerVideoProcessor"]
+    assert child.stdout.split() == [*names, "False"]
     ours = processor(video, return_tensors="pt").pixel_values
     assert torch.equal(torch.load(tmp_path / "video_pixels.pt"), ours)
     torch.testing.assert_close(torch.load(tmp_path / "image_pixels.pt"), ours, atol=1e-6, rtol=0)
