@@ -38,6 +38,7 @@ setup(
         "evaluate>=0.4.3",
         "huggingface-hub>=1.0",
         "av>=14.0",
+        "filelock>=3.12",
     ],
     extras_require=EXTRAS,
 )

@@ -3,8 +3,11 @@
 import logging
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from transformers.trainer import TRAINER_STATE_NAME
 
 
@@ -13,6 +16,8 @@ logger = logging.getLogger(__name__)
 INCOMPLETE = "incomplete"  # stands in a checkpoint for as long as it is being written
 BAD_CLIPS = "bad_clips.json"
 DATA_ORDER = "data_order.json"
+RUN_LOCK = "_run.lock"  # the underscore keeps Trainer from pushing it to the Hub
+WAIT_SECONDS = 20  # decoding workers outlive a killed run by some seconds, and hold its lock
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -55,3 +60,28 @@ def remove_half_written(output_dir: str | Path) -> None:
     for path in list_checkpoints(output_dir, whole=False):
         logger.warning("%s was being written when the run was killed, and is removed", path)
         shutil.rmtree(path)
+
+
+@contextmanager
+def only_run_in(output_dir: str | Path) -> Iterator[None]:
+    """Keep other runs out of the folder while this one is alive; also a `kill -9` gives it back.
+
+    The launchers of torch and accelerate start every process in a session of its own, so a kill may miss one, which
+    trains and saves on. Raises ValueError where another run has the folder.
+    """
+    path = Path(output_dir) / RUN_LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=WAIT_SECONDS)
+    except Timeout as error:
+        raise ValueError(
+            f"another run is at work in {output_dir}: end all of its processes, those too that outlived their "
+            "launcher, or choose another --output_dir"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        logger.warning("%s cannot be locked (%s): two runs in it would not notice each other", path, error)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -33,6 +33,9 @@ def warn_of_lone_process(num_processes: int) -> None:
     """Say it where `accelerate launch --cpu --num_processes N` has started one process, as it does without mpirun."""
     if num_processes == 1 and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
         logger.warning(
-            "only one process was started: on CPUs `accelerate launch` needs mpirun for more. "
-            "Use `torchrun --nproc_per_node N`, or `accelerate launch --multi_gpu`, with --use_cpu for the script"
+            "only one process was started: with --cpu, or where there is no GPU, `accelerate launch` starts more only "
+            "by mpirun (--mpirun_hostfile). Type `torchrun --nproc_per_node N %s ...` or `accelerate launch "
+            "--multi_gpu --num_processes N %s ...` instead, also on CPUs",
+            sys.argv[0],
+            sys.argv[0],
         )

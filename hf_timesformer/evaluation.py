@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from .video_processing_timesformer import TimeSformerVideoProcessor
 logger = logging.getLogger(__name__)
 
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ROUND_SECONDS = 60.0  # from one exchange of results between the ranks to the next
+RANK_TIMEOUT = timedelta(minutes=30)  # how long a rank may be silent, beyond a round, before the others give up
 
 
 @dataclass
@@ -137,8 +140,45 @@ def _plain(name: str) -> str:
 
 
 def make_accelerator(*, cpu: bool = False) -> Accelerator:
-    """An Accelerator whose ranks wait long for each other: a rank with slower videos must not end the run."""
-    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))])
+    """An Accelerator whose ranks wait `RANK_TIMEOUT` for each other in a round of `ResultExchange`."""
+    return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=RANK_TIMEOUT)])
+
+
+class ResultExchange:
+    """Rows of all ranks, brought together every `ROUND_SECONDS` while they are made.
+
+    A rank that is done takes part until all are. So no wait grows with the work that another rank has left: ranks may
+    be unequally fast for hours, and still one that hangs or dies is noticed in the next round.
+    """
+
+    def __init__(self):
+        self._gathered: list[Any] = []
+        self._mine: list[Any] = []
+        self._due = time.monotonic() + ROUND_SECONDS
+
+    def add(self, rows: Sequence[Any]) -> None:
+        """Take rows of this rank; raises RuntimeError where a round is due and another rank is lost."""
+        self._mine += rows
+        if time.monotonic() >= self._due:
+            self._exchange(done=False)
+
+    def finish(self) -> list[Any]:
+        """All rows of all ranks, once every rank is here; raises RuntimeError where one is lost."""
+        while not self._exchange(done=True):
+            pass
+        return self._gathered
+
+    def _exchange(self, *, done: bool) -> bool:
+        """One round, the same on all ranks; whether all of them are done."""
+        try:
+            shares = gather_object([(self._mine, done)])
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"another process of this evaluation has died, or was silent for {RANK_TIMEOUT}: see its own messages"
+            ) from error
+        self._gathered += [row for rows, _ in shares for row in rows]
+        self._mine, self._due = [], time.monotonic() + ROUND_SECONDS
+        return all(done for _, done in shares)
 
 
 def predict_dataset(
@@ -159,7 +199,7 @@ def predict_dataset(
     loader = _view_loader(videos, processor, accelerator, batch_size, num_workers)
     model = model.to(accelerator.device).eval()
     start = time.perf_counter()
-    results, failures = [], []
+    exchange = ResultExchange()
     progress = tqdm(
         total=len(loader.dataset) if isinstance(videos, Dataset) else None,
         desc="evaluate",
@@ -168,15 +208,16 @@ def predict_dataset(
     )
     for batch in loader:
         good = [views for views in batch if views.pixel_values is not None]
-        failures += [_failure(views) for views in batch if views.pixel_values is None]
-        if good:
-            logits = _forward(model, good, accelerator.device, AUTOCAST_DTYPES[dtype])
-            results += [(views.video_id, views.label, row) for views, row in zip(good, logits)]
+        logits = _forward(model, good, accelerator.device, AUTOCAST_DTYPES[dtype]) if good else []
+        answers = [(views.video_id, views.label, row) for views, row in zip(good, logits)]
+        exchange.add(answers + [_failure(views) for views in batch if views.pixel_values is None])
         progress.update(len(batch))
     progress.close()
-    gathered = gather_object(results), gather_object(failures)
-    seconds = time.perf_counter() - start  # gathering waits for the slowest rank
-    return _collect(*gathered, num_classes=model.config.num_labels, seconds=seconds)
+    rows = exchange.finish()
+    seconds = time.perf_counter() - start  # the exchange waits for the slowest rank
+    failures = [row for row in rows if isinstance(row, dict)]
+    results = [row for row in rows if isinstance(row, tuple)]
+    return _collect(results, failures, num_classes=model.config.num_labels, seconds=seconds)
 
 
 def _view_loader(

@@ -95,6 +95,7 @@ class VideoTrainingArguments(TrainingArguments):
     def __post_init__(self):
         # Without evaluations or checkpoints there is no best model to load.
         self.load_best_model_at_end &= "no" not in (self.eval_strategy, self.save_strategy)
+        self.use_cpu |= not torch.accelerator.is_available()  # else --bf16 is refused where there are CPUs only
         super().__post_init__()
         self.dataloader_pin_memory &= torch.accelerator.is_available()
 

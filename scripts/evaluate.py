@@ -15,7 +15,7 @@ import transformers
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from hf_timesformer.command_line import user_errors
+from hf_timesformer.command_line import user_errors, warn_of_lone_process
 from hf_timesformer.data import DATASETS, find_videos
 from hf_timesformer.evaluation import (
     AUTOCAST_DTYPES,
@@ -52,6 +52,7 @@ def main() -> None:
     args = HfArgumentParser(EvaluateArguments).parse_args_into_dataclasses()[0]
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
     accelerator = make_accelerator(cpu=args.cpu)
+    warn_of_lone_process(accelerator.num_processes)
     if not accelerator.is_main_process:
         logging.disable(logging.WARNING)
         transformers.logging.set_verbosity_error()

@@ -7,6 +7,7 @@ accelerate launch scripts/train.py --recipe k400-8x32-224 --dataset kinetics --d
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as transformers_logging
 
 from hf_timesformer.augmentation import ClipAugmentation
-from hf_timesformer.checkpoints import find_checkpoint, list_checkpoints
+from hf_timesformer.checkpoints import find_checkpoint, list_checkpoints, only_run_in
 from hf_timesformer.command_line import user_errors, warn_of_lone_process
 from hf_timesformer.data import DATASETS, FoundVideos, available_splits, find_videos
 from hf_timesformer.finetuning import hold_out, load_network, make_processor, parse_overrides
@@ -250,9 +251,9 @@ def save_results(trainer: VideoTrainer, metrics: dict, model: ModelArguments, da
         trainer.push_to_hub()
 
 
-def main() -> None:
+def train(model_args: ModelArguments, data_args: DataArguments, args: VideoTrainingArguments) -> None:
+    """The whole run, from the clips on disk to the model in the output folder."""
     started = time.time()
-    model_args, data_args, args = parse_arguments(sys.argv[1:])
     set_seed(args.seed)
     checkpoint = choose_checkpoint(args)
 
@@ -264,19 +265,19 @@ def main() -> None:
 
     source = make_source(train_videos, data_args, args, training=True)
     augmentation = make_augmentation(processor, data_args)
-    train = TrainingClips(source, FrameSampling.of(processor), augmentation, label_ids=label_ids, seed=args.seed)
+    training = TrainingClips(source, FrameSampling.of(processor), augmentation, label_ids=label_ids, seed=args.seed)
     validation = None
     if validation_videos is not None:
         source = make_source(validation_videos, data_args, args, training=False)
         validation = EvaluationClips(source, processor, label_ids=label_ids)
     else:
         args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
-    logger.info("%d clips to train on, %d classes", len(train), len(train_videos.class_names))
+    logger.info("%d clips to train on, %d classes", len(training), len(train_videos.class_names))
 
     trainer = VideoTrainer(
         model=network,
         args=args,
-        train_dataset=train,
+        train_dataset=training,
         eval_dataset=validation,
         data_collator=ClipCollator(network.config.num_labels, mixup_alpha=data_args.mixup),
         compute_metrics=clip_metrics,
@@ -284,6 +285,12 @@ def main() -> None:
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     save_results(trainer, result.metrics | {"wall_seconds": round(time.time() - started, 1)}, model_args, data_args)
+
+
+def main() -> None:
+    model_args, data_args, args = parse_arguments(sys.argv[1:])
+    with only_run_in(args.output_dir) if args.process_index == 0 else nullcontext():
+        train(model_args, data_args, args)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,14 @@ def test_evaluate(call, clips, model_folder, tmp_path: Path):
     assert results["versions"]["python"] == sys.version.split()[0]
 
 
+def test_a_lone_process_that_was_to_be_two_says_so(call, monkeypatch, caplog, model_folder, tmp_path: Path):
+    monkeypatch.setenv("MASTER_PORT", "29500")  # as `accelerate launch --cpu --num_processes 2` leaves it
+    monkeypatch.delenv("RANK", raising=False)
+    call("evaluate.py", "--model", model_folder, "--data_dir", "/nowhere", "--output_dir", tmp_path, "--cpu")
+    assert "only one process was started" in caplog.text
+    assert f"torchrun --nproc_per_node N {SCRIPTS / 'evaluate.py'}" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

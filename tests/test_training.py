@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -11,7 +13,15 @@ import torch
 from transformers import HfArgumentParser
 from transformers.trainer_utils import EvalPrediction
 
-from hf_timesformer.checkpoints import INCOMPLETE, find_checkpoint, list_checkpoints, remove_half_written
+from hf_timesformer import checkpoints
+from hf_timesformer.checkpoints import (
+    INCOMPLETE,
+    RUN_LOCK,
+    find_checkpoint,
+    list_checkpoints,
+    only_run_in,
+    remove_half_written,
+)
 from hf_timesformer.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.finetuning import hold_out, load_network, make_processor, match_labels, parse_overrides
 from hf_timesformer.loading import NO_CLIP, UNREADABLE, BadClipsError
@@ -228,6 +238,22 @@ def test_only_whole_checkpoints_are_gone_on_from(tmp_path):
     remove_half_written(tmp_path)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-10", "checkpoint-9"]
     assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-9", tmp_path / "checkpoint-10"]
+
+
+def test_a_folder_has_one_run_at_a_time_and_a_kill_gives_it_back(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    path = str(folder / RUN_LOCK)
+    hold = f"import filelock; lock = filelock.FileLock({path!r}); lock.acquire(); print('held', flush=True); input()"
+    monkeypatch.setattr(checkpoints, "WAIT_SECONDS", 0)
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="another run is at work in"), only_run_in(folder):
+            pass
+        other.kill()
+    for _ in range(2):
+        with only_run_in(folder), pytest.raises(ValueError, match="another run"), only_run_in(folder):
+            pass
 
 
 def parse(argv: list[str], default: str | None = None) -> tuple[VideoTrainingArguments, str | None]:
