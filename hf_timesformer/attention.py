@@ -1,6 +1,7 @@
 """Attention within the groups of one step, through transformers' `AttentionInterface`."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_timesformer import TimeSformerConfig
 from .fused_linear import is_plain_linear
-from .schemes import STRIDES, Grid, group, key_mask, local_mask, local_tiles, ungroup
+from .schemes import STRIDES, Grid, Tile, group, key_mask, local_mask, local_tiles, ungroup
 
 
 # Keys up to which attention written out beats SDPA on CPU (T+S 8x448: 19.7 against 33.5 ms; with 16 keys it loses).
@@ -61,28 +62,97 @@ class TimeSformerSelfAttention(nn.Module):
         CLS joins every group, and what it gathers there is averaged over the groups. The weights of `local`, a matrix
         of all tokens by all tokens, are made only `with_weights`.
         """
-        batch, *grid, _ = patches.shape
-        qkv = self.qkv(patches)
         if self.step == "local":
-            context, weights = self._attend_locally(qkv, with_weights)
-            return context, None, weights
-        stride = STRIDES[self.step](*grid)
-        tokens = group(qkv, stride)  # (b, h, w, t, 3d) -> (b*g, l, 3d)
-        del qkv  # where the groups are a copy, two of these wide tensors at a time are enough
+            return self._attend_locally(self.qkv(patches), with_weights)
+        stride = STRIDES[self.step](*patches.shape[1:4])
+        return self.attend_in_groups(patches, None if cls is None else self.qkv(cls), stride)
+
+    def attend_in_groups(
+        self, patches: torch.Tensor, cls_qkv: torch.Tensor | None, stride: Grid
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """`forward` for `patches` that may be part of a clip, if only whole groups, with `cls_qkv (b, 1, 3d)`."""
+        batch, *grid, _ = patches.shape
+        tokens = group(self.qkv(patches), stride)  # (b, h, w, t, 3d) -> (b*g, l, 3d)
         mask = self._mask(grid, stride, tokens)
-        if cls is None:
-            context, weights = self._attend(tokens, mask)
+        if cls_qkv is None:
+            context, weights = self._attend(*self._heads(tokens), mask)
             return ungroup(context, stride, grid), None, weights
 
-        groups = tokens.shape[0] // batch
-        cls_qkv = self.qkv(cls)[:, None].expand(-1, groups, -1, -1).flatten(0, 1)  # (b, 1, 3d) -> (b*g, 1, 3d)
-        tokens = torch.cat((cls_qkv, tokens), dim=1)
-        del cls_qkv
+        groups = math.prod(stride)
+        cls_tokens = cls_qkv[:, None].expand(-1, groups, -1, -1).flatten(0, 1)  # (b, 1, 3d) -> (b*g, 1, 3d)
+        tokens = torch.cat((cls_tokens, tokens), dim=1)
         if mask is not None:
             mask = nn.functional.pad(mask, (1, 0))  # CLS is there in every group
-        context, weights = self._attend(tokens, mask)
+        context, weights = self._attend(*self._heads(tokens), mask)
         cls = context[:, 0].unflatten(0, (batch, groups)).mean(dim=1, keepdim=True)  # (b*g, d) -> (b, 1, d)
         return ungroup(context[:, 1:], stride, grid), cls, weights
+
+    def attend_all(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Every token to every token: `(n, l, d) -> (n, l, d)`, the case of one group with CLS among the tokens."""
+        return self._attend(*self._heads(self.qkv(tokens)), None)[0]
+
+    def project(self, tokens: torch.Tensor, parts: slice) -> torch.Tensor:
+        """`(..., d) -> (..., k*d)`: those of query, key and value (0, 1, 2) that `parts` names."""
+        columns = slice(parts.start * tokens.shape[-1], parts.stop * tokens.shape[-1])
+        if not is_plain_linear(self.qkv):
+            return self.qkv(tokens)[..., columns]
+        bias = None if self.qkv.bias is None else self.qkv.bias[columns]
+        return nn.functional.linear(tokens, self.qkv.weight[columns], bias)
+
+    def attend_in_windows(
+        self,
+        query_of: Callable[[slice], torch.Tensor],
+        keys_values: torch.Tensor,
+        heads: int,
+        keep_weights: Callable[[Tile, Tile, torch.Tensor], None] | None = None,
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """`local` attention, a column of tiles after the other, so many `heads` at a time.
+
+        `query_of` gives the queries of some columns `(b, h, columns, t, d)`; `keys_values` is `(b, h, w, t, 2d)`.
+        Yields the columns and their context, as wide as the queries. `keep_weights` is shown each tile, the region of
+        its keys and, from eager, its weights `(b, heads, queries, keys)`.
+        """
+        grid = keys_values.shape[1:4]
+        keys_values = keys_values.unflatten(-1, (2, self.num_heads, self.head_dim))
+        all_rows, all_columns = local_tiles(*grid)
+        for columns, key_columns in all_columns:
+            tiles = [((rows, columns), (key_rows, key_columns)) for rows, key_rows in all_rows]
+            query = query_of(columns).unflatten(-1, (self.num_heads, self.head_dim))
+            contexts = []
+            for first in range(0, self.num_heads, heads):
+                some = slice(first, first + heads)
+                # The regions of the tiles overlap: copied once a column, they are views.
+                strip = keys_values[:, :, key_columns, ..., some, :].contiguous()
+                contexts += [self._attend_in_column(query[..., some, :], strip, tiles, grid, keep_weights)]
+            yield columns, torch.cat(contexts, dim=-1)
+
+    def _attend_in_column(
+        self,
+        query: torch.Tensor,
+        keys_values: torch.Tensor,
+        tiles: list[tuple[Tile, Tile]],
+        grid: Grid,
+        keep_weights: Callable[[Tile, Tile, torch.Tensor], None] | None,
+    ) -> torch.Tensor:
+        """Queries `(b, h, columns, t, heads, c)`, keys and values `(b, h, key columns, t, 2, heads, c)` -> context."""
+        contexts, mask, known = [], None, None
+        for queries, keys in tiles:
+            rows, key_rows = queries[0], keys[0]
+            shape = (rows.stop - rows.start, rows.start - key_rows.start, key_rows.stop - key_rows.start)
+            if shape != known:  # tiles away from the borders see alike
+                mask, known = self._window_mask(queries, keys, grid, query), shape
+            tile = query[:, rows]
+            key, value = keys_values[:, key_rows].flatten(1, 3).permute(2, 0, 3, 1, 4)
+            context, weights = self._attend(tile.flatten(1, 3).transpose(1, 2), key, value, mask)
+            contexts.append(context.unflatten(1, tile.shape[1:4]))
+            if keep_weights is not None and weights is not None:
+                keep_weights(queries, keys, weights)
+        return torch.cat(contexts, dim=1)
+
+    def _window_mask(self, queries: Tile, keys: Tile, grid: Grid, like: torch.Tensor) -> torch.Tensor:
+        """Additive mask `(1, 1, queries*t, keys*t)`, made where `like` lies."""
+        mask = _additive(local_mask(queries, keys, *grid[:2], like.device), like.dtype)[:, None, :, None]
+        return mask.expand(-1, grid[2], -1, grid[2]).flatten(2).flatten(0, 1)[None, None]
 
     def attend_from_cls(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
         """What CLS alone gathers: `(b, h, w, t, d)` and `(b, 1, d)` -> `(b, 1, d)`, as `forward` would give it.
@@ -121,11 +191,9 @@ class TimeSformerSelfAttention(nn.Module):
         return context.flatten(1)[:, None] / groups
 
     def _attend(
-        self, tokens: torch.Tensor, mask: torch.Tensor | None, keys: torch.Tensor | None = None
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`tokens (n, l, 3d)` of query, key, value -> context `(n, l, d)`; keys and values from `keys` where given."""
-        query = self._heads(tokens)[0]
-        _, key, value = self._heads(tokens if keys is None else keys)
+        """`(n, heads, l, c)` each -> context `(n, l, d)` and the weights where the interface has them."""
         context, weights = self._interface(mask, key)(
             self,
             query,
@@ -138,9 +206,9 @@ class TimeSformerSelfAttention(nn.Module):
         is_matrix = weights is not None and weights.ndim == 4  # flex attention gives its log-sum-exp instead
         return context.flatten(2), weights if is_matrix else None
 
-    def _heads(self, qkv: torch.Tensor) -> torch.Tensor:
-        """`(n, l, 3d) -> (3, n, heads, l, c)`, a view."""
-        return qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+    def _heads(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`(n, l, k*d) -> (k, n, heads, l, c)`, a view: one each of query, key, value that `tokens` holds."""
+        return tokens.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
 
     def _interface(self, mask: torch.Tensor | None, key: torch.Tensor) -> Callable:
         """The attention function that the config names; flash and flex take no such masks: there sdpa."""
@@ -159,26 +227,23 @@ class TimeSformerSelfAttention(nn.Module):
         mask = _additive(exists, tokens.dtype)
         return mask.repeat(tokens.shape[0] // mask.shape[0], 1)[:, None, None]
 
-    def _attend_locally(self, qkv: torch.Tensor, with_weights: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attention of each tile of queries to its region of keys: `(b, h, w, t, 3d) -> (b, h, w, t, d)`.
+    def _attend_locally(self, qkv: torch.Tensor, with_weights: bool) -> tuple[torch.Tensor, None, torch.Tensor | None]:
+        """`(b, h, w, t, 3d) -> (b, h, w, t, d)`, and the weights, put together, where asked for and given."""
+        batch, *grid, width = qkv.shape
+        queries, keys_values = qkv.split((width // 3, width - width // 3), dim=-1)
+        numbers, all_weights = torch.arange(math.prod(grid), device=qkv.device).view(grid), []
 
-        The weights, where asked for and given, are put together as `(b, heads, h*w*t, h*w*t)`.
-        """
-        batch, *grid, _ = qkv.shape
-        context = qkv.new_empty(batch, *grid, self.num_heads * self.head_dim)
-        numbers = torch.arange(grid[0] * grid[1] * grid[2], device=qkv.device).view(grid)
-        all_weights = None
-        for queries, keys in local_tiles(*grid[:2]):
-            mask = _additive(local_mask(queries, keys, grid).to(qkv.device), qkv.dtype)[None, None]
-            tile, region = qkv[:, queries[0], queries[1]], qkv[:, keys[0], keys[1]]  # (b, rows, columns, t, 3d)
-            attended, weights = self._attend(tile.flatten(1, 3), mask, region.flatten(1, 3))
-            context[:, queries[0], queries[1]] = attended.unflatten(1, tile.shape[1:4])
-            if with_weights and weights is not None:
-                if all_weights is None:
-                    all_weights = qkv.new_zeros(batch, self.num_heads, numbers.numel(), numbers.numel())
-                rows, columns = numbers[queries].flatten(), numbers[keys].flatten()
-                all_weights[:, :, rows[:, None], columns] = weights
-        return context, all_weights
+        def query_of(columns: slice) -> torch.Tensor:
+            return queries[:, :, columns]
+
+        def keep_weights(tile: Tile, region: Tile, weights: torch.Tensor) -> None:
+            if not all_weights:
+                all_weights.append(weights.new_zeros(batch, self.num_heads, numbers.numel(), numbers.numel()))
+            all_weights[0][:, :, numbers[tile].flatten()[:, None], numbers[region].flatten()] = weights
+
+        windows = self.attend_in_windows(query_of, keys_values, self.num_heads, keep_weights if with_weights else None)
+        context = torch.cat([context for _, context in windows], dim=2)
+        return context, None, all_weights[0] if all_weights else None
 
 
 def _additive(exists: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The parts of a TimeSformer: embeddings, attention with its projections, blocks."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,12 +11,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import TimeSformerSelfAttention
 from .configuration_timesformer import TimeSformerConfig, pair
 from .fused_linear import FusedLinear, ZeroLinear, is_plain_linear
+from .in_place import is_watched, run_block
 from .position import resize_positions, resize_times
 from .schemes import SCHEMES, Grid
-
-
-# Rows of tokens that the MLP takes at a time in inference: what it widens stays in the cache and out of the peak.
-MLP_ROWS = 512
 
 
 class TimeSformerPatchEmbeddings(nn.Module):
@@ -124,16 +122,16 @@ class TimeSformerAttention(nn.Module):
         context, cls_context, weights = self.attention(patches, cls, with_weights)
         if cls is not None:
             return self.output(context), weights, self.output(cls_context)
-        return self.project_twice(context, extra_dense()), weights, None
+        return self.projection(extra_dense(), math.prod(context.shape[1:4]))(context), weights, None
 
-    def project_twice(self, context: torch.Tensor, extra_dense: nn.Linear) -> torch.Tensor:
+    def projection(self, extra_dense: nn.Linear, tokens: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """The output projection and the extra dense layer: in inference one map where that saves work."""
         first = self.output.dense
-        tokens = context.shape[1] * context.shape[2] * context.shape[3]
-        saves_work = tokens >= context.shape[-1] and not torch.is_grad_enabled() and not self.training
+        saves_work = tokens >= first.in_features and not torch.is_grad_enabled() and not self.training
         if saves_work and is_plain_linear(first) and is_plain_linear(extra_dense):
-            return nn.functional.linear(context, *self.fused(first, extra_dense))
-        return extra_dense(self.output(context))
+            weight, bias = self.fused(first, extra_dense)
+            return lambda context: nn.functional.linear(context, weight, bias)
+        return lambda context: extra_dense(self.output(context))
 
 
 class TimeSformerDropPath(nn.Module):
@@ -159,14 +157,14 @@ class TimeSformerLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: TimeSformerConfig, layer_index: int):
         super().__init__()
-        *self.earlier_steps, last_step = SCHEMES[config.attention_type]
+        *self.earlier_steps, self.last_step = SCHEMES[config.attention_type]
         size, eps = config.hidden_size, config.layer_norm_eps
         for step in self.earlier_steps:
             self.add_module(f"{step}_layernorm", nn.LayerNorm(size, eps=eps))
             self.add_module(f"{step}_attention", TimeSformerAttention(config, step))
             self.add_module(f"{step}_dense", ZeroLinear(size, size))
         self.layernorm_before = nn.LayerNorm(size, eps=eps)
-        self.attention = TimeSformerAttention(config, last_step)
+        self.attention = TimeSformerAttention(config, self.last_step)
         self.layernorm_after = nn.LayerNorm(size, eps=eps)
         self.intermediate = TimeSformerDense(config, size, config.intermediate_size, config.hidden_act)
         self.output = TimeSformerDense(config, config.intermediate_size, size)
@@ -175,40 +173,51 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         )
 
     def forward(
-        self, hidden_states: torch.Tensor, grid: Grid, cls_only: bool = False, with_weights: bool = False
+        self,
+        hidden_states: torch.Tensor,
+        grid: Grid,
+        cls_only: bool = False,
+        with_weights: bool = False,
+        may_overwrite: bool = False,
     ) -> torch.Tensor:
-        """`(b, 1 + h*w*t, d)` -> the same, or `(b, 1, d)` where only CLS is asked for."""
-        in_place = self._may_overwrite()
-        if in_place:  # a copy of its own: what came in stays as it was for whoever recorded it
-            hidden_states = hidden_states.clone(memory_format=torch.contiguous_format)
+        """`(b, 1 + h*w*t, d)` -> the same, or `(b, 1, d)` where only CLS is asked for.
+
+        Where nobody looks inside and gradients are off it works in place: on what came in if it `may_overwrite` that.
+        """
+        if not with_weights and self._works_in_place():
+            own = hidden_states if may_overwrite else hidden_states.clone(memory_format=torch.contiguous_format)
+            return run_block(self, own, grid, cls_only)
         cls, patches = hidden_states[:, :1], hidden_states[:, 1:].unflatten(1, grid)  # (b, 1, d), (b, h, w, t, d)
         for step in self.earlier_steps:
-            patches = _add(patches, self.drop_path(self.attend_early(step, patches, with_weights)), in_place)
+            patches = patches + self.drop_path(self.attend_early(step, patches, with_weights))
         if cls_only:
-            cls = cls + self.drop_path(self.attend_from_cls(patches, cls))
-            return cls + self.drop_path(self.feed_forward(cls))
-
+            return self.finish_cls(patches, cls)
         patch_update, _, cls_update = self.attention(self.layernorm_before(patches), self.layernorm_before(cls))
         patch_update, cls_update = self._drop_together(patch_update, cls_update)
-        patches, cls = _add(patches, patch_update, in_place), _add(cls, cls_update, in_place)
-        if not in_place:
-            hidden_states = torch.cat((cls, patches.flatten(1, 3)), dim=1)
-            return hidden_states + self.drop_path(self.feed_forward(hidden_states))
-        for rows in hidden_states.flatten(0, 1).split(MLP_ROWS):  # cls and patches are views of hidden_states
-            rows += self.feed_forward(rows)
-        return hidden_states
+        hidden_states = torch.cat((cls + cls_update, (patches + patch_update).flatten(1, 3)), dim=1)
+        return hidden_states + self.drop_path(self.feed_forward(hidden_states))
 
     def attend_early(self, step: str, patches: torch.Tensor, with_weights: bool = False) -> torch.Tensor:
         """The update of a step before the last: of patches only, through one more linear layer."""
-        layernorm, attention = getattr(self, f"{step}_layernorm"), getattr(self, f"{step}_attention")
-        dense = getattr(self, f"{step}_dense")
+        layernorm, attention, dense = self._early_modules(step)
         return attention(layernorm(patches), extra_dense=lambda: dense, with_weights=with_weights)[0]
 
-    def attend_from_cls(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
-        """The last step's update of CLS alone."""
+    def early_parts(
+        self, step: str, patches: torch.Tensor
+    ) -> tuple[nn.LayerNorm, TimeSformerSelfAttention, Callable[[torch.Tensor], torch.Tensor]]:
+        """What `attend_early` does one after the other, for callers that take part of `patches` at a time."""
+        layernorm, attention, dense = self._early_modules(step)
+        return layernorm, attention.attention, attention.projection(dense, math.prod(patches.shape[1:4]))
+
+    def _early_modules(self, step: str) -> tuple[nn.LayerNorm, TimeSformerAttention, nn.Linear]:
+        return tuple(getattr(self, f"{step}_{name}") for name in ("layernorm", "attention", "dense"))
+
+    def finish_cls(self, patches: torch.Tensor, cls: torch.Tensor) -> torch.Tensor:
+        """The last step and the MLP for CLS alone: `(b, h, w, t, d)`, `(b, 1, d)` -> `(b, 1, d)`."""
         attention = self.attention
         context = attention.attention.attend_from_cls(self.layernorm_before(patches), self.layernorm_before(cls))
-        return attention.output(context)
+        cls = cls + self.drop_path(attention.output(context))
+        return cls + self.drop_path(self.feed_forward(cls))
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The update of the MLP."""
@@ -223,29 +232,31 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         keep = self.drop_path(torch.ones_like(cls_update[:, :, :1]))  # (b, 1, 1)
         return patch_update * keep[..., None, None], cls_update * keep
 
-    def _may_overwrite(self) -> bool:
+    def _works_in_place(self) -> bool:
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return not (torch.is_grad_enabled() or traced or self.drop_path.is_active or self._is_watched())
-
-    def _is_watched(self) -> bool:
-        """Whether hooks may hold what is inside; those that record attention weights and whole blocks do not."""
-        inner = (m for m in self.modules() if not isinstance(m, (TimeSformerLayer, TimeSformerAttention)))
-        return any(m._forward_hooks or m._forward_pre_hooks for m in inner)
-
-
-def _add(tokens: torch.Tensor, update: torch.Tensor, in_place: bool) -> torch.Tensor:
-    return tokens.add_(update) if in_place else tokens + update
+        if torch.is_grad_enabled() or traced or self.drop_path.is_active:
+            return False
+        return not is_watched(module for module in self.modules() if module is not self)
 
 
 class TimeSformerEncoder(nn.Module):
+    """The blocks one after the other."""
+
     def __init__(self, config: TimeSformerConfig):
         super().__init__()
         self.layer = nn.ModuleList([TimeSformerLayer(config, index) for index in range(config.num_hidden_layers)])
 
     def forward(
-        self, hidden_states: torch.Tensor, grid: Grid, cls_only: bool = False, with_weights: bool = False
+        self,
+        hidden_states: torch.Tensor,
+        grid: Grid,
+        cls_only: bool = False,
+        with_weights: bool = False,
+        may_overwrite: bool = False,
     ) -> torch.Tensor:
+        """As `TimeSformerLayer.forward`; nothing is overwritten that a hook on a block may hold."""
+        may_overwrite = may_overwrite and not is_watched([self, *self.layer])
         last = len(self.layer) - 1
         for index, layer in enumerate(self.layer):
-            hidden_states = layer(hidden_states, grid, cls_only and index == last, with_weights)
+            hidden_states = layer(hidden_states, grid, cls_only and index == last, with_weights, may_overwrite)
         return hidden_states

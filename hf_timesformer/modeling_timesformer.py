@@ -2,7 +2,6 @@
 
 import copy
 import os
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -11,64 +10,21 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_timesformer import TimeSformerConfig, pair
 from .fused_linear import ZeroLinear
+from .in_place import is_watched
 from .layers import TimeSformerAttention, TimeSformerEmbeddings, TimeSformerEncoder, TimeSformerLayer
+from .outputs import TimeSformerClassifierOutput, TimeSformerModelOutput
 from .position import resize_positions, resize_times
 from .schemes import SCHEMES
-from .vit_weights import VitSource, load_vit
+from .vit_weights import VitSource, load_shared, load_vit, refuse_contradictions, start_steps
 
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass
-class TimeSformerModelOutput(ModelOutput):
-    """
-    Args:
-        last_hidden_state (`(batch, 1 + h*w*t, hidden)`): after the final LayerNorm; CLS first, then patches with time
-            fastest. `space_only`: `(batch, 1 + h*w, hidden)`, the mean over frames.
-        hidden_states (tuple of `1 + num_hidden_layers` tensors of that shape): input of the first block and output of
-            each. `space_only`: `(batch*t, 1 + h*w, hidden)`, each frame by itself.
-        attentions (tuple of `num_hidden_layers`): weights of the last step, CLS being token 0: `(batch*g, heads,
-            1 + l, 1 + l)` for `g` groups of `l` patches in `(h, w, t)` order. Space `(batch*t, heads, 1 + h*w, 1 +
-            h*w)`, joint `(batch, heads, 1 + h*w*t, 1 + h*w*t)`, height `(batch*w*t, heads, 1 + h, 1 + h)`, global: up
-            to 8 groups, by `(h % 2, w % 2, t % 2)`, on the `ceil(h/2) x ceil(w/2) x ceil(t/2)` grid of the largest;
-            columns that smaller groups lack are zero (and their rows without meaning).
-        temporal_attentions (tuple): `(batch*h*w, heads, t, t)`, of `divided_space_time` and `axial`.
-        local_attentions (tuple): `(batch, heads, h*w*t, h*w*t)`, zero outside the windows, of `sparse_local_global`.
-        width_attentions (tuple): `(batch*h*t, heads, w, w)`, of `axial`.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    temporal_attentions: tuple[torch.Tensor, ...] | None = None
-    local_attentions: tuple[torch.Tensor, ...] | None = None
-    width_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class TimeSformerClassifierOutput(ModelOutput):
-    """
-    Args:
-        loss (scalar, where labels were given): cross-entropy (or what `config.problem_type` says) of the logits.
-        logits (`(batch, num_labels)`): before the softmax; with several views their mean.
-        hidden_states, attentions, temporal_attentions, local_attentions, width_attentions: as in
-            [`TimeSformerModelOutput`]; with several views the batch is `batch*views`.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    temporal_attentions: tuple[torch.Tensor, ...] | None = None
-    local_attentions: tuple[torch.Tensor, ...] | None = None
-    width_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 RECORDED_STEPS = ("temporal", "local", "width")
@@ -220,42 +176,16 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
             ValueError: for a source that is no plain ViT, or overrides that contradict its weights.
         """
         fields, state = load_vit(vit)
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "intermediate_size",
-            "patch_size",
-            "num_channels",
-            "qkv_bias",
-        ):
-            if config_overrides.get(name, fields[name]) != fields[name]:
-                raise ValueError(f"from_vit: {name}={config_overrides[name]!r}, but the ViT has {fields[name]!r}.")
+        refuse_contradictions(fields, config_overrides)
         config = cls.config_class(**{**fields, **config_overrides})
-        model = cls(config)
         vit_grid = cls.config_class(**fields).grid_size
-        if config.position_embedding_type == "none":
-            del state["embeddings.position_embeddings"]
-        else:
-            positions = resize_positions(
-                state["embeddings.position_embeddings"], vit_grid, config.grid_size, "bicubic"
-            )
+        state = start_steps(state, SCHEMES[config.attention_type][:-1])
+        positions = state.pop("embeddings.position_embeddings")
+        if config.position_embedding_type != "none":
+            positions = resize_positions(positions, vit_grid, config.grid_size, "bicubic")
             state["embeddings.position_embeddings"] = positions
-        for index in range(config.num_hidden_layers):
-            layer = f"encoder.layer.{index}."
-            for step in SCHEMES[config.attention_type][:-1]:
-                for name in [
-                    name for name in state if name.startswith((layer + "attention.", layer + "layernorm_before."))
-                ]:
-                    own = name.removeprefix(layer).replace("layernorm_before", "layernorm")
-                    state[f"{layer}{step}_{own}"] = state[name]
-        incompatible = model.base_model.load_state_dict(state, strict=False)
-        left_out = [
-            n for n in incompatible.missing_keys if not n.split(".")[-2].endswith("_dense") and "time_" not in n
-        ]
-        if left_out or incompatible.unexpected_keys:
-            raise ValueError(
-                f"from_vit: missing {left_out}, unknown {incompatible.unexpected_keys} in the ViT's weights."
-            )
+        model = cls(config)
+        load_shared(model.base_model, state)
         return model
 
 
@@ -315,8 +245,11 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
         space_only = self.config.attention_type == "space_only"
         if space_only and pixel_values.ndim == 5:
             pixel_values = pixel_values.flatten(0, 1)[:, None]  # every frame a clip of its own
+        records = ("output_attentions", *(f"output_{step}_attentions" for step in RECORDED_STEPS))
+        with_weights = any(_wanted(self.config, kwargs, name) for name in records)
+        held = _wanted(self.config, kwargs, "output_hidden_states") or is_watched(self.embeddings.modules())
         tokens, grid = self.embeddings(pixel_values)
-        tokens = self.encoder(tokens, grid, cls_only, _wanted(self.config, kwargs, "output_attentions"))
+        tokens = self.encoder(tokens, grid, cls_only, with_weights, not held)
         if space_only:
             tokens = tokens.unflatten(0, (batch, -1)).mean(dim=1)
         return TimeSformerModelOutput(last_hidden_state=self.layernorm(tokens))
@@ -336,7 +269,7 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
 
 
 def _wanted(config: TimeSformerConfig, kwargs: dict, name: str) -> bool:
-    return bool(kwargs[name] if kwargs.get(name) is not None else getattr(config, name))
+    return bool(kwargs[name] if kwargs.get(name) is not None else getattr(config, name, False))
 
 
 class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):

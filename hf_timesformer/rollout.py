@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -43,14 +44,15 @@ def visible_patches(step: str, grid: Grid, query: Sequence[int]) -> torch.Tensor
     Asked of the functions that the network itself groups with. Raises ValueError for a query outside of the grid.
     """
     check_query(grid, query)
-    row, column, frame = query
+    row, column, _ = query
     if step == "local":
         seen = torch.zeros(grid, dtype=torch.bool)
-        for queries, keys in local_tiles(*grid[:2]):
-            rows, columns = (range(part.start, part.stop) for part in queries)
-            if row in rows and column in columns:
-                index = ((row - rows.start) * len(columns) + column - columns.start) * grid[2] + frame
-                seen[keys] = local_mask(queries, keys, grid)[index].reshape(seen[keys].shape)
+        for (rows, key_rows), (columns, key_columns) in product(*local_tiles(*grid)):
+            if rows.start <= row < rows.stop and columns.start <= column < columns.stop:
+                index = (row - rows.start) * (columns.stop - columns.start) + column - columns.start
+                near = local_mask((rows, columns), (key_rows, key_columns), *grid[:2])[index]
+                region = seen[key_rows, key_columns]
+                region[:] = near.view(region.shape[:2])[..., None]
         return seen
     stride = STRIDES[step](*grid)
     tokens = torch.zeros((1, *grid, 1))

@@ -6,13 +6,18 @@ of 1 joins an axis, a stride of the axis' length keeps its positions apart, a st
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 
 Grid = tuple[int, int, int]  # (h, w, t): rows, columns, frames
+Tile = tuple[slice, slice]  # rows, columns
+Span = tuple[slice, slice]  # rows (or columns) of queries, and of the keys that they see
+
+# Queries of a tile of `local`.
+TILE_QUERIES = 128
 
 # Strides of a step along (h, w, t) on a grid of that size.
 STRIDES: dict[str, Callable[[int, int, int], Grid]] = {
@@ -84,35 +89,28 @@ def local_reach(h: int, w: int) -> tuple[int, int]:
     return h // 2 // 2, w // 2 // 2
 
 
-def local_tiles(h: int, w: int) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Cut an `h x w` grid into tiles of queries, each with the region of keys that any of its queries sees.
+def local_tiles(h: int, w: int, t: int) -> tuple[list[Span], list[Span]]:
+    """Cut an `h x w` grid of `t` frames into tiles of queries: the rows and the columns of tiles, each with those of
+    the keys that any of its queries sees.
 
-    Yields `((rows, columns) of the queries, (rows, columns) of the keys)`. About seven tiles a side: larger ones look
-    at more keys in vain, smaller ones copy the overlapping regions more often.
+    Larger tiles look at more keys in vain, smaller ones make less of a matrix product: about `TILE_QUERIES` queries.
     """
-    reach_h, reach_w = local_reach(h, w)
-    for rows in _tiles(h):
-        for columns in _tiles(w):
-            yield (rows, columns), (_halo(rows, reach_h, h), _halo(columns, reach_w, w))
+    length = math.isqrt(max(1, TILE_QUERIES // t) - 1) + 1  # the square root, rounded up
+    return tuple(
+        [(tile, slice(max(tile.start - reach, 0), min(tile.stop + reach, side))) for tile in _cut(side, length)]
+        for side, reach in zip((h, w), local_reach(h, w))
+    )
 
 
-def local_mask(queries: tuple[slice, slice], keys: tuple[slice, slice], grid: Grid) -> torch.Tensor:
-    """Which keys of its region each query of a tile sees: bool `(queries*t, keys*t)`, tokens in `(h, w, t)` order."""
-    near = [
-        (torch.arange(q.start, q.stop)[:, None] - torch.arange(k.start, k.stop)).abs() <= reach
-        for q, k, reach in zip(queries, keys, local_reach(*grid[:2]))
-    ]
-    rows, columns = near  # (q_h, k_h), (q_w, k_w)
-    mask = rows[:, None, None, :, None, None] & columns[None, :, None, None, :, None]  # (q_h, q_w, 1, k_h, k_w, 1)
-    q_h, q_w, _, k_h, k_w, _ = mask.shape
-    t = grid[2]
-    return mask.expand(q_h, q_w, t, k_h, k_w, t).reshape(q_h * q_w * t, k_h * k_w * t)
+def local_mask(queries: Tile, keys: Tile, h: int, w: int, device: torch.device | None = None) -> torch.Tensor:
+    """Which patches of its region each patch of a tile sees, in all frames alike: bool `(queries, keys)`."""
+    rows, columns = (
+        (torch.arange(q.start, q.stop, device=device)[:, None] - torch.arange(k.start, k.stop, device=device)).abs()
+        <= reach
+        for q, k, reach in zip(queries, keys, local_reach(h, w))
+    )
+    return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2).flatten(0, 1)  # (q_h*q_w, k_h*k_w)
 
 
-def _tiles(side: int) -> list[slice]:
-    length = math.ceil(side / 7)
+def _cut(side: int, length: int) -> list[slice]:
     return [slice(start, min(start + length, side)) for start in range(0, side, length)]
-
-
-def _halo(tile: slice, reach: int, side: int) -> slice:
-    return slice(max(tile.start - reach, 0), min(tile.stop + reach, side))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 
@@ -47,6 +48,10 @@ SCALED = {
     "layer_scale1.lambda1": "attention.output.dense",
     "layer_scale2.lambda1": "output.dense",
 }
+# What the ViT's weights settle.
+SETTLED = ("hidden_size", "num_hidden_layers", "intermediate_size", "patch_size", "num_channels", "qkv_bias")
+# The parts of a block that its earlier steps start from.
+STEP = r"(encoder\.layer\.\d+\.)(attention|layernorm)(?:_before)?\.(.*)"
 HEADS_OF = 64  # channels of a head in every ViT that timm has, which its files do not tell
 
 
@@ -169,3 +174,28 @@ def rename_weights(state: State, names: dict, block: str, block_names: dict, com
         renamed[f"{name}.weight"] = renamed[f"{name}.weight"] * scale[:, None]
         renamed[f"{name}.bias"] = renamed[f"{name}.bias"] * scale
     return renamed
+
+
+def refuse_contradictions(fields: dict, overrides: dict) -> None:
+    """Raise ValueError for config fields that say something else than the ViT's weights."""
+    for name in SETTLED:
+        if overrides.get(name, fields[name]) != fields[name]:
+            raise ValueError(f"from_vit: {name}={overrides[name]!r}, but the ViT has {fields[name]!r}.")
+
+
+def start_steps(state: State, earlier_steps: tuple[str, ...]) -> State:
+    """`state`, and each of `earlier_steps` as a copy of its block's own attention and LayerNorm."""
+    copies = {}
+    for name, value in state.items():
+        match = re.match(STEP, name)
+        for step in earlier_steps if match else ():
+            copies[f"{match[1]}{step}_{match[2]}.{match[3]}"] = value
+    return state | copies
+
+
+def load_shared(model: nn.Module, state: State) -> None:
+    """Load `state`, in which only what no ViT has is missing: the extra dense layers and the time embeddings."""
+    incompatible = model.load_state_dict(state, strict=False)
+    missing = [n for n in incompatible.missing_keys if not n.split(".")[-2].endswith("_dense") and "time_" not in n]
+    if missing or incompatible.unexpected_keys:
+        raise ValueError(f"from_vit: missing {missing}, unknown {incompatible.unexpected_keys} in the ViT's weights.")

@@ -1,5 +1,7 @@
 """The five schemes against the oracle: hidden states, logits, gradients, recorded attention, memory."""
 
+import itertools
+
 import pytest
 import torch
 from oracle import STEPS, Oracle, group_key, groups, mask, places
@@ -7,7 +9,7 @@ from tiny import SCHEMES, assert_close, clips, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_timesformer import schemes
+from hf_timesformer import in_place, schemes
 
 
 # (frames, rows, columns) of patches; the config's own are 4, 6, 4.
@@ -48,6 +50,21 @@ def test_network_equals_oracle(scheme, attention, grid):
     assert len(recorded.hidden_states) == 1 + model.config.num_hidden_layers
     for actual, wanted in zip(recorded.hidden_states, expected["hidden_states"]):
         assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("grid", [(3, 5, 5), (7, 4, 6), (1, 4, 4)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 20, 70])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_part_by_part_equals_oracle(scheme, tokens, grid, monkeypatch):
+    """Inference on so many tokens at a time: on parts of groups of clips, of single groups, and between."""
+    monkeypatch.setattr(in_place, "CPU_ROWS", tokens)
+    monkeypatch.setattr(in_place, "CPU_HEADS", 1)
+    monkeypatch.setattr(schemes, "TILE_QUERIES", tokens)
+    model, inputs = tiny_model(scheme), pixels(grid, batch=3)
+    expected = oracle_of(model)(inputs)
+    with torch.no_grad():
+        assert_close(model(inputs).logits, expected["logits"])
+        assert_close(model.timesformer(inputs).last_hidden_state, expected["last_hidden_state"])
 
 
 @pytest.mark.parametrize(
@@ -116,8 +133,11 @@ def test_local_tiles_see_the_windows(grid):
     """Every query is in one tile, and sees in its region exactly the keys of its window, cut at the borders."""
     numbers = torch.arange(grid[0] * grid[1] * grid[2]).reshape(grid)
     seen = torch.zeros(numbers.numel(), numbers.numel(), dtype=torch.int)
-    for queries, keys in schemes.local_tiles(*grid[:2]):
-        block = schemes.local_mask(queries, keys, grid)
+    rows, columns = schemes.local_tiles(*grid)
+    for (tile_rows, key_rows), (tile_columns, key_columns) in itertools.product(rows, columns):
+        queries, keys = (tile_rows, tile_columns), (key_rows, key_columns)
+        block = schemes.local_mask(queries, keys, *grid[:2])
+        block = block.repeat_interleave(grid[2], 0).repeat_interleave(grid[2], 1)  # all frames alike
         seen[numbers[queries].flatten()[:, None], numbers[keys].flatten()] += block.int()
     assert torch.equal(seen, mask("local", *grid).int())
 
