@@ -9,7 +9,9 @@ from pathlib import Path
 # Each module has `add_arguments(parser)` and `run(args)`; only the one that is asked for is imported.
 PARTS = {
     "decode": "benchmark_decode",
+    "growth": "benchmark_growth",
     "model": "benchmark_model",
+    "pipeline": "benchmark_pipeline",
 }
 
 

@@ -42,6 +42,7 @@ class Work:
     training: bool = False
     compiled: bool = False
     baseline: str = "stock"  # or the scheme of ours to compare with
+    all_tokens: bool = False  # the base model, which gives all tokens, in place of the logits
 
     @property
     def name(self) -> str:
@@ -102,11 +103,11 @@ def device() -> str:
 def compare(work: Work, args: argparse.Namespace) -> dict:
     """Times, ratios, peaks and FLOPs of one work."""
     clip = make_clip(work)
-    runs = {"ours": runner(build(work, "ours", args.layers), clip, work.training)}
-    runs["baseline"] = runner(build(work, work.baseline, args.layers), clip, work.training)
+    runs = {"ours": runner(build(work, "ours", args.layers), clip, work)}
+    runs["baseline"] = runner(build(work, work.baseline, args.layers), clip, work)
     if work.compiled and not args.no_compile:
         for name, kind in (("ours compiled", "ours"), ("baseline compiled", work.baseline)):
-            runs[name] = runner(torch.compile(build(work, kind, args.layers)), clip, work.training)
+            runs[name] = runner(torch.compile(build(work, kind, args.layers)), clip, work)
     if not work.training:
         runs["matrix products"] = matrix_products(work, args.layers)
     seconds = {name: statistics.median(times) for name, times in alternate(runs, args.repeats).items()}
@@ -138,14 +139,7 @@ def make_clip(work: Work) -> torch.Tensor:
 
 def build(work: Work, kind: str, layers: int) -> torch.nn.Module:
     """Ours, stock's or ours with the scheme `kind`, with the same random weights (no layer left at zero)."""
-    scheme = work.scheme if kind in ("ours", "stock") else kind
-    fields = {
-        "attention_type": scheme,
-        "num_frames": work.frames,
-        "image_size": work.size,
-        "num_labels": 400,
-        "num_hidden_layers": layers,
-    }
+    fields = config_fields(work, work.scheme if kind in ("ours", "stock") else kind, layers)
     ours = TimeSformerForVideoClassification(TimeSformerConfig(**fields))
     generator = torch.Generator().manual_seed(1)
     for parameter in ours.parameters():
@@ -157,18 +151,31 @@ def build(work: Work, kind: str, layers: int) -> torch.nn.Module:
     return stock.to(device()).train(work.training)
 
 
-def runner(model: torch.nn.Module, clip: torch.Tensor, training: bool) -> Callable[[], None]:
+def config_fields(work: Work, scheme: str, layers: int) -> dict:
+    """What both configs, stock's and ours, are made from: the base network."""
+    return {
+        "attention_type": scheme,
+        "num_frames": work.frames,
+        "image_size": work.size,
+        "num_labels": 400,
+        "num_hidden_layers": layers,
+    }
+
+
+def runner(model: torch.nn.Module, clip: torch.Tensor, work: Work) -> Callable[[], None]:
+    """What is timed: one forward pass, or one training step."""
+    network = model.base_model if work.all_tokens else model
     labels = torch.zeros(len(clip), dtype=torch.long, device=clip.device)
 
     def logits() -> None:
         with torch.inference_mode():
-            model(clip)
+            network(clip)
 
     def step() -> None:
         model(clip, labels=labels).loss.backward()
         model.zero_grad(set_to_none=True)
 
-    return step if training else logits
+    return step if work.training else logits
 
 
 def matrix_products(work: Work, layers: int) -> Callable[[], None]:
@@ -244,7 +251,7 @@ def measure_peak(work: Work, kind: str, args: argparse.Namespace) -> float:
 def peak_of_child(request: dict, layers: int) -> float:
     work = Work(**request["work"])
     model, clip = build(work, request["kind"], layers), make_clip(work)
-    call = runner(model, clip, work.training)
+    call = runner(model, clip, work)
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

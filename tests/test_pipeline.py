@@ -1,5 +1,6 @@
 """The stock video-classification pipeline on folders that this package saved."""
 
+import importlib
 import io
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,7 @@ from hf_timesformer.decoding import VideoDecodeError
 from hf_timesformer.synthetic import motion_frames, write_video
 
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 LABELS = ["walking", "running", "sitting", "jumping", "waving", "falling"]
 SETTINGS = {
     "size": {"shortest_edge": 40},
@@ -266,3 +268,37 @@ def test_real_clips_of_every_container(folder, shared_dir, num_crops):
     for path, result in zip(chosen.values(), results):
         assert sum(entry["score"] for entry in result) == pytest.approx(1, abs=1e-5)
         assert_scores(classifier(path, top_k=6), {entry["label"]: entry["score"] for entry in result})
+
+
+@pytest.mark.parametrize("reader", ["torchcodec", "pyav"])
+def test_benchmark_compares_like_with_like(folder, clips, tmp_path, capsys, monkeypatch, reader):
+    """With one crop and with three: both sides give the same logits, and the report says which was how fast."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    benchmark = importlib.import_module("benchmark")
+    part = importlib.import_module("benchmark_pipeline")
+    if reader == "pyav":
+        monkeypatch.setattr(part, "is_torchcodec_usable", lambda decode: False)
+    elif not part.is_torchcodec_usable(decode="video"):
+        pytest.skip("torchcodec or its FFmpeg is not installed")
+    options = {
+        "--model": folder,
+        "--repeats": 1,
+        "--threads": torch.get_num_threads(),
+        "--json": tmp_path / "out.json",
+    }
+    arguments = [str(item) for pair in options.items() for item in pair]
+    benchmark.main(["pipeline", *arguments, "--videos", str(clips["mp4"]), str(clips["avi"])])
+    report = json.loads((tmp_path / "out.json").read_text())
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1]) == report
+    assert ("stock reads with its PyAV reader" in lines[0]) == (reader == "pyav")
+    assert (report["stock_reader"], report["videos"], report["repeats"]) == (reader, 2, 1)
+    assert [result["num_crops"] for result in report["results"]] == [1, 3]
+    for result in report["results"]:
+        assert result["same_label"] == 2
+        assert result["largest_logit_difference"] <= 1e-3 * result["largest_logit"]
+        rates = result["videos_per_second"]
+        assert rates["ours"] > 0 < rates["stock"]
+        assert result["faster"] == pytest.approx(rates["ours"] / rates["stock"])
+    one, three = report["results"]
+    assert one["largest_logit"] != three["largest_logit"]  # other crops were seen
