@@ -71,6 +71,13 @@ def earlier(shift: int) -> Callable[[int, av.Packet], list[av.Packet]]:
     return change
 
 
+def doubled(index: int, packet: av.Packet) -> list[av.Packet]:
+    """Give the picture of packet 20 the time of the one before it: two frames of one time."""
+    if index == 20:
+        packet.pts -= int(1 / 30 / packet.time_base)
+    return [packet]
+
+
 def packed_avi(path: Path) -> Path:
     """MPEG-4 in AVI as DivX packs it: a B picture in the packet of the picture before it, then an empty packet."""
     held: list[av.Packet] = []
@@ -104,6 +111,9 @@ def copy_of(packet: av.Packet, data: bytes) -> av.Packet:
 
 
 B_FRAMES = {"bf": "3", "g": "12"}
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=8:bframes=3:scenecut=0"}
+VP8 = {"g": "12", "cpu-used": "8", "deadline": "realtime"}
+KEPT = {"avoid_negative_ts": "disabled"}  # negative times reach the file; Matroska's demuxer then reports none at all
 GROWING_STEPS = [step * (step + 1) // 2 for step in range(40)]
 
 # name -> (codec, keyword arguments of `encode`); the suffix chooses the container.
@@ -111,10 +121,7 @@ ENCODED: dict[str, tuple[str, dict]] = {
     "b-frames.mp4": ("libx264", {"options": B_FRAMES}),
     "b-pyramid.mkv": ("libx264", {"options": {"bf": "3", "g": "12", "b-pyramid": "normal"}}),
     "no-b-frames.mov": ("libx264", {"options": {"bf": "0", "g": "8"}}),
-    "open-gop.mp4": (
-        "libx264",
-        {"options": {"x264-params": "open-gop=1:keyint=8:bframes=3:scenecut=0"}},
-    ),
+    "open-gop.mp4": ("libx264", {"options": OPEN_GOP}),
     "intra-refresh.mp4": ("libx264", {"options": {"x264-params": "intra-refresh=1:keyint=8"}}),
     "interlaced.mp4": ("libx264", {"options": {"x264-params": "interlaced=1:bframes=2"}}),
     "ten-bit.mp4": ("libx264", {"pix_fmt": "yuv420p10le", "options": B_FRAMES}),
@@ -130,11 +137,20 @@ ENCODED: dict[str, tuple[str, dict]] = {
     "mpeg4-b.mp4": ("mpeg4", {"options": {"bf": "2", "g": "12"}}),
     "mpeg2.mpg": ("mpeg2video", {"options": {"bf": "2", "g": "12"}}),
     "motion-jpeg.avi": ("mjpeg", {"pix_fmt": "yuvj420p"}),
-    "vp8.webm": ("libvpx", {"options": {"g": "12", "cpu-used": "8", "deadline": "realtime"}}),
+    "vp8.webm": ("libvpx", {"options": VP8}),
     "vp9.webm": ("libvpx-vp9", {"options": {"g": "12", "cpu-used": "8", "lag-in-frames": "8"}}),
     "picture.gif": ("gif", {"pix_fmt": "rgb8"}),
     "uneven-times.mkv": ("libx264", {"options": B_FRAMES, "times": GROWING_STEPS}),
+    "uneven-times.mp4": ("mpeg4", {"options": {"bf": "2", "g": "12"}, "times": GROWING_STEPS}),
+    "doubled-times.mkv": ("libx264", {"options": B_FRAMES, "change": doubled}),
     "edit-list.mp4": ("libx264", {"options": B_FRAMES, "change": earlier(6)}),
+    "edit-list-mpeg4.mp4": ("mpeg4", {"options": {"bf": "2", "g": "12"}, "change": earlier(6)}),
+    "edit-list-open-gop.mp4": ("libx264", {"options": OPEN_GOP, "change": earlier(10)}),
+    "negative-times.webm": ("libvpx", {"options": VP8, "change": earlier(6), "container_options": KEPT}),
+    "negative-times.ts": ("libx264", {"options": B_FRAMES, "change": earlier(6), "container_options": KEPT}),
+    "missing-times.mkv": ("libx264", {"options": B_FRAMES, "change": earlier(6), "container_options": KEPT}),
+    "raw.hevc": ("libx265", {"options": {"x265-params": "keyint=10:bframes=3"}}),
+    "raw.m4v": ("mpeg4", {"options": {"bf": "2", "g": "12"}}),
     "turned-90.mp4": ("libx264", {"options": B_FRAMES, "rotation": (90, False, False)}),
     "turned-180.mov": ("libx264", {"options": B_FRAMES, "rotation": (180, False, False)}),
     "turned-270.mp4": ("libx264", {"options": B_FRAMES, "rotation": (-90, False, False)}),

@@ -17,7 +17,9 @@ from hf_timesformer.decoding import DecodeLimits, VideoDecodeError, decode_video
 
 # Clips whose frames can be told from the packets: never decoded as a whole.
 FORETOLD = {name for name, (codec, _) in ENCODED.items() if Path(name).suffix in (".mp4", ".mkv", ".mov", ".webm")}
-FORETOLD |= {"mpeg4.avi", "mpeg4-b.avi", "packed.avi", "one-frame.mp4", "odd-size.webm", "odd-size.mp4"}
+FORETOLD |= {"mpeg4.avi", "mpeg4-b.avi", "raw.m4v", "packed.avi", "one-frame.mp4", "odd-size.webm", "odd-size.mp4"}
+# Times doubled or missing; an open GOP that begins in what an edit list cuts away; times that the pictures contradict.
+FORETOLD -= {"doubled-times.mkv", "missing-times.mkv", "edit-list-open-gop.mp4", "edit-list-mpeg4.mp4"}
 
 
 @pytest.fixture(scope="module")
