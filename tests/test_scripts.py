@@ -1,5 +1,7 @@
 """scripts/evaluate.py, predict.py and prepare_dataset.py from the command line."""
 
+import importlib
+import itertools
 import json
 import os
 import runpy
@@ -174,3 +176,33 @@ def test_compare_attention(call, tmp_path: Path):
     assert parameters == sorted(parameters)
     assert (tmp_path / "compare_attention.png").exists()
     assert "| `axial` | T+W+H |" in out
+
+
+def test_growth_benchmark_counts_as_the_paper_says(monkeypatch, tmp_path: Path):
+    """Four times the frames are four times the work for divided attention, and more than that for joint."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    growth = importlib.import_module("benchmark_growth")
+    monkeypatch.setattr(growth, "NAMES", {"divided_space_time": "T+S", "joint_space_time": "ST"})
+    monkeypatch.setattr(growth, "LENGTHS", ((2, 128), (8, 128)))
+    monkeypatch.setattr(growth, "SIZES", ((2, 128),))
+    monkeypatch.setattr(growth, "measure_peak", lambda work, kind, args: 1.0)
+    options = {
+        "--layers": "1",
+        "--threads": "1",
+        "--json": str(tmp_path / "out.json"),
+        "--png": str(tmp_path / "out.png"),
+    }
+    importlib.import_module("benchmark").main(["growth", *itertools.chain(*options.items())])
+    points = json.loads((tmp_path / "out.json").read_text())["points"]
+    assert [(point["frames"], point["scheme"]) for point in points] == list(itertools.product([2, 8], growth.NAMES))
+    flops = {(point["scheme"], point["frames"]): point["TFLOPs"] for point in points}
+    tokens, width = 64, 768
+    block = (
+        tokens * 2 * (4 + 4 + 1 + 8) * width**2
+    )  # two attentions of four maps, one of them followed by one, the MLP
+    attention = tokens * 2 * 2 * width * (2 + 65)
+    counted = flops["divided_space_time", 2] * 1e12
+    assert counted == pytest.approx(12 * (block + attention), rel=0.03)  # CLS and the patch embedding are the rest
+    assert flops["divided_space_time", 8] == pytest.approx(4 * flops["divided_space_time", 2], rel=0.02)
+    assert flops["joint_space_time", 8] > 4.1 * flops["joint_space_time", 2]
+    assert (tmp_path / "out.png").stat().st_size > 10_000
