@@ -91,40 +91,38 @@ class TimeSformerSelfAttention(nn.Module):
         """Every token to every token: `(n, l, d) -> (n, l, d)`, the case of one group with CLS among the tokens."""
         return self._attend(*self._heads(self.qkv(tokens)), None)[0]
 
-    def project(self, tokens: torch.Tensor, parts: slice) -> torch.Tensor:
-        """`(..., d) -> (..., k*d)`: those of query, key and value (0, 1, 2) that `parts` names."""
-        columns = slice(parts.start * tokens.shape[-1], parts.stop * tokens.shape[-1])
-        if not is_plain_linear(self.qkv):
-            return self.qkv(tokens)[..., columns]
-        bias = None if self.qkv.bias is None else self.qkv.bias[columns]
-        return nn.functional.linear(tokens, self.qkv.weight[columns], bias)
+    def projection_of(self, parts: slice, heads: slice) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The map `(..., d) -> (..., parts*heads*c)` to some of query, key and value (0, 1, 2), of some heads."""
+
+        def pick(values: torch.Tensor) -> torch.Tensor:
+            return values.unflatten(0, (3, self.num_heads, self.head_dim))[parts, heads].flatten(0, 2)
+
+        if is_plain_linear(self.qkv):
+            weight, bias = pick(self.qkv.weight), None if self.qkv.bias is None else pick(self.qkv.bias)
+            return lambda tokens: nn.functional.linear(tokens, weight, bias)
+        return lambda tokens: pick(self.qkv(tokens).movedim(-1, 0)).movedim(0, -1)
 
     def attend_in_windows(
         self,
         query_of: Callable[[slice], torch.Tensor],
         keys_values: torch.Tensor,
-        heads: int,
         keep_weights: Callable[[Tile, Tile, torch.Tensor], None] | None = None,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """`local` attention, a column of tiles after the other, so many `heads` at a time.
+        """`local` attention, a column of tiles after the other, of as many heads as the arguments hold.
 
-        `query_of` gives the queries of some columns `(b, h, columns, t, d)`; `keys_values` is `(b, h, w, t, 2d)`.
-        Yields the columns and their context, as wide as the queries. `keep_weights` is shown each tile, the region of
-        its keys and, from eager, its weights `(b, heads, queries, keys)`.
+        `query_of` gives the queries of some columns `(b, h, columns, t, heads*c)`; `keys_values` is
+        `(b, h, w, t, 2*heads*c)`. Yields the columns and their context, as wide as the queries. `keep_weights` is
+        shown each tile, the region of its keys and, from eager, its weights `(b, heads, queries, keys)`.
         """
         grid = keys_values.shape[1:4]
-        keys_values = keys_values.unflatten(-1, (2, self.num_heads, self.head_dim))
+        keys_values = keys_values.unflatten(-1, (2, -1, self.head_dim))
         all_rows, all_columns = local_tiles(*grid)
         for columns, key_columns in all_columns:
             tiles = [((rows, columns), (key_rows, key_columns)) for rows, key_rows in all_rows]
-            query = query_of(columns).unflatten(-1, (self.num_heads, self.head_dim))
-            contexts = []
-            for first in range(0, self.num_heads, heads):
-                some = slice(first, first + heads)
-                # The regions of the tiles overlap: copied once a column, they are views.
-                strip = keys_values[:, :, key_columns, ..., some, :].contiguous()
-                contexts += [self._attend_in_column(query[..., some, :], strip, tiles, grid, keep_weights)]
-            yield columns, torch.cat(contexts, dim=-1)
+            query = query_of(columns).unflatten(-1, (-1, self.head_dim))
+            # The regions of the tiles overlap: copied once a column, they are views.
+            strip = keys_values[:, :, key_columns].contiguous()
+            yield columns, self._attend_in_column(query, strip, tiles, grid, keep_weights)
 
     def _attend_in_column(
         self,
@@ -241,7 +239,7 @@ class TimeSformerSelfAttention(nn.Module):
                 all_weights.append(weights.new_zeros(batch, self.num_heads, numbers.numel(), numbers.numel()))
             all_weights[0][:, :, numbers[tile].flatten()[:, None], numbers[region].flatten()] = weights
 
-        windows = self.attend_in_windows(query_of, keys_values, self.num_heads, keep_weights if with_weights else None)
+        windows = self.attend_in_windows(query_of, keys_values, keep_weights if with_weights else None)
         context = torch.cat([context for _, context in windows], dim=2)
         return context, None, all_weights[0] if all_weights else None
 

@@ -1,7 +1,7 @@
 """A block in inference: in place, and on part of the tokens at a time, so that nothing wide is ever whole.
 
 What it gives is what `TimeSformerLayer.forward` gives with gradients on, in a fraction of the memory: beside the
-tokens themselves only the keys and values of `local`, or the queries, keys and values of `joint`, are whole.
+tokens themselves only the context of `local`, or the queries, keys and values of `joint`, are whole.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from .schemes import STRIDES, Grid
 # Tokens taken at a time: on a CPU what they are widened to stays in the cache; elsewhere large products pay.
 CPU_ROWS = 512
 DEVICE_ROWS = 65536
-CPU_HEADS = 4  # of `local` at a time: what its tiles copy of keys and values is the largest tensor beside these
+CPU_HEADS = 4  # of `local` at a time
 
 RECORDERS = "transformers.utils.output_capturing"  # where hooks that record outputs come from
 QUERY, KEY_VALUE = slice(0, 1), slice(1, 3)
@@ -50,23 +50,33 @@ def _attend_in_groups(layer: nn.Module, step: str, patches: torch.Tensor, rows: 
 
 
 def _attend_in_windows(layer: nn.Module, step: str, patches: torch.Tensor, rows: int) -> None:
-    """`local`: keys and values first, then columns of tiles, whose queries nobody has changed yet."""
+    """`local`, some heads after the other: no more of the keys and values than theirs is ever there."""
     layernorm, attention, project = layer.early_parts(step, patches)
+    heads = CPU_HEADS if patches.device.type == "cpu" else attention.num_heads
     for clips in patches.split(max(1, rows // math.prod(patches.shape[1:4]))):
-        keys_values = None
-        count = max(1, rows // math.prod(clips.shape[2:4]))
-        for start in range(0, clips.shape[1], count):
-            part = attention.project(layernorm(clips[:, start : start + count]), KEY_VALUE)
-            if keys_values is None:
-                keys_values = part.new_empty(*clips.shape[:-1], part.shape[-1])
-            keys_values[:, start : start + count] = part
+        context = torch.empty_like(clips, memory_format=torch.contiguous_format).unflatten(
+            -1, (attention.num_heads, -1)
+        )
+        for first in range(0, attention.num_heads, heads):
+            some = slice(first, first + heads)
+            for columns, part in _windows_of(attention, layernorm, clips, some, rows):
+                context[:, :, columns, :, some] = part.unflatten(-1, (-1, attention.head_dim))
+        for part, gathered in zip(_strips(clips, rows), _strips(context.flatten(-2), rows)):
+            part += project(gathered)
 
-        def query_of(columns: slice, clips: torch.Tensor = clips) -> torch.Tensor:
-            return attention.project(layernorm(clips[:, :, columns]), QUERY)
 
-        heads = CPU_HEADS if clips.device.type == "cpu" else attention.num_heads
-        for columns, context in attention.attend_in_windows(query_of, keys_values, heads):
-            clips[:, :, columns] += project(context)
+def _windows_of(
+    attention: nn.Module, layernorm: nn.LayerNorm, clips: torch.Tensor, heads: slice, rows: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The context of some heads, a column of tiles after the other."""
+    to_query, to_keys_values = attention.projection_of(QUERY, heads), attention.projection_of(KEY_VALUE, heads)
+    keys_values = torch.cat([to_keys_values(layernorm(part)) for part in _strips(clips, rows)], dim=1)
+    return attention.attend_in_windows(lambda columns: to_query(layernorm(clips[:, :, columns])), keys_values)
+
+
+def _strips(clips: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
+    """Views of `(b, h, w, t, ...)` cut along its height, about `rows` tokens each."""
+    return clips.split(max(1, rows // math.prod(clips.shape[2:4])), dim=1)
 
 
 def _attend_all(layer: nn.Module, hidden_states: torch.Tensor, rows: int) -> None:
