@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalPrediction, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput, rotate_checkpoints
 
 from .checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE, remove_half_written
 from .loading import NO_CLIP, UNREADABLE
@@ -23,6 +23,8 @@ from .streaming import ShardSource
 
 
 logger = logging.getLogger(__name__)
+
+CLIP_LOSS = "clip_loss"  # of `clip_metrics`, until it takes the place of Trainer's own
 
 
 @dataclass
@@ -128,7 +130,9 @@ def clip_metrics(prediction: EvalPrediction) -> dict[str, float]:
     if not (labels >= 0).any():
         raise ValueError("no validation clip can be read, so nothing can be evaluated; see the warnings above")
     counts = {"videos": int((labels >= 0).sum()), "videos_unreadable": int((labels == UNREADABLE).sum())}
-    return classification_metrics(logits[labels >= 0], labels[labels >= 0]) | counts
+    logits, labels = logits[labels >= 0], labels[labels >= 0]
+    loss = functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels).long())
+    return classification_metrics(logits, labels) | counts | {CLIP_LOSS: loss.item()}
 
 
 class VideoTrainer(PublishMixin, Trainer):
@@ -172,6 +176,14 @@ class VideoTrainer(PublishMixin, Trainer):
         self.eval_faults.add(inputs.pop("faults"))
         inputs.pop("video_ids")
         return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's own, with the loss of the clips that count: Trainer's counts those twice that fill up batches."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss = output.metrics.pop(f"{metric_key_prefix}_{CLIP_LOSS}", None)
+        return (
+            output if loss is None else output._replace(metrics=output.metrics | {f"{metric_key_prefix}_loss": loss})
+        )
 
     # Loss, learning rates
 

@@ -163,6 +163,7 @@ def test_metrics_count_what_could_be_read():
     metrics = clip_metrics(EvalPrediction(predictions=logits, label_ids=labels))
     assert metrics["top1_accuracy"] == pytest.approx(2 / 3)
     assert (metrics["videos"], metrics["videos_unreadable"]) == (3, 1)
+    assert metrics["clip_loss"] == pytest.approx(np.log(np.e + 5) - 2 / 3)
     with pytest.raises(ValueError, match="no validation clip can be read"):
         clip_metrics(EvalPrediction(predictions=logits, label_ids=np.full(5, UNREADABLE)))
 
