@@ -62,6 +62,9 @@ class ModelArguments:
         default=None, metadata={"help": "Config fields, such as hidden_size=96,drop_path_rate=0.1."}
     )
     attention_type: str | None = field(default=None, metadata={"help": "Attention scheme (see TimeSformerConfig)."})
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Stochastic depth of the last block, less in those before it."}
+    )
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
     num_frames: int | None = field(default=None, metadata={"help": "Frames a clip, if not the checkpoint's."})
     image_size: int | None = field(default=None, metadata={"help": "Side of the square crops, in pixels."})
@@ -208,12 +211,14 @@ def choose_checkpoint(args: VideoTrainingArguments) -> str | None:
 
 def make_network(model: ModelArguments, class_names: list[str], args: VideoTrainingArguments):
     """The network with what is frozen in it, the id that it gives to each class, and the processor of the run."""
+    overrides = parse_overrides(model.config_overrides)
     network, label_ids = load_network(
         class_names,
         model=model.model,
         from_vit=model.from_vit,
         new_head=model.new_head,
-        config_overrides=parse_overrides(model.config_overrides),
+        config_overrides=overrides,
+        drop_path_rate=overrides.get("drop_path_rate", model.drop_path_rate),  # a recipe may have the other one
         attention_type=model.attention_type,
         num_frames=model.num_frames,
         image_size=model.image_size,
