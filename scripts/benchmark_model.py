@@ -5,7 +5,10 @@ a process of its own. `benchmark.py model` prints the table, `--json` and `--png
 """
 
 import argparse
+import ctypes
+import gc
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -240,11 +243,16 @@ def count_flops(model: torch.nn.Module, clip: torch.Tensor) -> float:
 
 
 def measure_peak(work: Work, kind: str, args: argparse.Namespace) -> float:
-    """MiB above the weights at the worst moment, in a process of its own."""
+    """MiB above the weights at the worst moment, in a process of its own.
+
+    There glibc gives every large buffer back at once: what it would keep depends on the order of sizes more than on
+    how much is in use.
+    """
     command = [sys.executable, str(Path(__file__).with_name("benchmark.py")), "model", "--threads", str(args.threads)]
     request = json.dumps({"work": asdict(work), "kind": kind})
     command += ["--layers", str(args.layers), "--peak", request]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -258,6 +266,8 @@ def peak_of_child(request: dict, layers: int) -> float:
         call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     torch.nn.Linear(64, 64)(torch.randn(64, 64)).softmax(-1)  # the libraries' own first-time memory
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what was freed while building would be taken for the weights'
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = read_status("VmRSS")
     call()
