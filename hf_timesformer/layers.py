@@ -254,8 +254,8 @@ class TimeSformerEncoder(nn.Module):
         with_weights: bool = False,
         may_overwrite: bool = False,
     ) -> torch.Tensor:
-        """As `TimeSformerLayer.forward`; nothing is overwritten that a hook on a block may hold."""
-        may_overwrite = may_overwrite and not is_watched([self, *self.layer])
+        """As `TimeSformerLayer.forward`; nothing is overwritten that a hook on a block or a checkpoint may hold."""
+        may_overwrite = may_overwrite and not (torch.is_grad_enabled() or is_watched([self, *self.layer]))
         last = len(self.layer) - 1
         for index, layer in enumerate(self.layer):
             hidden_states = layer(hidden_states, grid, cls_only and index == last, with_weights, may_overwrite)
