@@ -77,6 +77,7 @@ def main() -> None:
         num_workers=args.num_workers,
         dtype=args.dtype,
     )
+    accelerator.end_training()  # threads of a group left alive may abort the process at its end
     if not accelerator.is_main_process:
         return
     predictions.labels = model_label[predictions.labels]

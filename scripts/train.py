@@ -290,6 +290,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: VideoTrain
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     save_results(trainer, result.metrics | {"wall_seconds": round(time.time() - started, 1)}, model_args, data_args)
+    trainer.accelerator.end_training()  # threads of a group left alive may abort the process at its end
 
 
 def main() -> None:
