@@ -1,4 +1,4 @@
-"""How time, memory and FLOPs grow with the frames and with their size, for the five schemes: the paper's Figure 4.
+"""How time, memory and FLOPs grow with frames and their size, for the five schemes: the paper's figure of cost.
 
 All schemes run in turn at each clip length and size, with all tokens until the end (no shortcut of the last block). A
 few blocks are measured and scaled to the base network's twelve, which are alike; FLOPs are counted without computing.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark_model import describe_machine, device
+from benchmark_model import Work, build, describe_machine, device
 from transformers import (
     Pipeline,
     TimesformerForVideoClassification,
@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils.import_utils import is_torchcodec_usable
 from transformers.video_utils import VideoMetadata, load_video
 
-from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
+from hf_timesformer import TimeSformerForVideoClassification, TimeSformerVideoProcessor
 from hf_timesformer.image_processing_timesformer import uniform_crops
 from hf_timesformer.synthetic import MOTIONS, motion_frames, write_video
 
@@ -74,11 +74,7 @@ def run(args: argparse.Namespace) -> None:
 
 def save_random_model(folder: Path) -> Path:
     """The base network with weights that leave no layer at zero, and its processor."""
-    model = TimeSformerForVideoClassification(TimeSformerConfig(num_labels=400))
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.02, generator=generator)
-    model.save_pretrained(folder)
+    build(Work("divided_space_time", 8, 224), "ours", layers=12).save_pretrained(folder)
     TimeSformerVideoProcessor().save_pretrained(folder)
     return folder
 

@@ -197,9 +197,8 @@ def test_growth_benchmark_counts_as_the_paper_says(monkeypatch, tmp_path: Path):
     assert [(point["frames"], point["scheme"]) for point in points] == list(itertools.product([2, 8], growth.NAMES))
     flops = {(point["scheme"], point["frames"]): point["TFLOPs"] for point in points}
     tokens, width = 64, 768
-    block = (
-        tokens * 2 * (4 + 4 + 1 + 8) * width**2
-    )  # two attentions of four maps, one of them followed by one, the MLP
+    # Two attentions of four maps, one of them followed by one more, and the MLP.
+    block = tokens * 2 * (4 + 4 + 1 + 8) * width**2
     attention = tokens * 2 * 2 * width * (2 + 65)
     counted = flops["divided_space_time", 2] * 1e12
     assert counted == pytest.approx(12 * (block + attention), rel=0.03)  # CLS and the patch embedding are the rest
