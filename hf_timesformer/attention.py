@@ -72,20 +72,18 @@ class TimeSformerSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """`forward` for `patches` that may be part of a clip, if only whole groups, with `cls_qkv (b, 1, 3d)`."""
         batch, *grid, _ = patches.shape
-        tokens = group(self.qkv(patches), stride)  # (b, h, w, t, 3d) -> (b*g, l, 3d)
+        tokens = group(self.qkv(patches), stride, cls_qkv)  # (b, h, w, t, 3d) -> (b*g, l, 3d)
         mask = self._mask(grid, stride, tokens)
         if cls_qkv is None:
             context, weights = self._attend(*self._heads(tokens), mask)
             return ungroup(context, stride, grid), None, weights
 
-        groups = math.prod(stride)
-        cls_tokens = cls_qkv[:, None].expand(-1, groups, -1, -1).flatten(0, 1)  # (b, 1, 3d) -> (b*g, 1, 3d)
-        tokens = torch.cat((cls_tokens, tokens), dim=1)
         if mask is not None:
             mask = nn.functional.pad(mask, (1, 0))  # CLS is there in every group
         context, weights = self._attend(*self._heads(tokens), mask)
-        cls = context[:, 0].unflatten(0, (batch, groups)).mean(dim=1, keepdim=True)  # (b*g, d) -> (b, 1, d)
-        return ungroup(context[:, 1:], stride, grid), cls, weights
+        cls, context = context.split((1, context.shape[1] - 1), dim=1)
+        cls = cls.unflatten(0, (batch, -1)).mean(dim=1)  # (b*g, 1, d) -> (b, 1, d)
+        return ungroup(context, stride, grid), cls, weights
 
     def attend_all(self, tokens: torch.Tensor) -> torch.Tensor:
         """Every token to every token: `(n, l, d) -> (n, l, d)`, the case of one group with CLS among the tokens."""
@@ -204,9 +202,10 @@ class TimeSformerSelfAttention(nn.Module):
         is_matrix = weights is not None and weights.ndim == 4  # flex attention gives its log-sum-exp instead
         return context.flatten(2), weights if is_matrix else None
 
-    def _heads(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`(n, l, k*d) -> (k, n, heads, l, c)`, a view: one each of query, key, value that `tokens` holds."""
-        return tokens.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+    def _heads(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """`(n, l, 3d)` -> query, key and value `(n, heads, l, c)`, views."""
+        tokens = tokens.unflatten(-1, (3, self.num_heads, self.head_dim))
+        return [part.transpose(1, 2) for part in tokens.unbind(2)]
 
     def _interface(self, mask: torch.Tensor | None, key: torch.Tensor) -> Callable:
         """The attention function that the config names; flash and flex take no such masks: there sdpa."""

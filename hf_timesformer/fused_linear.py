@@ -32,19 +32,20 @@ class FusedLinear:
 
     def __call__(self, first: nn.Linear, second: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
         """The fused `(weight, bias)` of two plain linear layers."""
-        if torch.compiler.is_compiling() or first.weight.device.type != "cpu":
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in (*first.parameters(), *second.parameters()))
+        if learns or torch.compiler.is_compiling() or first.weight.device.type != "cpu":
             return fuse(first, second)
         fingerprint = _fingerprint(first) + _fingerprint(second)
         if self._fused is None or not _same(fingerprint, self._fingerprint):
-            with torch.autocast("cpu", enabled=False):  # what is kept has the weights' own precision
-                self._fused, self._fingerprint = fuse(first, second), fingerprint
+            self._fused, self._fingerprint = fuse(first, second), fingerprint
         return self._fused
 
 
 def fuse(first: nn.Linear, second: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight `(out, in)` and bias `(out,)` of `second(first(x))`."""
-    weight = second.weight @ first.weight
-    return weight, nn.functional.linear(first.bias, second.weight, second.bias)
+    with torch.autocast(first.weight.device.type, enabled=False):  # in the weights' own precision
+        weight = second.weight @ first.weight
+        return weight, nn.functional.linear(first.bias, second.weight, second.bias)
 
 
 def _fingerprint(layer: nn.Linear) -> tuple[torch.Tensor, ...]:

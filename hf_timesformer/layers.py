@@ -13,6 +13,7 @@ from .configuration_timesformer import TimeSformerConfig, pair
 from .fused_linear import FusedLinear, ZeroLinear, is_plain_linear
 from .in_place import is_watched, run_block
 from .position import resize_positions, resize_times
+from .recompute import linear_after
 from .schemes import SCHEMES, Grid
 
 
@@ -99,6 +100,10 @@ class TimeSformerDense(nn.Module):
         return self.dropout(self.activation(self.dense(hidden_states)))
 
 
+def _drops(module: TimeSformerDense) -> bool:
+    return module.training and module.dropout.p > 0
+
+
 class TimeSformerAttention(nn.Module):
     """Attention of one step and its output projection."""
 
@@ -125,10 +130,10 @@ class TimeSformerAttention(nn.Module):
         return self.projection(extra_dense(), math.prod(context.shape[1:4]))(context), weights, None
 
     def projection(self, extra_dense: nn.Linear, tokens: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The output projection and the extra dense layer: in inference one map where that saves work."""
+        """The output projection and the extra dense layer, two linear maps in a row: one where that saves work."""
         first = self.output.dense
-        saves_work = tokens >= first.in_features and not torch.is_grad_enabled() and not self.training
-        if saves_work and is_plain_linear(first) and is_plain_linear(extra_dense):
+        one_map = is_plain_linear(first) and is_plain_linear(extra_dense) and not _drops(self.output)
+        if one_map and tokens >= first.in_features:
             weight, bias = self.fused(first, extra_dense)
             return lambda context: nn.functional.linear(context, weight, bias)
         return lambda context: extra_dense(self.output(context))
@@ -187,7 +192,8 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         if not with_weights and self._works_in_place():
             own = hidden_states if may_overwrite else hidden_states.clone(memory_format=torch.contiguous_format)
             return run_block(self, own, grid, cls_only)
-        cls, patches = hidden_states[:, :1], hidden_states[:, 1:].unflatten(1, grid)  # (b, 1, d), (b, h, w, t, d)
+        cls, patches = hidden_states.split((1, hidden_states.shape[1] - 1), dim=1)
+        patches = patches.unflatten(1, grid)  # (b, h, w, t, d)
         for step in self.earlier_steps:
             patches = patches + self.drop_path(self.attend_early(step, patches, with_weights))
         if cls_only:
@@ -220,8 +226,12 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         return cls + self.drop_path(self.feed_forward(cls))
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The update of the MLP."""
-        return self.output(self.intermediate(self.layernorm_after(hidden_states)))
+        """The update of the MLP, in training with what it keeps for the gradients halved."""
+        parts = self.intermediate, self.output
+        if is_watched(module for part in parts for module in part.modules()) or any(map(_drops, parts)):
+            return self.output(self.intermediate(self.layernorm_after(hidden_states)))
+        wide = linear_after(self.layernorm_after, self.intermediate.dense, hidden_states)
+        return linear_after(self.intermediate.activation, self.output.dense, wide)
 
     def _drop_together(
         self, patch_update: torch.Tensor, cls_update: torch.Tensor

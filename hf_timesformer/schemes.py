@@ -39,18 +39,21 @@ SCHEMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def group(tokens: torch.Tensor, stride: Grid) -> torch.Tensor:
+def group(tokens: torch.Tensor, stride: Grid, cls: torch.Tensor | None = None) -> torch.Tensor:
     """Put tokens that attend to each other side by side: `(b, h, w, t, c) -> (b*groups, length, c)`.
 
-    Groups are ordered by the residues of `(h, w, t)`, tokens in a group by `(h, w, t)`. A side that the stride does
-    not divide is filled up with zeros; `key_mask` tells those apart.
+    Groups are ordered by the residues of `(h, w, t)`, tokens in a group by `(h, w, t)`; before those of each goes
+    `cls (b, 1, c)` if there is one. A side that the stride does not divide is filled up with zeros; `key_mask` tells
+    those apart.
     """
     batch, *grid, channels = tokens.shape
     tokens = _fill_up(tokens, stride)
     (sh, sw, st), (lh, lw, lt) = stride, lengths(grid, stride)
     tokens = tokens.reshape(batch, lh, sh, lw, sw, lt, st, channels)
-    tokens = tokens.permute(0, 2, 4, 6, 1, 3, 5, 7)  # (b, sh, sw, st, lh, lw, lt, c)
-    return tokens.reshape(batch * sh * sw * st, lh * lw * lt, channels)
+    tokens = tokens.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4, 6)  # (b, sh, sw, st, lh*lw*lt, c)
+    if cls is not None:
+        tokens = torch.cat((cls[:, None, None, None].expand(-1, sh, sw, st, -1, -1), tokens), dim=4)
+    return tokens.flatten(0, 3)
 
 
 def ungroup(tokens: torch.Tensor, stride: Grid, grid: Grid) -> torch.Tensor:
