@@ -17,6 +17,7 @@ from .checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE, remove_half_written
 from .loading import NO_CLIP, UNREADABLE
 from .metric import classification_metrics
 from .optimization import FREEZE_CHOICES, parameter_groups, step_schedule
+from .probing import start_with_probe
 from .publishing import PublishMixin
 from .reporting import FaultTally
 from .streaming import ShardSource
@@ -45,6 +46,12 @@ class VideoTrainingArguments(TrainingArguments):
     )
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the classifier, if not --learning_rate."}
+    )
+    probe_passes: int = field(
+        default=0,
+        metadata={
+            "help": "Passes over the training clips that a new classifier is first fitted to, with the network frozen."
+        },
     )
     layer_decay: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate from each block to the one below it."}
@@ -156,6 +163,10 @@ class VideoTrainer(PublishMixin, Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         self._sampler = (train_dataset or self.train_dataset).source.make_sampler(self.args.seed)
         return self._sampler
+
+    def set_data_epoch(self, epoch: int) -> None:
+        """Have the training clips laid out as that epoch has them, from the next iteration on."""
+        self._sampler.set_epoch(epoch)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
         if isinstance(eval_dataset.source, ShardSource):
@@ -275,11 +286,13 @@ class VideoTrainer(PublishMixin, Trainer):
             )
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
-        """Trainer's own; with a checkpoint, goes on with the clips that would have come next."""
+        """Trainer's own; with a checkpoint, goes on with the clips that would have come next; else may probe first."""
         if self.args.should_save:
             remove_half_written(self.args.output_dir)
         if resume_from_checkpoint is not None:
             self._take_over(Path(resume_from_checkpoint))
+        elif self.args.probe_passes:
+            start_with_probe(self, self.args.probe_passes)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _take_over(self, checkpoint: Path) -> None:
@@ -314,7 +327,7 @@ class _EpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         # Where batches are skipped on several processes, neither Trainer nor accelerate reaches the sampler.
-        self.trainer._sampler.set_epoch(int(state.epoch or 0))
+        self.trainer.set_data_epoch(int(state.epoch or 0))
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         control.should_log = True

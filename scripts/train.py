@@ -231,6 +231,9 @@ def make_network(model: ModelArguments, class_names: list[str], args: VideoTrain
     if not (model.model or model.from_vit) and args.freeze_depth:
         logger.info("nothing is pretrained, so nothing is frozen")
         args.freeze_depth = 0.0
+    if not (model.from_vit or model.new_head) and args.probe_passes:
+        logger.info("the classifier is not a new one on a pretrained network: it is not fitted before the training")
+        args.probe_passes = 0
     freeze_parameters(network, args.freeze, args.freeze_depth)
     return network, label_ids, processor
 

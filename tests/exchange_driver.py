@@ -6,13 +6,13 @@ In each case rank 0 has one row and is done at once. Rank 1 has eight and is slo
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import torch
+from ports import free_port
 
 from hf_timesformer import evaluation
 
@@ -55,9 +55,7 @@ def main() -> None:
     torch.set_num_threads(1)
     children = {}
     for case in TIMEOUTS:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         for rank in range(2):
             children[case, rank] = os.fork()
             if children[case, rank] == 0:

@@ -5,12 +5,12 @@ import itertools
 import json
 import os
 import runpy
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from test_evaluation import write_clips, write_model
 
 
@@ -102,11 +102,8 @@ def test_evaluate_in_two_processes_counts_every_video_once(
     arguments = ["--model", model_folder, "--data_dir", data, "--dataset", dataset, "--num_workers", 1, "--cpu"]
     assert call("evaluate.py", *arguments, "--output_dir", tmp_path / "one")[0] == 0
     # `accelerate launch --cpu` starts one process whatever it is asked for, unless there is mpirun
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launch += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    launch += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     command = [*launch, SCRIPTS / "evaluate.py", *arguments, "--batch_size", 3, "--output_dir", tmp_path / "two"]
     done = subprocess.run(
         list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import tarfile
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from ports import free_port
 from safetensors.torch import load_file
 
 from hf_timesformer.synthetic import make_motion_dataset
@@ -25,9 +25,6 @@ ARGUMENTS = (
     "--color_jitter 0.2 --disable_tqdm true --dataloader_num_workers 1"
 ).split()
 SHARD_SIZES = (9, 1, 7, 4)
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    PORT = str(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +88,9 @@ def train():
         def run(output: Path, *arguments: str, processes: int = 1, **env: str) -> Run:
             log, argv = prepare(output, list(arguments))
             env |= {"TRAIN_LOG": str(log)}
-            envs = [env | distributed(rank, processes) for rank in range(processes)] if processes > 1 else [env]
+            port, envs = str(free_port()), [env]
+            if processes > 1:
+                envs = [env | distributed(rank, processes, port) for rank in range(processes)]
             request = {"argv": argv, "env": envs, "output": str(log / "output.txt")}
             server.stdin.write(json.dumps(request) + "\n")
             server.stdin.flush()
@@ -102,10 +101,10 @@ def train():
         server.stdin.close()
 
 
-def distributed(rank: int, processes: int) -> dict[str, str]:
+def distributed(rank: int, processes: int, port: str) -> dict[str, str]:
     """What torchrun tells each process."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT}
+    return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
 def launch(output: Path, *arguments: str, processes: int) -> Run:
@@ -184,3 +183,26 @@ def test_two_processes_share_uneven_shards(shards, tmp_path):
     state = json.loads((tmp_path / "two" / "trainer_state.json").read_text())
     assert [entry["eval_videos"] for entry in state["log_history"] if "eval_videos" in entry] == [5, 5]
     assert "4 shards are fewer" not in run.output
+
+
+@pytest.mark.slow
+def test_new_classifier_is_fitted_once_and_to_the_clips_of_all_processes(train, folder, tmp_path):
+    start = tmp_path / "start"
+    data = ["--data_dir", str(folder), "--mixup", "0", "--save_strategy", "steps", "--save_steps", "2"]
+    data += ["--eval_strategy", "no", "--max_steps", "3"]
+    assert train(start, *data).returncode == 0
+    options = [*data, "--config_overrides", "num_frames=2", "--model", str(start), "--new_head", "--probe_passes", "2"]
+    options += ["--optim", "sgd", "--learning_rate", "0"]
+    one = train(tmp_path / "one", *options, "--per_device_train_batch_size", "6")
+    assert one.returncode == 0, one.output
+    assert one.output.count("classifier fitted to 48 clips") == 1
+    killed = train(tmp_path / "two", *options, processes=2, DIE_AT_STEP="2")
+    assert killed.returncode == -9, killed.output
+    assert killed.output.count("classifier fitted to 48 clips") == 1
+    two = train(tmp_path / "two", *options, "--resume_from_checkpoint", processes=2)
+    assert two.returncode == 0, two.output
+    assert "classifier fitted" not in two.output
+    assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=0.02)  # of values up to 86
+    old_head = train(tmp_path / "old", *[option for option in options if option != "--new_head"])
+    assert old_head.returncode == 0, old_head.output
+    assert "the classifier is not a new one" in old_head.output

@@ -13,6 +13,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hf_timesformer import loading, training
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+GRACE = 60  # seconds that the other processes of a failed run have to end
 take_batches = transformers.Trainer.get_batch_samples
 
 
@@ -68,8 +70,23 @@ def serve() -> None:
             children.append(os.fork())
             if children[-1] == 0:
                 os._exit(run_in_child(request["argv"], env, request["output"]))
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(codes), flush=True)
+        print(json.dumps(exit_codes(children)), flush=True)
+
+
+def exit_codes(children: list[int]) -> list[int]:
+    """How each ended; those that wait for one that failed are killed after a while, so that no test hangs."""
+    codes, deadline = {}, float("inf")
+    while len(codes) < len(children):
+        for child in children:
+            done, status = (0, 0) if child in codes else os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+            elif child not in codes and time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+        if any(codes.values()):
+            deadline = min(deadline, time.monotonic() + GRACE)
+        time.sleep(0.05)
+    return [codes[child] for child in children]
 
 
 def run_in_child(argv: list[str], env: dict[str, str], output: str) -> int:

@@ -1,0 +1,112 @@
+"""A linear classifier fitted to the frozen network, for fine-tuning to begin with.
+
+A random classifier sends gradients of no meaning through a network that was good already; a fitted one does not (Kumar
+et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
+"""
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from .loading import NO_CLIP
+
+
+if TYPE_CHECKING:
+    from .training import VideoTrainer
+
+logger = logging.getLogger(__name__)
+
+# Weight of the squared norm of the classifier of standardised features: without it a few clips are learnt by heart.
+RIDGE = 3e-3
+MAX_ITERATIONS = 200
+
+
+def start_with_probe(trainer: "VideoTrainer", passes: int) -> None:
+    """Fit the model's classifier to the features of `passes` augmented passes over the training clips.
+
+    All processes must call it; each ends with the same classifier. Raises ValueError for a classifier that is not
+    linear, and for networks that are sharded over processes.
+    """
+    classifier = trainer.model.classifier
+    if not isinstance(classifier, nn.Linear):
+        raise ValueError(f"probe_passes fits a linear classifier, the model has a {type(classifier).__name__}")
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise ValueError("probe_passes needs the whole network in each process: leave it out with DeepSpeed and FSDP")
+    features, targets = collect_features(trainer, passes)
+    weight, bias = fit_classifier(features, targets, label_smoothing=trainer.args.label_smoothing_factor)
+    right = (features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)
+    logger.info(
+        "classifier fitted to %d clips as the frozen network sees them: %.1f %% of them are right",
+        len(features),
+        100 * right.double().mean(),
+    )
+    with torch.no_grad():
+        classifier.weight.copy_(weight)
+        if classifier.bias is not None:
+            classifier.bias.copy_(bias)
+
+
+@torch.no_grad()
+def collect_features(trainer: "VideoTrainer", passes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the classifier gets `(N, d)` and should give `(N, classes)`, of all processes, on CPU.
+
+    The passes are those of the epochs after the last, whose clips training itself does not see.
+    """
+    model, accelerator, found = trainer.model.eval(), trainer.accelerator, []
+    loader = trainer.get_train_dataloader()
+    first = math.ceil(trainer.args.num_train_epochs)
+    hidden = trainer.args.disable_tqdm or not accelerator.is_main_process
+    with tqdm(total=passes * len(loader), desc="features", disable=hidden) as bar:
+        for epoch in range(first, first + passes):
+            loader.set_epoch(epoch)  # accelerate's own count, which it tells the sampler
+            trainer.set_data_epoch(epoch)
+            for batch in loader:
+                trainer.train_faults.add(batch["faults"])
+                with accelerator.autocast():
+                    tokens = model.base_model(batch["pixel_values"], cls_only=True).last_hidden_state
+                targets = _soft(batch["labels"], model.num_labels)
+                found.append([part.cpu() for part in accelerator.gather((tokens[:, 0].float(), targets))])
+                bar.update()
+    features, targets = (torch.cat(parts) for parts in zip(*found))
+    counts = targets.sum(dim=1) > 0
+    return features[counts], targets[counts]
+
+
+def _soft(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Labels `(B,)` or `(B, classes)` as the latter; what no loss counts is zero."""
+    if labels.ndim == 2:
+        return labels.float()
+    return functional.one_hot(labels.clamp(min=0), num_classes).float() * (labels > NO_CLIP)[:, None]
+
+
+def fit_classifier(
+    features: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight `(classes, d)` and bias `(classes,)` of the ridge logistic regression of `features (N, d)`, in float64.
+
+    Minimises the mean cross-entropy to `targets (N, classes)` plus `RIDGE` times the squared weights, for features
+    that are standardised: the result has that in it.
+    """
+    features, targets = features.double(), targets.double()
+    mean, scale = features.mean(dim=0), features.std(dim=0, correction=0).clamp(min=1e-6)
+    standardised = (features - mean) / scale
+    weight = torch.zeros(targets.shape[1], features.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(targets.shape[1], dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        solver.zero_grad()
+        logits = functional.linear(standardised, weight, bias)
+        value = functional.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        value = value + RIDGE * weight.square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)
+    weight, bias = weight.detach() / scale, bias.detach()
+    return weight, bias - weight @ mean
