@@ -16,6 +16,7 @@ from .schemes import STRIDES, Grid
 
 # Tokens taken at a time: on a CPU what they are widened to stays in the cache; elsewhere large products pay.
 CPU_ROWS = 512
+CPU_AUTOCAST_ROWS = 2048  # autocast converts weights that do not learn for each part anew
 DEVICE_ROWS = 65536
 CPU_HEADS = 4  # of `local` at a time
 
@@ -25,7 +26,7 @@ QUERY, KEY_VALUE = slice(0, 1), slice(1, 3)
 
 def run_block(layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, cls_only: bool) -> torch.Tensor:
     """`(b, 1 + h*w*t, d)`, contiguous, which it overwrites -> the same, or `(b, 1, d)` where only CLS is asked for."""
-    rows = CPU_ROWS if hidden_states.device.type == "cpu" else DEVICE_ROWS
+    rows = _rows_at_a_time(hidden_states.device.type)
     cls, patches = hidden_states[:, :1], hidden_states[:, 1:].unflatten(1, grid)  # views
     for step in layer.earlier_steps:
         attend = _attend_in_windows if step == "local" else _attend_in_groups
@@ -39,6 +40,12 @@ def run_block(layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, cls_onl
     for part in hidden_states.flatten(0, 1).split(rows):
         part += layer.feed_forward(part)
     return hidden_states
+
+
+def _rows_at_a_time(device: str) -> int:
+    if device != "cpu":
+        return DEVICE_ROWS
+    return CPU_AUTOCAST_ROWS if torch.is_autocast_enabled(device) else CPU_ROWS
 
 
 def _attend_in_groups(layer: nn.Module, step: str, patches: torch.Tensor, rows: int) -> None:

@@ -228,10 +228,11 @@ class TimeSformerLayer(GradientCheckpointingLayer):
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The update of the MLP, in training with what it keeps for the gradients halved."""
         parts = self.intermediate, self.output
-        if is_watched(module for part in parts for module in part.modules()) or any(map(_drops, parts)):
-            return self.output(self.intermediate(self.layernorm_after(hidden_states)))
-        wide = linear_after(self.layernorm_after, self.intermediate.dense, hidden_states)
-        return linear_after(self.intermediate.activation, self.output.dense, wide)
+        in_pieces = torch.is_grad_enabled() and not any(map(_drops, parts))
+        if in_pieces and not is_watched(module for part in parts for module in part.modules()):
+            wide = linear_after(self.layernorm_after, self.intermediate.dense, hidden_states)
+            return linear_after(self.intermediate.activation, self.output.dense, wide)
+        return self.output(self.intermediate(self.layernorm_after(hidden_states)))
 
     def _drop_together(
         self, patch_update: torch.Tensor, cls_update: torch.Tensor

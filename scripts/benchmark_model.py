@@ -13,16 +13,19 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TimesformerConfig, TimesformerForVideoClassification
 
-from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification
+from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
+from hf_timesformer.onnx_export import OnnxClassifier, export_onnx
 
 
 NAMES = {
@@ -44,6 +47,7 @@ class Work:
     batch: int = 1
     training: bool = False
     compiled: bool = False
+    exported: bool = False  # to ONNX Runtime as well, on CPU
     baseline: str = "stock"  # or the scheme of ours to compare with
     all_tokens: bool = False  # the base model, which gives all tokens, in place of the logits
 
@@ -54,7 +58,7 @@ class Work:
 
 
 SUITE = (
-    Work("divided_space_time", 8, 224, compiled=True),
+    Work("divided_space_time", 8, 224, compiled=True, exported=True),
     Work("divided_space_time", 8, 224, batch=4, compiled=True),
     Work("joint_space_time", 8, 224),
     Work("divided_space_time", 16, 448),
@@ -71,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=12, help="blocks; fewer for a quick look")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no_onnx", action="store_true", help="leave ONNX Runtime out (extra `onnx`)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # a child process that measures one peak
@@ -113,6 +118,11 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
             runs[name] = runner(torch.compile(build(work, kind, args.layers)), clip, work)
     if not work.training:
         runs["matrix products"] = matrix_products(work, args.layers)
+    error = {}
+    if work.exported and not args.no_onnx:
+        graphs = export(work, args)
+        error = {name: relative_error(graph, build(work, "ours", args.layers), clip) for name, graph in graphs.items()}
+        runs |= {name: partial(graph, clip) for name, graph in graphs.items()}
     seconds = {name: statistics.median(times) for name, times in alternate(runs, args.repeats).items()}
     peaks = {kind: measure_peak(work, kind, args) for kind in ("ours", work.baseline)}
     best_baseline = min(seconds["baseline"], seconds.get("baseline compiled", float("inf")))
@@ -126,6 +136,9 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
     }
     if "ours compiled" in seconds:
         result["compiled_faster_than_best"] = best_baseline / seconds["ours compiled"]
+    if error:
+        result["exported_faster"] = {name: seconds["baseline"] / seconds[name] for name in error}
+        result["exported_error"] = error
     if "matrix products" in seconds:
         result["over_matrix_products"] = seconds["ours"] / seconds["matrix products"]
         result["TFLOPs_counted"] = {
@@ -179,6 +192,25 @@ def runner(model: torch.nn.Module, clip: torch.Tensor, work: Work) -> Callable[[
         model.zero_grad(set_to_none=True)
 
     return step if work.training else logits
+
+
+def export(work: Work, args: argparse.Namespace) -> dict[str, OnnxClassifier]:
+    """Our network in ONNX Runtime, fp32 and int8."""
+    crop = {"height": work.size, "width": work.size}
+    processor = TimeSformerVideoProcessor(num_frames=work.frames, size={"shortest_edge": work.size}, crop_size=crop)
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(build(work, "ours", args.layers).cpu(), processor, folder, int8=True)
+        return {
+            f"ours ONNX {name}": OnnxClassifier(folder, int8=name == "int8", threads=args.threads)
+            for name in ("fp32", "int8")
+        }
+
+
+@torch.inference_mode()
+def relative_error(graph: OnnxClassifier, model: torch.nn.Module, clip: torch.Tensor) -> float:
+    """The largest difference of logits in relation to the largest logit."""
+    expected = model(clip).logits.cpu()
+    return ((graph(clip).logits - expected).abs().max() / expected.abs().max()).item()
 
 
 def matrix_products(work: Work, layers: int) -> Callable[[], None]:
@@ -287,6 +319,9 @@ def as_text(result: dict) -> str:
     lines.append(f"  {result['faster']:.2f}x faster, {result['memory_ratio']:.2f}x the memory ({memory})")
     if "compiled_faster_than_best" in result:
         lines.append(f"  compiled: {result['compiled_faster_than_best']:.2f}x the better of the baseline's")
+    for name, faster in result.get("exported_faster", {}).items():
+        error = result["exported_error"][name]
+        lines.append(f"  {name}: {faster:.2f}x as fast as the baseline; logits differ by {error:.1e} of the largest")
     if "over_matrix_products" in result:
         flops = ", ".join(f"{kind} {count:.3f}" for kind, count in result["TFLOPs_counted"].items())
         lines.append(f"  {result['over_matrix_products']:.2f}x the time of its matrix products; TFLOPs {flops}")

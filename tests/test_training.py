@@ -88,6 +88,17 @@ def test_freeze_spatial_leaves_what_the_image_vit_did_not_have(scheme, learning)
         assert parameter.requires_grad == any(word in name for word in learning), name
 
 
+def test_blocks_that_do_not_learn_are_not_dropped():
+    model = make_network(num_hidden_layers=4, drop_path_rate=0.3)
+    rates = [layer.drop_path.rate for layer in model.timesformer.encoder.layer]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
+    freeze_parameters(model, "none", 0.5)
+    rates = [layer.drop_path.rate for layer in model.timesformer.encoder.layer]
+    assert rates == pytest.approx([0, 0, 0.2, 0.3])
+    freeze_parameters(model, "backbone")
+    assert not any(layer.drop_path.rate for layer in model.timesformer.encoder.layer)
+
+
 def test_freeze_backbone_and_none():
     model = make_network()
     freeze_parameters(model, "backbone")

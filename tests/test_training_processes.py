@@ -206,3 +206,21 @@ def test_new_classifier_is_fitted_once_and_to_the_clips_of_all_processes(train, 
     old_head = train(tmp_path / "old", *[option for option in options if option != "--new_head"])
     assert old_head.returncode == 0, old_head.output
     assert "the classifier is not a new one" in old_head.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+def test_evaluations_while_training_give_the_same_numbers_on_two_processes(train, kind, folder, shards, tmp_path):
+    """Five or six clips in batches of four: what fills the last batch up counts neither in the loss nor elsewhere."""
+    options = ["--dataset", kind, "--data_dir", str(folder if kind == "folder" else shards), "--learning_rate", "0"]
+    options += ["--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "no"]
+    options += ["--load_best_model_at_end", "false", "--per_device_eval_batch_size", "4"]
+    found = []
+    for processes in (1, 2):
+        run = train(tmp_path / str(processes), *options, processes=processes)
+        assert run.returncode == 0, run.output
+        state = json.loads((tmp_path / str(processes) / "trainer_state.json").read_text())
+        (entry,) = [entry for entry in state["log_history"] if "eval_loss" in entry]
+        found.append({name: entry[f"eval_{name}"] for name in ("loss", "top1_accuracy", "top5_accuracy", "videos")})
+    assert found[0]["videos"] == (6 if kind == "folder" else 5)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
