@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers.utils.generic import maybe_autocast
 
 
 class ZeroLinear(nn.Linear):
@@ -43,7 +44,7 @@ class FusedLinear:
 
 def fuse(first: nn.Linear, second: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight `(out, in)` and bias `(out,)` of `second(first(x))`."""
-    with torch.autocast(first.weight.device.type, enabled=False):  # in the weights' own precision
+    with maybe_autocast(first.weight.device.type, enabled=False):  # in the weights' own precision
         weight = second.weight @ first.weight
         return weight, nn.functional.linear(first.bias, second.weight, second.bias)
 

@@ -26,6 +26,8 @@ def _saves_memory(function: nn.Module, linear: nn.Module) -> bool:
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return False
+    if not torch.amp.is_autocast_available(linear.weight.device.type):  # meta: shapes without numbers
+        return False
     return not is_watched(function.modules())
 
 

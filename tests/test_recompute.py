@@ -109,6 +109,17 @@ def test_function_transforms():
     assert_same_gradients(torch.func.grad(loss)(parameters), expected)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_shapes_alone_on_the_meta_device(scheme):
+    """As flop counters and planners of memory run a network."""
+    model = tiny_model(scheme).to("meta").train()
+    loss = model(clips(2, 4, 3, 12, 8).to("meta"), labels=LABELS.to("meta")).loss
+    loss.backward()
+    assert all(parameter.grad.shape == parameter.shape for parameter in model.parameters())
+    with torch.no_grad():
+        assert model.eval()(clips(1, 4, 3, 12, 8).to("meta")).logits.shape == (1, 5)
+
+
 def kept_for_the_gradients(model: torch.nn.Module) -> int:
     """Bytes of all tensors that the graph holds, the parameters left out."""
     storages = {}
