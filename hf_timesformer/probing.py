@@ -39,7 +39,7 @@ def start_with_probe(trainer: "VideoTrainer", passes: int) -> None:
         kind = type(classifier).__name__
         raise ValueError(f"probe_passes fits a linear classifier, the model has a {kind}: set --probe_passes 0")
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise ValueError("probe_passes needs the whole network in each process: set --probe_passes 0 with DeepSpeed and FSDP")
+        raise ValueError("probe_passes needs the whole network in each process: set it to 0 with DeepSpeed and FSDP")
     features, targets = collect_features(trainer, passes)
     weight, bias = fit_classifier(features, targets, label_smoothing=trainer.args.label_smoothing_factor)
     right = (features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)
