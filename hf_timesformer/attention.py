@@ -8,7 +8,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_timesformer import TimeSformerConfig
-from .fused_linear import is_plain_linear
+from .linear import Linear, is_plain_linear, linear
 from .schemes import STRIDES, Grid, Tile, group, key_mask, local_mask, local_tiles, ungroup
 
 
@@ -52,7 +52,7 @@ class TimeSformerSelfAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
         self.dropout = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
 
     def forward(
         self, patches: torch.Tensor, cls: torch.Tensor | None = None, with_weights: bool = False
@@ -97,7 +97,7 @@ class TimeSformerSelfAttention(nn.Module):
 
         if is_plain_linear(self.qkv):
             weight, bias = pick(self.qkv.weight), None if self.qkv.bias is None else pick(self.qkv.bias)
-            return lambda tokens: nn.functional.linear(tokens, weight, bias)
+            return lambda tokens: linear(tokens, weight, bias)
         return lambda tokens: pick(self.qkv(tokens).movedim(-1, 0)).movedim(0, -1)
 
     def attend_in_windows(

@@ -4,20 +4,7 @@ import torch
 from torch import nn
 from transformers.utils.generic import maybe_autocast
 
-
-class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero. A type of its own since weights are initialised by type."""
-
-
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether calling `module` does nothing but `x W' + b`: no LoRA, no quantisation, no hook, no offloading."""
-    return (
-        type(module) in (nn.Linear, ZeroLinear)
-        and "forward" not in module.__dict__
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-    )
+from .linear import linear
 
 
 class FusedLinear:
@@ -45,7 +32,7 @@ class FusedLinear:
 def fuse(first: nn.Linear, second: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight `(out, in)` and bias `(out,)` of `second(first(x))`."""
     with maybe_autocast(first.weight.device.type, enabled=False):  # in the weights' own precision
-        weight = second.weight @ first.weight
+        weight = linear(second.weight, first.weight.mT)
         return weight, nn.functional.linear(first.bias, second.weight, second.bias)
 
 

@@ -15,7 +15,7 @@ from .schemes import STRIDES, Grid
 
 
 # Tokens taken at a time: on a CPU what they are widened to stays in the cache; elsewhere large products pay.
-CPU_ROWS = 512
+CPU_ROWS = 1024
 CPU_AUTOCAST_ROWS = 2048  # autocast converts weights that do not learn for each part anew
 DEVICE_ROWS = 65536
 CPU_HEADS = 4  # of `local` at a time

@@ -10,8 +10,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import TimeSformerSelfAttention
 from .configuration_timesformer import TimeSformerConfig, pair
-from .fused_linear import FusedLinear, ZeroLinear, is_plain_linear
+from .fused_linear import FusedLinear
 from .in_place import is_watched, run_block
+from .linear import Linear, ZeroLinear, is_plain_linear, linear
 from .position import resize_positions, resize_times
 from .recompute import linear_after
 from .schemes import SCHEMES, Grid
@@ -92,7 +93,7 @@ class TimeSformerDense(nn.Module):
 
     def __init__(self, config: TimeSformerConfig, in_features: int, out_features: int, activation: str | None = None):
         super().__init__()
-        self.dense = nn.Linear(in_features, out_features)
+        self.dense = Linear(in_features, out_features)
         self.activation = nn.Identity() if activation is None else ACT2FN[activation]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -135,7 +136,7 @@ class TimeSformerAttention(nn.Module):
         one_map = is_plain_linear(first) and is_plain_linear(extra_dense) and not _drops(self.output)
         if one_map and tokens >= first.in_features:
             weight, bias = self.fused(first, extra_dense)
-            return lambda context: nn.functional.linear(context, weight, bias)
+            return lambda context: linear(context, weight, bias)
         return lambda context: extra_dense(self.output(context))
 
 

@@ -15,9 +15,9 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_timesformer import TimeSformerConfig, pair
-from .fused_linear import ZeroLinear
 from .in_place import is_watched
 from .layers import TimeSformerAttention, TimeSformerEmbeddings, TimeSformerEncoder, TimeSformerLayer
+from .linear import ZeroLinear
 from .outputs import TimeSformerClassifierOutput, TimeSformerModelOutput
 from .position import resize_positions, resize_times
 from .schemes import SCHEMES

@@ -6,27 +6,27 @@ Plain autograd keeps what came out as well, of the MLP the wider part; here the 
 import torch
 from torch import nn
 
-from .fused_linear import is_plain_linear
 from .in_place import is_watched
+from .linear import is_plain_linear, linear, weight_gradient
 
 
-def linear_after(function: nn.Module, linear: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
-    """`linear(function(inputs))`, `(..., d) -> (..., e)`, for a `function` without randomness.
+def linear_after(function: nn.Module, layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    """`layer(function(inputs))`, `(..., d) -> (..., e)`, for a `function` without randomness.
 
     Where nothing would be saved, and where hooks, wrappers or compilers want to see each module, that is what runs.
     """
-    if not _saves_memory(function, linear):
-        return linear(function(inputs))
+    if not _saves_memory(function, layer):
+        return layer(function(inputs))
     parameters = [parameter for parameter in function.parameters() if parameter.requires_grad]
-    return _LinearAfter.apply(inputs, linear.weight, linear.bias, function, *parameters)
+    return _LinearAfter.apply(inputs, layer.weight, layer.bias, function, *parameters)
 
 
-def _saves_memory(function: nn.Module, linear: nn.Module) -> bool:
-    if not (torch.is_grad_enabled() and is_plain_linear(linear) and linear.weight.requires_grad):
+def _saves_memory(function: nn.Module, layer: nn.Module) -> bool:
+    if not (torch.is_grad_enabled() and is_plain_linear(layer) and layer.weight.requires_grad):
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return False
-    if not torch.amp.is_autocast_available(linear.weight.device.type):  # meta: shapes without numbers
+    if not torch.amp.is_autocast_available(layer.weight.device.type):  # meta: shapes without numbers
         return False
     return not is_watched(function.modules())
 
@@ -44,7 +44,7 @@ class _LinearAfter(torch.autograd.Function):
             "enabled": torch.is_autocast_enabled(device),
         }
         ctx.save_for_backward(inputs, weight, *parameters)
-        return nn.functional.linear(function(inputs), weight, bias)
+        return linear(function(inputs), weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
@@ -56,10 +56,10 @@ class _LinearAfter(torch.autograd.Function):
             wanted = [tensor for tensor in (inputs, *parameters) if tensor.requires_grad]
             earlier = ()
             if wanted:
-                earlier = torch.autograd.grad(hidden, wanted, (grad @ weight).to(hidden.dtype), create_graph=again)
-            rows = grad.flatten(0, -2)
-            grad_weight = (rows.mT @ hidden.flatten(0, -2)).to(weight.dtype)
-            grad_bias = rows.sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[2] else None
+                grad_hidden = linear(grad, weight.mT).to(hidden.dtype)
+                earlier = torch.autograd.grad(hidden, wanted, grad_hidden, create_graph=again)
+            grad_weight = weight_gradient(grad, hidden).to(weight.dtype)
+            grad_bias = grad.flatten(0, -2).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         if not inputs.requires_grad:
             earlier = (None, *earlier)
         return earlier[0], grad_weight, grad_bias, None, *earlier[1:]
