@@ -33,7 +33,12 @@ def weight_gradient(outputs: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor
 
 def _as_pixels(tokens: torch.Tensor) -> torch.Tensor:
     """`(..., d)` as an image of one row, `(1, d, 1, n)`, channels last."""
-    return tokens.flatten(0, -2)[None, None].permute(0, 3, 1, 2)
+    tokens = tokens.flatten(0, -2)
+    if not torch.compiler.is_compiling():
+        return tokens[None, None].permute(0, 3, 1, 2)
+    # Inductor forgets the strides of axes of length 1, and without them takes this for channels first.
+    (count, channels), whole = tokens.shape, tokens.numel()
+    return tokens.contiguous().as_strided((1, channels, 1, count), (whole, 1, whole, channels))
 
 
 def _better_by_convolution(inputs: torch.Tensor, other: torch.Tensor, out_features: int) -> bool:

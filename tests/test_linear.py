@@ -143,8 +143,11 @@ def test_exported_graphs_hold_matrix_products(convolutions):
 
 
 def test_compiled_without_graph_breaks():
-    layer = Linear(512, 512)
-    tokens = numbers(64, 512)
-    with torch.inference_mode():
-        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-        assert_close(compiled(tokens), functional.linear(tokens, layer.weight, layer.bias), 1e-5)
+    layer, tokens = Linear(512, 512), numbers(2, 40, 512)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    results = []
+    for call in (compiled, layer):
+        outputs = call(tokens)
+        results.append([outputs, *torch.autograd.grad(outputs.sin().sum(), layer.parameters())])
+    for one, other in zip(*results):
+        assert_close(one, other, 1e-5)
