@@ -114,7 +114,7 @@ def _quantize(source: Path, target: Path) -> None:
     folded.unlink()
 
 
-class OnnxClassifier:
+class OnnxClassifier(nn.Module):
     """A folder that `export_onnx` wrote, called as the model is: `(B, T, C, H, W)` or with views after the batch.
 
     Args:
@@ -128,6 +128,7 @@ class OnnxClassifier:
     """
 
     def __init__(self, folder: str | os.PathLike, *, int8: bool = False, threads: int | None = None):
+        super().__init__()
         ort = _require("onnxruntime")
         path = Path(folder) / (INT8_NAME if int8 else FP32_NAME)
         if not path.is_file():
@@ -138,7 +139,7 @@ class OnnxClassifier:
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.shape = self.session.get_inputs()[0].shape[1:]  # frames, channels, height, width
 
-    def __call__(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
+    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
         """Logits `(B, labels)`, with several views their mean. Raises ValueError for clips of another shape."""
         views = pixel_values.shape[1] if pixel_values.ndim == 6 else None
         clips = pixel_values.flatten(0, 1) if views is not None else pixel_values
@@ -151,6 +152,17 @@ class OnnxClassifier:
         if views is not None:
             logits = logits.unflatten(0, (-1, views)).mean(dim=1)  # (b*v, labels) -> (b, labels)
         return ImageClassifierOutput(logits=logits)
+
+
+def load_graph_and_processor(
+    folder: str | os.PathLike, precision: str, **overrides: int | None
+) -> tuple[OnnxClassifier, TimeSformerVideoProcessor]:
+    """The graph of that precision ("fp32", "int8") and its processor, with those of its settings that are not None."""
+    if overrides.get("num_frames") is not None:
+        raise ValueError(f"num_frames={overrides['num_frames']}: a graph takes the frames that it was exported for")
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    model = OnnxClassifier(folder, int8=precision == "int8")
+    return model, TimeSformerVideoProcessor.from_pretrained(folder, **overrides)
 
 
 def _require(name: str) -> ModuleType:

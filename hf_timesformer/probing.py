@@ -31,15 +31,18 @@ MAX_ITERATIONS = 200
 def start_with_probe(trainer: "VideoTrainer", passes: int) -> None:
     """Fit the model's classifier to the features of `passes` augmented passes over the training clips.
 
-    All processes must call it; each ends with the same classifier. Raises ValueError for a classifier that is not
-    linear, and for networks that are sharded over processes.
+    All processes must call it; each ends with the same classifier. Where there is nothing to fit, a classifier that is
+    not linear or a network that is sharded over processes, it stays as it is and a warning says so.
     """
     classifier = trainer.model.classifier
+    obstacle = None
     if not isinstance(classifier, nn.Linear):
-        kind = type(classifier).__name__
-        raise ValueError(f"probe_passes fits a linear classifier, the model has a {kind}: set --probe_passes 0")
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise ValueError("probe_passes needs the whole network in each process: set it to 0 with DeepSpeed and FSDP")
+        obstacle = f"it is a {type(classifier).__name__}, and only a linear one can be"
+    elif trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        obstacle = "DeepSpeed and FSDP spread the network over the processes"
+    if obstacle is not None:
+        logger.warning("the classifier is not fitted before the training (probe_passes=%d): %s", passes, obstacle)
+        return
     features, targets = collect_features(trainer, passes)
     weight, bias = fit_classifier(features, targets, label_smoothing=trainer.args.label_smoothing_factor)
     right = (features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)

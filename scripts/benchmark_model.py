@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=12, help="blocks; fewer for a quick look")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no_products", action="store_true", help="leave the matrix products out: half of the time")
     parser.add_argument("--no_onnx", action="store_true", help="leave ONNX Runtime out (extra `onnx`)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
@@ -118,7 +119,7 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
     if work.compiled and not args.no_compile:
         for name, kind in (("ours compiled", "ours"), ("baseline compiled", work.baseline)):
             runs[name] = runner(torch.compile(build(work, kind, args.layers)), clip, work)
-    if not work.training:
+    if not (work.training or args.no_products):
         runs |= matrix_products(work, args.layers)
     error = {}
     if work.exported and not args.no_onnx:

@@ -25,6 +25,7 @@ from hf_timesformer.evaluation import (
     predict_dataset,
 )
 from hf_timesformer.evaluation_report import describe_protocol, installed_versions, summarize, write_report
+from hf_timesformer.onnx_export import load_graph_and_processor
 from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -44,6 +45,10 @@ class EvaluateArguments:
     batch_size: int = field(default=4, metadata={"help": "Videos a batch on each device."})
     num_workers: int = field(default=2, metadata={"help": "Processes that decode, for each device."})
     dtype: str = field(default="float32", metadata={"help": "Autocast precision.", "choices": list(AUTOCAST_DTYPES)})
+    onnx: str | None = field(
+        default=None,
+        metadata={"help": "The graph of a folder that export_onnx.py wrote, on the CPU.", "choices": ["fp32", "int8"]},
+    )
     cpu: bool = field(default=False, metadata={"help": "Use the CPU even where there is a GPU."})
 
 
@@ -51,20 +56,19 @@ def main() -> None:
     """Load, predict on every process, and report from the first."""
     args = HfArgumentParser(EvaluateArguments).parse_args_into_dataclasses()[0]
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
-    accelerator = make_accelerator(cpu=args.cpu)
+    accelerator = make_accelerator(cpu=args.cpu or args.onnx is not None)
     warn_of_lone_process(accelerator.num_processes)
     if not accelerator.is_main_process:
         logging.disable(logging.WARNING)
         transformers.logging.set_verbosity_error()
     output_dir = _output_dir(args)
     with user_errors():
-        model, processor = load_model_and_processor(
-            args.model,
-            num_crops=args.num_crops,
-            num_clips=args.num_clips,
-            num_frames=args.num_frames,
-            sampling_rate=args.sampling_rate,
-        )
+        names = ("num_crops", "num_clips", "num_frames", "sampling_rate")
+        overrides = {name: getattr(args, name) for name in names}
+        if args.onnx:
+            model, processor = load_graph_and_processor(args.model, args.onnx, **overrides)
+        else:
+            model, processor = load_model_and_processor(args.model, **overrides)
         missing_file = output_dir / "missing_videos.txt" if accelerator.is_main_process else None
         found = find_videos(args.dataset, args.data_dir, args.split, missing_file=missing_file)
         model_label = align_labels(found.class_names, model.config.id2label)
@@ -93,7 +97,8 @@ def main() -> None:
 def _output_dir(args: EvaluateArguments) -> Path:
     if args.output_dir:
         return Path(args.output_dir)
-    return (Path(args.model) if Path(args.model).is_dir() else Path()) / f"eval_{args.split}"
+    suffix = f"_{args.onnx}" if args.onnx else ""
+    return (Path(args.model) if Path(args.model).is_dir() else Path()) / f"eval_{args.split}{suffix}"
 
 
 def _setting(args: EvaluateArguments, processor: TimeSformerVideoProcessor, accelerator: Accelerator) -> dict:
@@ -107,7 +112,7 @@ def _setting(args: EvaluateArguments, processor: TimeSformerVideoProcessor, acce
         "num_clips": processor.num_clips,
         "num_crops": processor.num_crops,
         "num_frames": processor.num_frames,
-        "dtype": args.dtype,
+        "dtype": args.onnx or args.dtype,
         "device": str(accelerator.device),
         "num_processes": accelerator.num_processes,
         "versions": installed_versions(),

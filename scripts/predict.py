@@ -18,8 +18,7 @@ import transformers
 from hf_timesformer.command_line import user_errors
 from hf_timesformer.decoding import VideoDecodeError
 from hf_timesformer.evaluation import load_model_and_processor, make_views
-from hf_timesformer.onnx_export import OnnxClassifier
-from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcessor
+from hf_timesformer.onnx_export import load_graph_and_processor
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,11 +52,10 @@ def main() -> None:
         device = choose_device("cpu" if args.onnx else args.device)
         views = {"num_crops": args.num_crops, "num_clips": args.num_clips}
         if args.onnx:
-            model = OnnxClassifier(args.model, int8=args.onnx == "int8")
-            processor = TimeSformerVideoProcessor.from_pretrained(args.model, **views)
+            model, processor = load_graph_and_processor(args.model, args.onnx, **views)
         else:
             model, processor = load_model_and_processor(args.model, **views)
-            model = model.to(device).eval()
+        model = model.to(device).eval()
     answers = []
     for video in args.videos:
         answer = {"video": video}

@@ -13,8 +13,8 @@ from tiny import SCHEMES, assert_close, clips, tiny_model
 from transformers import AutoVideoProcessor
 
 from hf_timesformer import TimeSformerVideoProcessor
-from hf_timesformer.onnx_export import OnnxClassifier, export_onnx, fold
-from hf_timesformer.synthetic import motion_frames, write_video
+from hf_timesformer.onnx_export import OnnxClassifier, export_onnx, fold, load_graph_and_processor
+from hf_timesformer.synthetic import make_motion_dataset, motion_frames, write_video
 
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -125,13 +125,14 @@ def test_int8_is_close(tmp_path):
 
 
 def test_onnx_scripts(tmp_path, monkeypatch, capsys):
-    """export_onnx.py, then predict.py --onnx on a file: the scores of predict.py without it."""
+    """export_onnx.py, then predict.py and evaluate.py --onnx: the answers that they give without it."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    tiny_model("divided_space_time", **SMALL).save_pretrained(tmp_path / "model")
+    tiny_model("divided_space_time", **SMALL, num_labels=6).save_pretrained(tmp_path / "model")
     processor().save_pretrained(tmp_path / "model")
     frames = motion_frames("left", np.random.default_rng(0), num_frames=12, size=48)
     clip = str(write_video(tmp_path / "clip.mp4", frames))
+    make_motion_dataset(tmp_path / "clips", splits={"test": 1}, num_frames=12, size=48)
 
     def run(script: str, *arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", [script, *arguments])
@@ -144,15 +145,24 @@ def test_onnx_scripts(tmp_path, monkeypatch, capsys):
     scores = {}
     for name, folder, arguments in (
         ("torch", "model", []),
-        ("fp32", "graph", ["--onnx"]),
+        ("fp32", "graph", ["--onnx", "fp32"]),
         ("int8", "graph", ["--onnx", "int8"]),
     ):
         told = run("predict.py", clip, "--json", "--model", str(tmp_path / folder), *arguments)
         answer = json.loads(told[told.index("[") :])[0]
         scores[name] = {row["label"]: row["score"] for row in answer["predictions"]}
+        data = ["--data_dir", str(tmp_path / "clips"), "--num_workers", "0", "--cpu", "True"]
+        run("evaluate.py", "--model", str(tmp_path / folder), *data, *arguments)
     for label, score in scores["torch"].items():
         assert scores["fp32"][label] == pytest.approx(score, abs=1e-5)
         assert scores["int8"][label] == pytest.approx(score, abs=0.1)
+    places = {"float32": "model/eval_test", "fp32": "graph/eval_test_fp32", "int8": "graph/eval_test_int8"}
+    results = {kind: json.loads((tmp_path / at / "eval_results.json").read_text()) for kind, at in places.items()}
+    assert [result["dtype"] for result in results.values()] == list(results)
+    assert results["fp32"]["top1_accuracy"] == results["float32"]["top1_accuracy"]
+    assert results["int8"]["videos_evaluated"] == 6
+    with pytest.raises(ValueError, match="num_frames=4: a graph takes the frames"):
+        load_graph_and_processor(tmp_path / "graph", "fp32", num_frames=4)
 
 
 def test_onnx_folder_without_a_graph(tmp_path):

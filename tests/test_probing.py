@@ -14,7 +14,7 @@ from hf_timesformer.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.data import find_videos
 from hf_timesformer.loading import ClipCollator, ClipKey, FrameSampling, RecordSource, TrainingClips
 from hf_timesformer.modeling_timesformer import TimeSformerForVideoClassification
-from hf_timesformer.probing import RIDGE, fit_classifier
+from hf_timesformer.probing import RIDGE, fit_classifier, start_with_probe
 from hf_timesformer.synthetic import make_motion_dataset
 from hf_timesformer.training import VideoTrainer, VideoTrainingArguments
 
@@ -92,7 +92,13 @@ def test_training_begins_with_the_classifier_of_further_passes(folder, tmp_path,
     assert right > 2 / 6
 
 
-def test_classifier_with_a_hidden_layer_is_refused(folder, tmp_path):
-    trainer = make_trainer(folder, tmp_path, probe_passes=1, config={"classifier_hidden_size": 8})
-    with pytest.raises(ValueError, match="probe_passes fits a linear classifier, the model has a Sequential"):
-        trainer.train()
+def test_what_cannot_be_fitted_stays_as_it_is(folder, tmp_path, caplog):
+    deep = make_trainer(folder, tmp_path / "deep", config={"classifier_hidden_size": 8})
+    sharded = make_trainer(folder, tmp_path / "sharded")
+    sharded.is_fsdp_enabled = True
+    for trainer, reason in ((deep, "it is a Sequential"), (sharded, "DeepSpeed and FSDP spread")):
+        before = [parameter.clone() for parameter in trainer.model.parameters()]
+        caplog.clear()
+        start_with_probe(trainer, 1)
+        assert f"not fitted before the training (probe_passes=1): {reason}" in caplog.text
+        assert all(map(torch.equal, before, trainer.model.parameters()))
