@@ -29,7 +29,7 @@ from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification
 
 BLOCKS = 12
 LENGTHS = ((8, 224), (16, 224), (32, 224), (64, 224), (96, 224))
-SIZES = ((8, 112), (8, 168), (8, 224), (8, 336), (8, 448))
+SIZES = ((8, 112), (8, 176), (8, 224), (8, 336), (8, 448))
 
 
 @dataclass
