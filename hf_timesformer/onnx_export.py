@@ -157,7 +157,12 @@ class OnnxClassifier(nn.Module):
 def load_graph_and_processor(
     folder: str | os.PathLike, precision: str, **overrides: int | None
 ) -> tuple[OnnxClassifier, TimeSformerVideoProcessor]:
-    """The graph of that precision ("fp32", "int8") and its processor, with those of its settings that are not None."""
+    """The graph of that precision ("fp32", "int8") and its processor, with those of its settings that are not None.
+
+    Raises:
+        FileNotFoundError: where the folder has no such graph.
+        ValueError: for `num_frames`, which the graph fixes.
+    """
     if overrides.get("num_frames") is not None:
         raise ValueError(f"num_frames={overrides['num_frames']}: a graph takes the frames that it was exported for")
     overrides = {name: value for name, value in overrides.items() if value is not None}

@@ -121,11 +121,9 @@ def draw(points: list[Point], path: Path) -> None:
     for (places, field, x_label), row in zip(rows, axes):
         for (value, y_label), axis in zip(columns, row):
             for scheme, name in NAMES.items():
-                line = [point for point in points if point.scheme == scheme and (point.frames, point.size) in places]
-                line.sort(key=lambda point: (point.frames, point.size))
-                axis.plot(
-                    *([getattr(point, axis_of) for point in line] for axis_of in (field, value)), "o-", label=name
-                )
+                line = [p for p in points if p.scheme == scheme and (p.frames, p.size) in places]
+                line.sort(key=lambda p: getattr(p, field))
+                axis.plot([getattr(p, field) for p in line], [getattr(p, value) for p in line], "o-", label=name)
             axis.set_xlabel(x_label)
             axis.set_ylabel(y_label)
             axis.set_ylim(bottom=0)

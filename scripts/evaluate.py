@@ -63,8 +63,8 @@ def main() -> None:
         transformers.logging.set_verbosity_error()
     output_dir = _output_dir(args)
     with user_errors():
-        names = ("num_crops", "num_clips", "num_frames", "sampling_rate")
-        overrides = {name: getattr(args, name) for name in names}
+        settings = ("num_crops", "num_clips", "num_frames", "sampling_rate")
+        overrides = {name: getattr(args, name) for name in settings}
         if args.onnx:
             model, processor = load_graph_and_processor(args.model, args.onnx, **overrides)
         else:

@@ -13,6 +13,8 @@ import pytest
 from ports import free_port
 from test_evaluation import write_clips, write_model
 
+from hf_timesformer import TimeSformerConfig
+
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -202,3 +204,12 @@ def test_growth_benchmark_counts_as_the_paper_says(monkeypatch, tmp_path: Path):
     assert flops["divided_space_time", 8] == pytest.approx(4 * flops["divided_space_time", 2], rel=0.02)
     assert flops["joint_space_time", 8] > 4.1 * flops["joint_space_time", 2]
     assert (tmp_path / "out.png").stat().st_size > 10_000
+
+
+def test_benchmarks_ask_for_sizes_that_networks_have(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    growth, model = importlib.import_module("benchmark_growth"), importlib.import_module("benchmark_model")
+    places = [(work.frames, work.size) for work in model.SUITE] + [*growth.LENGTHS, *growth.SIZES]
+    for frames, size in places:
+        for scheme in model.NAMES:
+            TimeSformerConfig(**model.config_fields(model.Work(scheme, frames, size), scheme, layers=1))
