@@ -73,7 +73,11 @@ def only_run_in(output_dir: str | Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=WAIT_SECONDS)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("another run holds %s: waiting up to %d s for it to end", output_dir, WAIT_SECONDS)
+            lock.acquire(timeout=WAIT_SECONDS)
     except Timeout as error:
         raise ValueError(
             f"another run is at work in {output_dir}: end all of its processes, those too that outlived their "

@@ -252,7 +252,7 @@ def test_only_whole_checkpoints_are_gone_on_from(tmp_path):
     assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-9", tmp_path / "checkpoint-10"]
 
 
-def test_a_folder_has_one_run_at_a_time_and_a_kill_gives_it_back(tmp_path, monkeypatch):
+def test_a_folder_has_one_run_at_a_time_and_a_kill_gives_it_back(tmp_path, monkeypatch, caplog):
     folder = tmp_path / "run"
     folder.mkdir()
     path = str(folder / RUN_LOCK)
@@ -262,6 +262,7 @@ def test_a_folder_has_one_run_at_a_time_and_a_kill_gives_it_back(tmp_path, monke
         other.stdout.readline()
         with pytest.raises(ValueError, match="another run is at work in"), only_run_in(folder):
             pass
+        assert f"another run holds {folder}: waiting" in caplog.text
         other.kill()
     for _ in range(2):
         with only_run_in(folder), pytest.raises(ValueError, match="another run"), only_run_in(folder):
