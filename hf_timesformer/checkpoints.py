@@ -73,11 +73,7 @@ def only_run_in(output_dir: str | Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.warning("another run holds %s: waiting up to %d s for it to end", output_dir, WAIT_SECONDS)
-            lock.acquire(timeout=WAIT_SECONDS)
+        _acquire(lock, output_dir)
     except Timeout as error:
         raise ValueError(
             f"another run is at work in {output_dir}: end all of its processes, those too that outlived their "
@@ -89,3 +85,13 @@ def only_run_in(output_dir: str | Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, output_dir: str | Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning(
+            "another run, or what is left of a killed one, holds %s: waiting up to %d s", output_dir, WAIT_SECONDS
+        )
+        lock.acquire(timeout=WAIT_SECONDS)
