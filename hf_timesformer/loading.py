@@ -155,7 +155,10 @@ class TrainingClips(torch.utils.data.Dataset):
 
 
 class EvaluationClips(torch.utils.data.Dataset):
-    """One clip of each video as the saved processor cuts it; one that cannot be read has the label `UNREADABLE`."""
+    """Each video as the processor cuts it; one that cannot be read has the label `UNREADABLE`.
+
+    `pixel_values` are `(T, 3, H, W)`, or `(views, T, 3, H, W)` where the processor makes more than one view.
+    """
 
     def __init__(self, source: ClipSource, processor: TimeSformerVideoProcessor, *, label_ids: Sequence[int]):
         self.source, self.processor, self.label_ids = source, processor, label_ids
@@ -176,8 +179,9 @@ class EvaluationClips(torch.utils.data.Dataset):
             return item | {"pixel_values": self._blank(), "labels": UNREADABLE}
 
     def _blank(self) -> torch.Tensor:
-        crop = self.processor.crop_size
-        return torch.zeros(self.processor.num_frames, 3, crop["height"], crop["width"])
+        crop, views = self.processor.crop_size, self.processor.num_clips * self.processor.num_crops
+        blank = torch.zeros(views, self.processor.num_frames, 3, crop["height"], crop["width"])
+        return blank if views > 1 else blank[0]
 
 
 class EpochSampler(Sampler[ClipKey]):

@@ -4,18 +4,19 @@ A random classifier sends gradients of no meaning through a network that was goo
 et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
 """
 
+import copy
 import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from .loading import NO_CLIP
+from .loading import NO_CLIP, EvaluationClips
 
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ logger = logging.getLogger(__name__)
 # Weight of the squared norm of the classifier of standardised features: without it a few clips are learnt by heart.
 RIDGE = 3e-3
 MAX_ITERATIONS = 200
+EVALUATION_CROPS = 3  # of the paper's protocol
 
 
 def start_with_probe(trainer: "VideoTrainer", passes: int) -> None:
-    """Fit the model's classifier to the features of `passes` augmented passes over the training clips.
+    """Fit the model's classifier to `passes` augmented passes over the training clips and their evaluation views.
 
     All processes must call it; each ends with the same classifier. Where there is nothing to fit, a classifier that is
     not linear or a network that is sharded over processes, it stays as it is and a warning says so.
@@ -47,7 +49,7 @@ def start_with_probe(trainer: "VideoTrainer", passes: int) -> None:
     weight, bias = fit_classifier(features, targets, label_smoothing=trainer.args.label_smoothing_factor)
     right = (features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)
     logger.info(
-        "classifier fitted to %d clips as the frozen network sees them: %.1f %% of them are right",
+        "classifier fitted to %d views as the frozen network sees them: %.1f %% of them are right",
         len(features),
         100 * right.double().mean(),
     )
@@ -61,27 +63,45 @@ def start_with_probe(trainer: "VideoTrainer", passes: int) -> None:
 def collect_features(trainer: "VideoTrainer", passes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What the classifier gets `(N, d)` and should give `(N, classes)`, of all processes, on CPU.
 
-    The passes are those of the epochs after the last, whose clips training itself does not see.
+    Where the trainer has a processor, they include the three crops of every clip that an evaluation would cut: objects
+    look smaller there than in random crops of enlarged frames (Touvron et al. 2019, "Fixing the train-test resolution
+    discrepancy"), and a classifier fitted to the latter alone is off for the former.
     """
     model, accelerator, found = trainer.model.eval(), trainer.accelerator, []
-    loader = trainer.get_train_dataloader()
-    first = math.ceil(trainer.args.num_train_epochs)
-    hidden = trainer.args.disable_tqdm or not accelerator.is_main_process
-    bar = tqdm(total=passes * len(loader), desc="features", disable=hidden)
-    with bar, _all_learning(model):
-        for epoch in range(first, first + passes):
-            loader.set_epoch(epoch)  # accelerate's own count, which it tells the sampler
-            trainer.set_data_epoch(epoch)
-            for batch in loader:
-                trainer.train_faults.add(batch["faults"])
-                with accelerator.autocast():
-                    tokens = model.base_model(batch["pixel_values"], cls_only=True).last_hidden_state
-                targets = _soft(batch["labels"], model.num_labels)
-                found.append([part.cpu() for part in accelerator.gather((tokens[:, 0].float(), targets))])
-                bar.update()
+    with _all_learning(model):
+        for batch in _batches(trainer, passes):
+            trainer.train_faults.add(batch["faults"])
+            views = batch["pixel_values"].flatten(0, -5)  # (B, T, C, H, W), or (B, views, T, C, H, W)
+            with accelerator.autocast():
+                tokens = model.base_model(views, cls_only=True).last_hidden_state
+            targets = _soft(batch["labels"], model.num_labels)
+            targets = targets.repeat_interleave(len(views) // len(targets), dim=0)
+            found.append([part.cpu() for part in accelerator.gather((tokens[:, 0].float(), targets))])
     features, targets = (torch.cat(parts) for parts in zip(*found))
     counts = targets.sum(dim=1) > 0
     return features[counts], targets[counts]
+
+
+def _batches(trainer: "VideoTrainer", passes: int) -> Iterator[dict[str, Any]]:
+    """The clips of the epochs after the last, which training itself does not see, then their evaluation views."""
+    first = math.ceil(trainer.args.num_train_epochs)
+    clips, processor = trainer.train_dataset, trainer.processing_class
+    rounds = [(clips, range(first, first + passes))]
+    if processor is not None:
+        processor = copy.copy(processor)
+        processor.num_crops = EVALUATION_CROPS
+        rounds.append((EvaluationClips(clips.source, processor, label_ids=clips.label_ids), [first]))
+    hidden = trainer.args.disable_tqdm or not trainer.accelerator.is_main_process
+    with tqdm(desc="features", total=0, disable=hidden) as bar:
+        for dataset, epochs in rounds:
+            loader = trainer.make_train_dataloader(dataset)
+            bar.total += len(epochs) * len(loader)
+            for epoch in epochs:
+                loader.set_epoch(epoch)  # accelerate's own count, which it tells the sampler
+                trainer.set_data_epoch(epoch)
+                for batch in loader:
+                    yield batch
+                    bar.update()
 
 
 @contextmanager

@@ -50,7 +50,8 @@ class VideoTrainingArguments(TrainingArguments):
     probe_passes: int = field(
         default=0,
         metadata={
-            "help": "Passes over the training clips that a new classifier is first fitted to, with the network frozen."
+            "help": "Augmented passes over the training clips that a new classifier is first fitted to, beside their "
+            "evaluation views, with the network frozen."
         },
     )
     layer_decay: float = field(
@@ -163,6 +164,16 @@ class VideoTrainer(PublishMixin, Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         self._sampler = (train_dataset or self.train_dataset).source.make_sampler(self.args.seed)
         return self._sampler
+
+    def make_train_dataloader(self, clips: torch.utils.data.Dataset) -> torch.utils.data.DataLoader:
+        """What `get_train_dataloader` makes of `train_dataset`, of other clips from the same source."""
+        return self._get_dataloader(
+            dataset=clips,
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
 
     def set_data_epoch(self, epoch: int) -> None:
         """Have the training clips laid out as that epoch has them, from the next iteration on."""

@@ -2,8 +2,8 @@
 
 import logging
 import re
+import shutil
 
-import numpy as np
 import pytest
 import torch
 from tiny import assert_close
@@ -14,9 +14,10 @@ from hf_timesformer.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.data import find_videos
 from hf_timesformer.loading import ClipCollator, ClipKey, FrameSampling, RecordSource, TrainingClips
 from hf_timesformer.modeling_timesformer import TimeSformerForVideoClassification
-from hf_timesformer.probing import RIDGE, fit_classifier, start_with_probe
+from hf_timesformer.probing import RIDGE, collect_features, fit_classifier, start_with_probe
 from hf_timesformer.synthetic import make_motion_dataset
 from hf_timesformer.training import VideoTrainer, VideoTrainingArguments
+from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcessor
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -49,7 +50,7 @@ def test_separable_features_are_told_apart():
     assert ((features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)).all()
 
 
-def make_trainer(folder, tmp_path, **options) -> VideoTrainer:
+def make_trainer(folder, tmp_path, *, processor=None, mixup=0.0, **options) -> VideoTrainer:
     """Learns nothing after the probe: its rates are zero."""
     torch.manual_seed(0)
     config = TimeSformerConfig(
@@ -65,7 +66,10 @@ def make_trainer(folder, tmp_path, **options) -> VideoTrainer:
         per_device_train_batch_size=4, disable_tqdm=True, **options,
     )  # fmt: skip
     model = TimeSformerForVideoClassification(config)
-    return VideoTrainer(model=model, args=args, train_dataset=clips, data_collator=ClipCollator(6))
+    collator = ClipCollator(6, mixup_alpha=mixup)
+    return VideoTrainer(
+        model=model, args=args, train_dataset=clips, data_collator=collator, processing_class=processor
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,23 +77,58 @@ def folder(tmp_path_factory):
     return make_motion_dataset(tmp_path_factory.mktemp("clips"), splits={"train": 3}, num_frames=6, size=40)
 
 
-def test_training_begins_with_the_classifier_of_further_passes(folder, tmp_path, caplog):
-    trainer = make_trainer(folder, tmp_path, probe_passes=2, label_smoothing_factor=0.1)
-    model, clips = trainer.model.eval(), trainer.train_dataset
-    items = [clips[ClipKey(epoch, index)] for epoch in (1, 2) for index in range(len(clips))]  # epoch 0 is training's
+@pytest.fixture(scope="module")
+def processor():
+    """Its three crops differ, of square frames too."""
+    return TimeSformerVideoProcessor(
+        num_frames=2, sampling="segments", size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32},
+        image_mean=[0.4] * 3, image_std=[0.3] * 3,
+    )  # fmt: skip
+
+
+def fitted_by_hand(model, pixels, labels) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Weight and bias, and the percentage of the clips `(N, T, C, H, W)` that they get right."""
     with torch.no_grad():
-        pixels = torch.stack([item["pixel_values"] for item in items])
-        features = model.timesformer(pixels).last_hidden_state[:, 0]
-    labels = torch.tensor([item["labels"] for item in items])
+        features = model.eval().timesformer(pixels).last_hidden_state[:, 0]
     weight, bias = fit_classifier(features, functional.one_hot(labels, 6).float(), label_smoothing=0.1)
+    right = (features.double() @ weight.T + bias).argmax(-1) == labels
+    return weight, bias, 100 * right.double().mean().item()
+
+
+@pytest.mark.parametrize("sees_evaluation", [False, True])
+def test_training_begins_with_the_classifier_of_further_passes(sees_evaluation, folder, processor, tmp_path, caplog):
+    trainer = make_trainer(
+        folder, tmp_path, probe_passes=2, label_smoothing_factor=0.1, processor=processor if sees_evaluation else None
+    )
+    clips, records = trainer.train_dataset, trainer.train_dataset.source.records
+    items = [clips[ClipKey(epoch, index)] for epoch in (1, 2) for index in range(len(clips))]  # epoch 0 is training's
+    pixels, labels = [item["pixel_values"] for item in items], [item["labels"] for item in items]
+    if sees_evaluation:
+        views = [processor(record["video"], num_crops=3, return_tensors="pt")["pixel_values"][0] for record in records]
+        pixels += [crop for crops in views for crop in crops]
+        labels += [record["label"] for record in records for _ in range(3)]
+    weight, bias, right = fitted_by_hand(trainer.model, torch.stack(pixels), torch.tensor(labels))
     with caplog.at_level(logging.INFO, logger="hf_timesformer"):
         trainer.train()
-    assert_close(model.classifier.weight, weight, 1e-3)
-    assert_close(model.classifier.bias, bias, 1e-3)
-    right = np.mean(((features.double() @ weight.T + bias).argmax(-1) == labels).numpy())
-    share = float(re.search(r"fitted to 36 clips as the frozen network sees them: ([\d.]+) % of", caplog.text)[1])
-    assert share == pytest.approx(100 * right, abs=3)
-    assert right > 2 / 6
+    assert_close(trainer.model.classifier.weight, weight, 1e-3)
+    assert_close(trainer.model.classifier.bias, bias, 1e-3)
+    found = re.search(r"fitted to (\d+) views as the frozen network sees them: ([\d.]+) % of", caplog.text)
+    assert int(found[1]) == len(pixels) == (90 if sees_evaluation else 36)
+    assert float(found[2]) == pytest.approx(right, abs=3)
+    assert right > 100 * 2 / 6
+    assert processor.num_crops == 1  # of the model that is saved
+
+
+def test_evaluation_views_are_not_mixed_and_broken_clips_not_among_them(folder, processor, tmp_path):
+    broken = shutil.copytree(folder, tmp_path / "clips")
+    next((broken / "train").rglob("*.mp4")).write_bytes(b"no video")
+    trainer = make_trainer(broken, tmp_path, processor=processor, mixup=0.4)
+    features, targets = collect_features(trainer, 1)
+    assert len(features) == len(targets) == 18 + 3 * 17  # another clip stands in where clips are augmented
+    assert ((targets > 0) & (targets < 1))[:18].any()
+    assert (targets[18:].max(dim=1).values == 1).all()
+    assert targets[18:].sum(dim=0).sort().values.tolist() == [6.0] + [9.0] * 5
+    assert trainer.train_faults.metrics()["bad_clips"] == 1
 
 
 def test_what_cannot_be_fitted_stays_as_it_is(folder, tmp_path, caplog):

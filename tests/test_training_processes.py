@@ -195,10 +195,10 @@ def test_new_classifier_is_fitted_once_and_to_the_clips_of_all_processes(train, 
     options += ["--optim", "sgd", "--learning_rate", "0"]
     one = train(tmp_path / "one", *options, "--per_device_train_batch_size", "6")
     assert one.returncode == 0, one.output
-    assert one.output.count("classifier fitted to 48 clips") == 1
+    assert one.output.count("classifier fitted to 120 views") == 1
     killed = train(tmp_path / "two", *options, processes=2, DIE_AT_STEP="2")
     assert killed.returncode == -9, killed.output
-    assert killed.output.count("classifier fitted to 48 clips") == 1
+    assert killed.output.count("classifier fitted to 120 views") == 1
     two = train(tmp_path / "two", *options, "--resume_from_checkpoint", processes=2)
     assert two.returncode == 0, two.output
     assert "classifier fitted" not in two.output
