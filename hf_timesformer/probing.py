@@ -1,4 +1,4 @@
-"""A linear classifier fitted to the frozen network, for fine-tuning to begin with.
+"""A linear classifier fitted to the frozen network, for fine-tuning to begin with, and to end with.
 
 A random classifier sends gradients of no meaning through a network that was good already; a fitted one does not (Kumar
 et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
@@ -30,12 +30,8 @@ MAX_ITERATIONS = 200
 EVALUATION_CROPS = 3  # of the paper's protocol
 
 
-def start_with_probe(trainer: "VideoTrainer", passes: int) -> None:
-    """Fit the model's classifier to `passes` augmented passes over the training clips and their evaluation views.
-
-    All processes must call it; each ends with the same classifier. Where there is nothing to fit, a classifier that is
-    not linear or a network that is sharded over processes, it stays as it is and a warning says so.
-    """
+def can_fit_classifier(trainer: "VideoTrainer") -> bool:
+    """Whether `fit_new_classifier` can do its work; where it cannot, a warning says why."""
     classifier = trainer.model.classifier
     obstacle = None
     if not isinstance(classifier, nn.Linear):
@@ -43,9 +39,18 @@ def start_with_probe(trainer: "VideoTrainer", passes: int) -> None:
     elif trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         obstacle = "DeepSpeed and FSDP spread the network over the processes"
     if obstacle is not None:
-        logger.warning("the classifier is not fitted before the training (probe_passes=%d): %s", passes, obstacle)
-        return
-    features, targets = collect_features(trainer, passes)
+        passes = trainer.args.probe_passes
+        logger.warning("the classifier is not fitted to the frozen network (probe_passes=%d): %s", passes, obstacle)
+    return obstacle is None
+
+
+def fit_new_classifier(trainer: "VideoTrainer") -> None:
+    """Fit the model's classifier to `probe_passes` augmented passes over the clips and to their evaluation views.
+
+    All processes must call it; each ends with the same classifier.
+    """
+    classifier = trainer.model.classifier
+    features, targets = collect_features(trainer, trainer.args.probe_passes)
     weight, bias = fit_classifier(features, targets, label_smoothing=trainer.args.label_smoothing_factor)
     right = (features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)
     logger.info(

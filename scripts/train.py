@@ -233,7 +233,7 @@ def make_network(model: ModelArguments, class_names: list[str], args: VideoTrain
         args.freeze_depth = 0.0
     if not (model.from_vit or model.new_head) and args.probe_passes:
         logger.info("the classifier is not a new one on a pretrained network: it is not fitted before the training")
-        args.probe_passes = 0
+        args.probe_passes = args.start_share = 0
     freeze_parameters(network, args.freeze, args.freeze_depth)
     return network, label_ids, processor
 

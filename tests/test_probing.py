@@ -1,5 +1,6 @@
 """The classifier that fine-tuning begins with: the optimum of its problem, of the clips that it says."""
 
+import copy
 import logging
 import re
 import shutil
@@ -12,11 +13,12 @@ from torch.nn import functional
 from hf_timesformer.augmentation import ClipAugmentation
 from hf_timesformer.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.data import find_videos
-from hf_timesformer.loading import ClipCollator, ClipKey, FrameSampling, RecordSource, TrainingClips
+from hf_timesformer.loading import ClipCollator, ClipKey, EvaluationClips, FrameSampling, RecordSource, TrainingClips
 from hf_timesformer.modeling_timesformer import TimeSformerForVideoClassification
-from hf_timesformer.probing import RIDGE, collect_features, fit_classifier, start_with_probe
+from hf_timesformer.optimization import learning_weights, set_weights
+from hf_timesformer.probing import RIDGE, can_fit_classifier, collect_features, fit_classifier
 from hf_timesformer.synthetic import make_motion_dataset
-from hf_timesformer.training import VideoTrainer, VideoTrainingArguments
+from hf_timesformer.training import VideoTrainer, VideoTrainingArguments, clip_metrics
 from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -51,7 +53,7 @@ def test_separable_features_are_told_apart():
 
 
 def make_trainer(folder, tmp_path, *, processor=None, mixup=0.0, **options) -> VideoTrainer:
-    """Learns nothing after the probe: its rates are zero."""
+    """Learns nothing after the probe unless `learning_rate` is given."""
     torch.manual_seed(0)
     config = TimeSformerConfig(
         image_size=32, num_frames=2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -61,9 +63,9 @@ def make_trainer(folder, tmp_path, *, processor=None, mixup=0.0, **options) -> V
     source = RecordSource(find_videos("folder", folder, "train").videos)
     clips = TrainingClips(source, FrameSampling(2, "segments"), augmentation, label_ids=range(6), seed=5)
     args = VideoTrainingArguments(
-        output_dir=str(tmp_path / "run"), use_cpu=True, learning_rate=0.0, num_train_epochs=1, report_to="none",
+        output_dir=str(tmp_path / "run"), use_cpu=True, num_train_epochs=1, report_to="none",
         eval_strategy="no", save_strategy="no", load_best_model_at_end=False, dataloader_num_workers=0,
-        per_device_train_batch_size=4, disable_tqdm=True, **options,
+        per_device_train_batch_size=4, disable_tqdm=True, **{"learning_rate": 0.0} | options,
     )  # fmt: skip
     model = TimeSformerForVideoClassification(config)
     collator = ClipCollator(6, mixup_alpha=mixup)
@@ -132,12 +134,58 @@ def test_evaluation_views_are_not_mixed_and_broken_clips_not_among_them(folder, 
 
 
 def test_what_cannot_be_fitted_stays_as_it_is(folder, tmp_path, caplog):
-    deep = make_trainer(folder, tmp_path / "deep", config={"classifier_hidden_size": 8})
-    sharded = make_trainer(folder, tmp_path / "sharded")
+    deep = make_trainer(folder, tmp_path, probe_passes=1, start_share=0.5, config={"classifier_hidden_size": 8})
+    before = [parameter.clone() for parameter in deep.model.parameters()]
+    deep.train()
+    assert "not fitted to the frozen network (probe_passes=1): it is a Sequential" in caplog.text
+    assert "start_share 0.5 is left out" in caplog.text
+    assert all(map(torch.equal, before, deep.model.parameters()))
+    sharded = make_trainer(folder, tmp_path, probe_passes=1)
     sharded.is_fsdp_enabled = True
-    for trainer, reason in ((deep, "it is a Sequential"), (sharded, "DeepSpeed and FSDP spread")):
-        before = [parameter.clone() for parameter in trainer.model.parameters()]
-        caplog.clear()
-        start_with_probe(trainer, 1)
-        assert f"not fitted before the training (probe_passes=1): {reason}" in caplog.text
-        assert all(map(torch.equal, before, trainer.model.parameters()))
+    assert not can_fit_classifier(sharded)
+    assert "(probe_passes=1): DeepSpeed and FSDP spread" in caplog.text
+
+
+LEARNING = ("layernorm.weight", "encoder.layer.0.output.dense.weight", "embeddings.position_embeddings")
+
+
+def test_network_is_averaged_with_its_start_and_the_classifier_fitted_to_that(folder, processor, tmp_path):
+    """Against the same run without the average, averaged by hand."""
+    options = {"probe_passes": 1, "learning_rate": 0.01, "optim": "sgd", "label_smoothing_factor": 0.1}
+    tuned = make_trainer(folder, tmp_path / "tuned", processor=processor, **options)
+    averaged = make_trainer(folder, tmp_path / "averaged", processor=processor, start_share=0.25, **options)
+    start = copy.deepcopy(tuned.model.timesformer.state_dict())
+    for trainer in (tuned, averaged):
+        trainer.model.timesformer.embeddings.cls_token.requires_grad_(False)
+        trainer.train()
+    weights = tuned.model.timesformer.state_dict()
+    for name, value in averaged.model.timesformer.state_dict().items():
+        assert_close(value, 0.75 * weights[name] + 0.25 * start[name], 1e-4)
+        is_between = 0.1 < (value - start[name]).norm() / (weights[name] - start[name]).norm() < 0.9
+        assert is_between or name not in LEARNING
+    assert torch.equal(weights["embeddings.cls_token"], start["embeddings.cls_token"])
+    by_hand = make_trainer(folder, tmp_path / "hand", processor=processor, **options)
+    by_hand.model.load_state_dict(averaged.model.state_dict())
+    features, targets = collect_features(by_hand, 1)
+    weight, bias = fit_classifier(features, targets, label_smoothing=0.1)
+    assert_close(averaged.model.classifier.weight, weight, 1e-3)
+    assert_close(averaged.model.classifier.bias, bias, 1e-3)
+
+
+@pytest.mark.parametrize("best", [0.0, 2.0])
+def test_average_is_kept_unless_the_best_evaluated_is_better(best, folder, processor, tmp_path, monkeypatch, caplog):
+    trainer = make_trainer(folder, tmp_path, processor=processor, probe_passes=1, start_share=0.5)
+    trainer.eval_dataset = EvaluationClips(trainer.train_dataset.source, processor, label_ids=range(6))
+    trainer.compute_metrics = clip_metrics
+    trainer.args.load_best_model_at_end, trainer.args.greater_is_better = True, True
+    start, tuned = learning_weights(trainer.model), learning_weights(trainer.model)
+    tuned["timesformer.layernorm.bias"] += 1.0
+    set_weights(trainer.model, tuned)
+    trainer.state.best_metric = best
+    with caplog.at_level(logging.INFO, logger="hf_timesformer"):
+        trainer._average_with_start(start)
+    shift = trainer.model.timesformer.layernorm.bias - start["timesformer.layernorm.bias"]
+    assert torch.equal(shift, torch.full_like(shift, 0.5 if best == 0 else 1.0))
+    assert ("the average is kept" if best == 0 else "that one is kept") in caplog.text
+    value = float(re.search(r"top1_accuracy ([\d.]+), the best", caplog.text)[1])
+    assert trainer.state.best_metric == pytest.approx(value if best == 0 else best, abs=1e-4)
