@@ -95,7 +95,7 @@ def _batches(trainer: "VideoTrainer", passes: int) -> Iterator[dict[str, Any]]:
     if processor is not None:
         processor = copy.copy(processor)
         processor.num_crops = EVALUATION_CROPS
-        rounds.append((EvaluationClips(clips.source, processor, label_ids=clips.label_ids), [first]))
+        rounds.append((EvaluationClips(clips.source, processor, label_ids=clips.label_ids), [first + passes]))
     hidden = trainer.args.disable_tqdm or not trainer.accelerator.is_main_process
     with tqdm(desc="features", total=0, disable=hidden) as bar:
         for dataset, epochs in rounds:

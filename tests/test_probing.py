@@ -1,12 +1,14 @@
-"""The classifier that fine-tuning begins with: the optimum of its problem, of the clips that it says."""
+"""The classifier that fine-tuning begins and ends with: the optimum of its problem, of the clips that it says."""
 
 import copy
+import json
 import logging
 import re
 import shutil
 
 import pytest
 import torch
+from test_training_processes import pack
 from tiny import assert_close
 from torch.nn import functional
 
@@ -17,9 +19,13 @@ from hf_timesformer.loading import ClipCollator, ClipKey, EvaluationClips, Frame
 from hf_timesformer.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.optimization import learning_weights, set_weights
 from hf_timesformer.probing import RIDGE, can_fit_classifier, collect_features, fit_classifier
+from hf_timesformer.streaming import ShardSource, StreamLayout
 from hf_timesformer.synthetic import make_motion_dataset
 from hf_timesformer.training import VideoTrainer, VideoTrainingArguments, clip_metrics
 from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcessor
+
+
+LEARNING = ("layernorm.weight", "encoder.layer.0.output.dense.weight", "embeddings.position_embeddings")
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -133,6 +139,22 @@ def test_evaluation_views_are_not_mixed_and_broken_clips_not_among_them(folder, 
     assert trainer.train_faults.metrics()["bad_clips"] == 1
 
 
+def test_evaluation_views_of_tar_shards_are_read_from_their_beginning(folder, processor, tmp_path):
+    """In the process itself, without workers, where the readers of the pass before are still open."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    names = sorted(path.name for path in (folder / "train").iterdir())
+    (shards / "labels.json").write_text(json.dumps(names))
+    pack(shards / "train-0.tar", sorted((folder / "train").glob("*/*.mp4")))
+    trainer = make_trainer(folder, tmp_path, processor=processor)
+    found = find_videos("webdataset", shards, "train")
+    layout = StreamLayout(18, batch_size=4)
+    trainer.train_dataset.source = ShardSource(found.videos, [18], layout, shuffle_buffer=4)
+    _, targets = collect_features(trainer, 1)
+    assert len(targets) == 20 + 3 * 20  # two clips are repeated to fill the last batch
+    assert (targets[20:].sum(dim=0) >= 9).all()
+
+
 def test_what_cannot_be_fitted_stays_as_it_is(folder, tmp_path, caplog):
     deep = make_trainer(folder, tmp_path, probe_passes=1, start_share=0.5, config={"classifier_hidden_size": 8})
     before = [parameter.clone() for parameter in deep.model.parameters()]
@@ -144,9 +166,6 @@ def test_what_cannot_be_fitted_stays_as_it_is(folder, tmp_path, caplog):
     sharded.is_fsdp_enabled = True
     assert not can_fit_classifier(sharded)
     assert "(probe_passes=1): DeepSpeed and FSDP spread" in caplog.text
-
-
-LEARNING = ("layernorm.weight", "encoder.layer.0.output.dense.weight", "embeddings.position_embeddings")
 
 
 def test_network_is_averaged_with_its_start_and_the_classifier_fitted_to_that(folder, processor, tmp_path):
@@ -173,7 +192,7 @@ def test_network_is_averaged_with_its_start_and_the_classifier_fitted_to_that(fo
 
 
 @pytest.mark.parametrize("best", [0.0, 2.0])
-def test_average_is_kept_unless_the_best_evaluated_is_better(best, folder, processor, tmp_path, monkeypatch, caplog):
+def test_average_is_kept_unless_the_best_evaluated_is_better(best, folder, processor, tmp_path, caplog):
     trainer = make_trainer(folder, tmp_path, processor=processor, probe_passes=1, start_share=0.5)
     trainer.eval_dataset = EvaluationClips(trainer.train_dataset.source, processor, label_ids=range(6))
     trainer.compute_metrics = clip_metrics
