@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import SCHEMES, assert_close, clips, tiny_model
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_timesformer import linear as module
 from hf_timesformer.linear import Linear, linear, weight_gradient
@@ -61,6 +62,34 @@ def test_strided_inputs_and_weights(convolutions):
     inputs, weight = numbers(6, 5, 8).transpose(0, 1), numbers(8, 12).T
     assert_close(linear(inputs, weight), functional.linear(inputs, weight), 1e-5)
     assert convolutions.call_count == 1
+
+
+class Operators(TorchDispatchMode):
+    """Notes the names of what runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.__name__.split(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_strided_inputs_are_one_product(dtype, learns, bias):
+    """Also for frozen weights, where PyTorch makes a batch of products of it, slow in bf16 on CPUs."""
+    inputs = numbers(2, 3, 4, 5, 8).permute(0, 2, 3, 1, 4).to(dtype)
+    weight, bias = numbers(6, 8).to(dtype).requires_grad_(learns), numbers(6).to(dtype) if bias else None
+    with torch.backends.mkldnn.flags(enabled=False), Operators() as ran:
+        found = linear(inputs, weight, bias)
+    assert_close(
+        found, functional.linear(inputs.contiguous(), weight, bias), 0.05 if dtype == torch.bfloat16 else 1e-5
+    )
+    assert "bmm" not in ran.names
+    assert sum(name in ("mm", "addmm") for name in ran.names) == 1
 
 
 def test_a_gradient_for_each_clip(convolutions):
