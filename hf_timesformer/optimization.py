@@ -63,6 +63,7 @@ def parameter_groups(
     *,
     learning_rate: float,
     head_learning_rate: float | None = None,
+    temporal_learning_rate: float | None = None,
     weight_decay: float = 0.0,
     layer_decay: float = 1.0,
 ) -> list[dict]:
@@ -70,7 +71,9 @@ def parameter_groups(
 
     No weight decay on biases, norms, CLS, position and time embeddings, nor on what the model's own
     `no_weight_decay()` names. Layer `n` of `L` learns at `learning_rate * layer_decay ** (L - n)` (Bao et al. 2022,
-    BEiT), the embeddings below layer 1; the classifier at `head_learning_rate` where given.
+    BEiT), the embeddings below layer 1; the classifier at `head_learning_rate` where given. What an image ViT does not
+    have (time embeddings and the earlier attention steps: those that `freeze="spatial"` lets learn) starts from
+    `temporal_learning_rate` where given, in place of `learning_rate`.
     """
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     names = [name for name, _ in model.named_parameters()]
@@ -82,7 +85,9 @@ def parameter_groups(
         if _HEAD.search(name):
             rate = head_learning_rate or learning_rate
         else:
-            rate = learning_rate * layer_decay ** (num_layers - _depth(name, num_layers))
+            is_video = _VIDEO_PARAMETERS.search(name) is not None
+            rate = temporal_learning_rate if is_video and temporal_learning_rate else learning_rate
+            rate *= layer_decay ** (num_layers - _depth(name, num_layers))
         is_exempt = parameter.ndim <= 1 or name in exempt or _EMBEDDINGS.search(name) is not None
         decay = 0.0 if is_exempt else weight_decay
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})

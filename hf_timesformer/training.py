@@ -47,6 +47,13 @@ class VideoTrainingArguments(TrainingArguments):
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the classifier, if not --learning_rate."}
     )
+    temporal_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of what an image ViT does not have (time embeddings, temporal attention), if not "
+            "--learning_rate: new parameters have further to go."
+        },
+    )
     probe_passes: int = field(
         default=0,
         metadata={
@@ -119,15 +126,15 @@ class VideoTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory &= torch.accelerator.is_available()
 
     def scale_learning_rates(self) -> None:
-        """Scale both learning rates from `reference_batch_size` to the total batch, and say so."""
+        """Scale the learning rates from `reference_batch_size` to the total batch, and say so."""
         total = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         if self.reference_batch_size is None or total == self.reference_batch_size:
             return
         factor = total / self.reference_batch_size
         before = self.learning_rate
-        self.learning_rate *= factor
-        if self.head_learning_rate is not None:
-            self.head_learning_rate *= factor
+        for name in ("learning_rate", "head_learning_rate", "temporal_learning_rate"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name) * factor)
         logger.info(
             "learning rate %g is for a batch of %d: %g for a total of %d (%d processes x %d x %d accumulated)",
             before,
@@ -243,6 +250,7 @@ class VideoTrainer(PublishMixin, Trainer):
                 model,
                 learning_rate=self.args.learning_rate,
                 head_learning_rate=self.args.head_learning_rate,
+                temporal_learning_rate=self.args.temporal_learning_rate,
                 weight_decay=self.args.weight_decay,
                 layer_decay=self.args.layer_decay,
             )

@@ -234,6 +234,9 @@ def make_network(model: ModelArguments, class_names: list[str], args: VideoTrain
     if not (model.from_vit or model.new_head) and args.probe_passes:
         logger.info("the classifier is not a new one on a pretrained network: it is not fitted before the training")
         args.probe_passes = args.start_share = 0
+    if not model.from_vit and args.temporal_learning_rate:
+        logger.info("not from an image ViT: temporal attention and time embeddings learn at --learning_rate, too")
+        args.temporal_learning_rate = None
     freeze_parameters(network, args.freeze, args.freeze_depth)
     return network, label_ids, processor
 

@@ -72,6 +72,32 @@ def test_learning_rate_and_weight_decay_of_each_parameter():
     assert groups[0]["lr"] == 1.0  # what Trainer logs
 
 
+def test_what_an_image_vit_does_not_have_learns_at_its_own_rate():
+    model = make_network("axial")
+    groups = parameter_groups(model, learning_rate=1.0, temporal_learning_rate=8.0, layer_decay=0.5)
+    found = {name: rate for name, (rate, _) in rates_by_name(model, groups).items()}
+    layer = "timesformer.encoder.layer"
+    expected = {
+        "classifier.weight": 1.0,
+        "timesformer.layernorm.weight": 1.0,
+        f"{layer}.1.attention.attention.qkv.weight": 1.0,
+        f"{layer}.1.temporal_attention.attention.qkv.weight": 8.0,
+        f"{layer}.1.width_attention.attention.qkv.bias": 8.0,
+        f"{layer}.0.temporal_layernorm.weight": 4.0,
+        f"{layer}.0.temporal_dense.weight": 4.0,
+        f"{layer}.0.intermediate.dense.weight": 0.5,
+        "timesformer.embeddings.position_embeddings": 0.25,
+        "timesformer.embeddings.time_embeddings": 2.0,
+    }
+    assert {name: found[name] for name in expected} == expected
+    freeze_parameters(model, "spatial")
+    learning = {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and "class" not in name
+    }
+    assert {name for name, rate in found.items() if rate in (8, 4, 2)} == learning
+    assert groups[0]["lr"] == 1.0  # what Trainer logs
+
+
 @pytest.mark.parametrize(
     ("scheme", "learning"),
     [
@@ -129,13 +155,14 @@ def make_arguments(folder, **options) -> VideoTrainingArguments:
 
 
 def test_learning_rates_scale_with_the_total_batch_and_say_so(tmp_path, caplog):
-    options = {"learning_rate": 0.005, "head_learning_rate": 0.01, "per_device_train_batch_size": 4}
-    options |= {"reference_batch_size": 64, "load_best_model_at_end": False}
+    options = {"learning_rate": 0.005, "head_learning_rate": 0.01, "temporal_learning_rate": 0.02}
+    options |= {"per_device_train_batch_size": 4, "reference_batch_size": 64, "load_best_model_at_end": False}
     args = make_arguments(tmp_path, gradient_accumulation_steps=2, **options)
     with caplog.at_level(logging.INFO, logger="hf_timesformer"):
         args.scale_learning_rates()
     assert args.learning_rate == pytest.approx(0.005 * 8 / 64)
     assert args.head_learning_rate == pytest.approx(0.01 * 8 / 64)
+    assert args.temporal_learning_rate == pytest.approx(0.02 * 8 / 64)
     assert "learning rate 0.005 is for a batch of 64: 0.000625 for a total of 8" in caplog.text
     args = make_arguments(tmp_path, gradient_accumulation_steps=16, **options)
     args.scale_learning_rates()
