@@ -42,22 +42,6 @@ def freeze_parameters(model: nn.Module, freeze: str, freeze_depth: float = 0.0) 
             module.drop_path.rate = 0.0  # stochastic depth is for what learns; else it only blurs the features
 
 
-def learning_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy, on CPU, of what learns."""
-    return {
-        name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-@torch.no_grad()
-def set_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Give the parameters of those names these values."""
-    for name, value in weights.items():
-        model.get_parameter(name).copy_(value)
-
-
 def parameter_groups(
     model: nn.Module,
     *,

@@ -1,5 +1,6 @@
 """`transformers.Trainer` for clips: its data order, its losses and learning rates, and checkpoints that are whole."""
 
+import copy
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutp
 from .checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE, remove_half_written
 from .loading import NO_CLIP, UNREADABLE
 from .metric import classification_metrics
-from .optimization import FREEZE_CHOICES, learning_weights, parameter_groups, set_weights, step_schedule
+from .optimization import FREEZE_CHOICES, parameter_groups, step_schedule
 from .probing import can_fit_classifier, fit_new_classifier
 from .publishing import PublishMixin
 from .reporting import FaultTally
@@ -61,11 +62,11 @@ class VideoTrainingArguments(TrainingArguments):
             "evaluation views, with the network frozen."
         },
     )
-    start_share: float = field(
-        default=0.0,
+    refit_classifier: bool = field(
+        default=False,
         metadata={
-            "help": "Share, from 0 to 1, of the network that training began with in the one that is saved; the "
-            "classifier is then fitted to it anew. Needs --probe_passes."
+            "help": "Whether the classifier is fitted anew, in the same way, to the network that training ends with. "
+            "Needs --probe_passes."
         },
     )
     layer_decay: float = field(
@@ -117,8 +118,6 @@ class VideoTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: clips carry their names."})
 
     def __post_init__(self):
-        if not 0 <= self.start_share < 1:
-            raise ValueError(f"start_share must be at least 0 and less than 1, got {self.start_share}")
         # Without evaluations or checkpoints there is no best model to load.
         self.load_best_model_at_end &= "no" not in (self.eval_strategy, self.save_strategy)
         self.use_cpu |= not torch.accelerator.is_available()  # else --bf16 is refused where there are CPUs only
@@ -316,31 +315,25 @@ class VideoTrainer(PublishMixin, Trainer):
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
         """Trainer's own; with a checkpoint, goes on with the clips that would have come next.
 
-        With `probe_passes` the classifier is fitted first; with `start_share` the network is averaged at the end.
+        With `probe_passes` the classifier is fitted first; with `refit_classifier` once more at the end.
         """
         if self.args.should_save:
             remove_half_written(self.args.output_dir)
-        share = self.args.start_share
         fits = bool(self.args.probe_passes) and can_fit_classifier(self)
-        if share and not fits:
-            logger.warning("start_share %g is left out: it needs a classifier fitted anew (--probe_passes)", share)
+        if self.args.refit_classifier and not self.args.probe_passes:
+            logger.warning("refit_classifier is left out: it needs --probe_passes")
         if resume_from_checkpoint is not None:
             self._take_over(Path(resume_from_checkpoint))
         elif fits:
             fit_new_classifier(self)
-        start = learning_weights(self.model) if fits and share else None
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if start is not None:
-            self._average_with_start(start)
+        if fits and self.args.refit_classifier:
+            self._refit_classifier()
         return output
 
-    def _average_with_start(self, start: dict[str, torch.Tensor]) -> None:
-        """Take the average of the tuned network and that of the start, unless it evaluates worse than the best one.
-
-        Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"; the classifier is fitted to the average.
-        """
-        tuned = learning_weights(self.model)
-        set_weights(self.model, {name: tuned[name].lerp(start[name], self.args.start_share) for name in tuned})
+    def _refit_classifier(self) -> None:
+        """Fit the classifier to the network that training ends with, unless it evaluates worse than the best one."""
+        before = copy.deepcopy(self.model.classifier.state_dict())
         fit_new_classifier(self)
         best = self.state.best_metric
         if not self.args.load_best_model_at_end or best is None:
@@ -349,15 +342,14 @@ class VideoTrainer(PublishMixin, Trainer):
         value = self.evaluate()[name if name.startswith("eval_") else f"eval_{name}"]
         is_worse = value < best if self.args.greater_is_better else value > best
         logger.info(
-            "averaged with the start (start_share %g), the network has %s %.4f, the best one before %.4f: %s is kept",
-            self.args.start_share,
+            "with the classifier fitted anew %s is %.4f, the best one before %.4f: the %s is kept",
             name,
             value,
             best,
-            "that one" if is_worse else "the average",
+            "one before" if is_worse else "new one",
         )
         if is_worse:
-            set_weights(self.model, tuned)
+            self.model.classifier.load_state_dict(before)
         else:
             self.state.best_metric = value
 

@@ -233,7 +233,7 @@ def make_network(model: ModelArguments, class_names: list[str], args: VideoTrain
         args.freeze_depth = 0.0
     if not (model.from_vit or model.new_head) and args.probe_passes:
         logger.info("the classifier is not a new one on a pretrained network: it is not fitted before the training")
-        args.probe_passes = args.start_share = 0
+        args.probe_passes, args.refit_classifier = 0, False
     if not model.from_vit and args.temporal_learning_rate:
         logger.info("not from an image ViT: temporal attention and time embeddings learn at --learning_rate, too")
         args.temporal_learning_rate = None

@@ -1,4 +1,4 @@
-"""The classifier that fine-tuning begins and ends with: the optimum of its problem, of the clips that it says."""
+"""The classifier that fine-tuning begins and ends with: what it is, and of which clips."""
 
 import copy
 import json
@@ -17,8 +17,7 @@ from hf_timesformer.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.data import find_videos
 from hf_timesformer.loading import ClipCollator, ClipKey, EvaluationClips, FrameSampling, RecordSource, TrainingClips
 from hf_timesformer.modeling_timesformer import TimeSformerForVideoClassification
-from hf_timesformer.optimization import learning_weights, set_weights
-from hf_timesformer.probing import RIDGE, can_fit_classifier, collect_features, fit_classifier
+from hf_timesformer.probing import SHRINKAGE, can_fit_classifier, collect_features, fit_classifier
 from hf_timesformer.streaming import ShardSource, StreamLayout
 from hf_timesformer.synthetic import make_motion_dataset
 from hf_timesformer.training import VideoTrainer, VideoTrainingArguments, clip_metrics
@@ -28,27 +27,65 @@ from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcesso
 LEARNING = ("layernorm.weight", "encoder.layer.0.output.dense.weight", "embeddings.position_embeddings")
 
 
+def shrunk(covariance: torch.Tensor) -> torch.Tensor:
+    return (1 - SHRINKAGE) * covariance + SHRINKAGE * covariance.trace() / len(covariance) * torch.eye(
+        len(covariance), dtype=covariance.dtype
+    )
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("soft", [False, True])
-def test_fitted_classifier_is_the_optimum(soft, smoothing):
+@pytest.mark.parametrize("distance", [0.5, 100.0])
+def test_fitted_classifier_gives_the_scaled_log_posterior_of_normal_distributions(distance, soft, smoothing):
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(40, 6, generator=generator) * torch.tensor([1e-3, 1, 1, 5, 100, 0]) + 7
-    targets = torch.randn(40, 3, generator=generator).softmax(-1)
+    targets = (3 * torch.randn(60, 3, generator=generator, dtype=torch.float64)).softmax(-1)
     if not soft:
-        targets = functional.one_hot(targets.argmax(-1), 3).float()
-    weight, bias = fit_classifier(features, targets, label_smoothing=smoothing)
-    assert weight.shape == (3, 6)
-    assert bias.shape == (3,)
-    logits = features.double() @ weight.T + bias
-    # Of a minimum the gradient vanishes; written out for the weights of standardised features.
-    scale = features.double().std(dim=0, correction=0)
-    standardised = (features.double() - features.double().mean(dim=0)) / scale.clamp(min=1e-6)
-    smoothed = targets.double() * (1 - smoothing) + smoothing / 3
-    error = (logits.softmax(-1) - smoothed) / len(features)
-    slope = error.T @ standardised + 2 * RIDGE * weight * scale
-    assert slope[:, :5].abs().max() < 1e-5
-    assert error.sum(dim=0).abs().max() < 1e-5
+        targets = functional.one_hot(targets.argmax(-1), 3).double()
+    mixing = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    features = torch.randn(60, 6, generator=generator, dtype=torch.float64) @ mixing + 7
+    features += distance * targets @ torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    weight, bias = fit_classifier(features.float(), targets.float(), label_smoothing=smoothing)
+    features = features.float().double()
+    # Every clip counts in each class by as much as it belongs to it.
+    priors, means, within = targets.mean(dim=0), [], torch.zeros(6, 6, dtype=torch.float64)
+    for share in targets.T:
+        means.append((share[:, None] * features).sum(dim=0) / share.sum())
+        apart = features - means[-1]
+        within += sum(s * torch.outer(row, row) for s, row in zip(share, apart)) / len(features)
+    classes = [torch.distributions.MultivariateNormal(mean, shrunk(within)) for mean in means]
+    posterior = torch.stack([c.log_prob(features) + p.log() for c, p in zip(classes, priors)], dim=1)
+    posterior -= posterior.mean(dim=1, keepdim=True)
+    logits = features @ weight.T + bias
+    logits -= logits.mean(dim=1, keepdim=True)
+    scale = ((logits * posterior).sum() / posterior.square().sum()).item()
+    assert_close(logits, scale * posterior, 1e-4 * logits.abs().max().item())
+
+    def loss(factor: float) -> float:
+        return functional.cross_entropy(factor * posterior, targets, label_smoothing=smoothing).item()
+
+    assert 0 < scale <= 1 + 1e-9
+    assert loss(scale) <= min(loss(0.99 * scale), loss(min(1.0, 1.01 * scale))) + 1e-9
+    if distance == 100 and smoothing:
+        assert scale < 0.5  # far apart is not without doubt
+
+
+def test_a_class_without_clips_is_the_least_likely():
+    targets = torch.eye(3)[torch.arange(40) % 2]
+    features = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)) + 5 * targets[:, :1]
+    weight, bias = fit_classifier(features, targets)
     assert torch.isfinite(weight).all()
+    assert torch.isfinite(bias).all()
+    assert (features.double() @ weight.T + bias).argmax(-1).ne(2).all()
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_clips_that_do_not_differ_within_their_class_are_told_apart(copies):
+    targets = torch.eye(4).repeat(copies, 1)
+    features = targets @ torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    weight, bias = fit_classifier(features, targets, label_smoothing=0.1)
+    logits = features.double() @ weight.T + bias
+    assert (logits.argmax(-1) == targets.argmax(-1)).all()
+    assert logits.abs().max() < 50
 
 
 def test_separable_features_are_told_apart():
@@ -156,11 +193,10 @@ def test_evaluation_views_of_tar_shards_are_read_from_their_beginning(folder, pr
 
 
 def test_what_cannot_be_fitted_stays_as_it_is(folder, tmp_path, caplog):
-    deep = make_trainer(folder, tmp_path, probe_passes=1, start_share=0.5, config={"classifier_hidden_size": 8})
+    deep = make_trainer(folder, tmp_path, probe_passes=1, refit_classifier=True, config={"classifier_hidden_size": 8})
     before = [parameter.clone() for parameter in deep.model.parameters()]
     deep.train()
     assert "not fitted to the frozen network (probe_passes=1): it is a Sequential" in caplog.text
-    assert "start_share 0.5 is left out" in caplog.text
     assert all(map(torch.equal, before, deep.model.parameters()))
     sharded = make_trainer(folder, tmp_path, probe_passes=1)
     sharded.is_fsdp_enabled = True
@@ -168,43 +204,44 @@ def test_what_cannot_be_fitted_stays_as_it_is(folder, tmp_path, caplog):
     assert "(probe_passes=1): DeepSpeed and FSDP spread" in caplog.text
 
 
-def test_network_is_averaged_with_its_start_and_the_classifier_fitted_to_that(folder, processor, tmp_path):
-    """Against the same run without the average, averaged by hand."""
+def test_classifier_is_fitted_anew_to_the_network_that_training_ends_with(folder, processor, tmp_path):
+    """Against the same run without that, fitted by hand."""
     options = {"probe_passes": 1, "learning_rate": 0.01, "optim": "sgd", "label_smoothing_factor": 0.1}
     tuned = make_trainer(folder, tmp_path / "tuned", processor=processor, **options)
-    averaged = make_trainer(folder, tmp_path / "averaged", processor=processor, start_share=0.25, **options)
+    refitted = make_trainer(folder, tmp_path / "refitted", processor=processor, refit_classifier=True, **options)
     start = copy.deepcopy(tuned.model.timesformer.state_dict())
-    for trainer in (tuned, averaged):
-        trainer.model.timesformer.embeddings.cls_token.requires_grad_(False)
+    for trainer in (tuned, refitted):
         trainer.train()
-    weights = tuned.model.timesformer.state_dict()
-    for name, value in averaged.model.timesformer.state_dict().items():
-        assert_close(value, 0.75 * weights[name] + 0.25 * start[name], 1e-4)
-        is_between = 0.1 < (value - start[name]).norm() / (weights[name] - start[name]).norm() < 0.9
-        assert is_between or name not in LEARNING
-    assert torch.equal(weights["embeddings.cls_token"], start["embeddings.cls_token"])
-    by_hand = make_trainer(folder, tmp_path / "hand", processor=processor, **options)
-    by_hand.model.load_state_dict(averaged.model.state_dict())
-    features, targets = collect_features(by_hand, 1)
+    weights = refitted.model.timesformer.state_dict()
+    for name, value in tuned.model.timesformer.state_dict().items():
+        assert_close(value, weights[name], 1e-5)
+        assert not torch.equal(value, start[name]) or name not in LEARNING
+    features, targets = collect_features(tuned, 1)
     weight, bias = fit_classifier(features, targets, label_smoothing=0.1)
-    assert_close(averaged.model.classifier.weight, weight, 1e-3)
-    assert_close(averaged.model.classifier.bias, bias, 1e-3)
+    assert_close(refitted.model.classifier.weight, weight, 1e-3)
+    assert_close(refitted.model.classifier.bias, bias, 1e-3)
+    assert (refitted.model.classifier.weight - tuned.model.classifier.weight).abs().max() > 0.01
+
+
+def test_nothing_is_fitted_anew_without_passes(folder, tmp_path, caplog):
+    trainer = make_trainer(folder, tmp_path, refit_classifier=True)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    assert "refit_classifier is left out: it needs --probe_passes" in caplog.text
+    assert all(map(torch.equal, before, trainer.model.parameters()))
 
 
 @pytest.mark.parametrize("best", [0.0, 2.0])
-def test_average_is_kept_unless_the_best_evaluated_is_better(best, folder, processor, tmp_path, caplog):
-    trainer = make_trainer(folder, tmp_path, processor=processor, probe_passes=1, start_share=0.5)
+def test_new_classifier_is_kept_unless_the_best_evaluated_is_better(best, folder, processor, tmp_path, caplog):
+    trainer = make_trainer(folder, tmp_path, processor=processor, probe_passes=1, refit_classifier=True)
     trainer.eval_dataset = EvaluationClips(trainer.train_dataset.source, processor, label_ids=range(6))
     trainer.compute_metrics = clip_metrics
     trainer.args.load_best_model_at_end, trainer.args.greater_is_better = True, True
-    start, tuned = learning_weights(trainer.model), learning_weights(trainer.model)
-    tuned["timesformer.layernorm.bias"] += 1.0
-    set_weights(trainer.model, tuned)
+    tuned = trainer.model.classifier.weight.clone()
     trainer.state.best_metric = best
     with caplog.at_level(logging.INFO, logger="hf_timesformer"):
-        trainer._average_with_start(start)
-    shift = trainer.model.timesformer.layernorm.bias - start["timesformer.layernorm.bias"]
-    assert torch.equal(shift, torch.full_like(shift, 0.5 if best == 0 else 1.0))
-    assert ("the average is kept" if best == 0 else "that one is kept") in caplog.text
-    value = float(re.search(r"top1_accuracy ([\d.]+), the best", caplog.text)[1])
+        trainer._refit_classifier()
+    assert torch.equal(trainer.model.classifier.weight, tuned) == (best == 2)
+    assert ("the new one is kept" if best == 0 else "the one before is kept") in caplog.text
+    value = float(re.search(r"top1_accuracy is ([\d.]+), the best", caplog.text)[1])
     assert trainer.state.best_metric == pytest.approx(value if best == 0 else best, abs=1e-4)

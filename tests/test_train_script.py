@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.transforms import v2
+from transformers import ViTConfig, ViTModel
 
 from hf_timesformer.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.synthetic import make_motion_dataset
@@ -148,6 +149,19 @@ def test_labels_that_the_checkpoint_does_not_have(train, clips, tmp_path):
     assert "4 of 6 classes of the data are no labels of the checkpoint: 'down', 'growing', 'shrinking', 'up'" in error
     assert "--new_head" in error
     assert train("--data_dir", clips, "--ignore_mismatched_sizes", "--max_steps", 1, start=start)[0] == 0
+
+
+def test_temporal_attention_learns_at_its_own_rate_only_where_it_is_new(tmp_path):
+    script = runpy.run_path(str(SCRIPT), run_name="imported")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(tmp_path / "vit")
+    model = script["ModelArguments"](from_vit=str(tmp_path / "vit"), num_frames=2)
+    args = script["VideoTrainingArguments"](output_dir=str(tmp_path), use_cpu=True, temporal_learning_rate=0.5)
+    network, _, _ = script["make_network"](model, ["left", "right"], args)
+    assert args.temporal_learning_rate == 0.5
+    network.save_pretrained(tmp_path / "checkpoint")
+    script["make_network"](script["ModelArguments"](model=str(tmp_path / "checkpoint")), ["left", "right"], args)
+    assert args.temporal_learning_rate is None
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_new_classifier_is_fitted_at_both_ends_and_to_the_clips_of_all_processes
     data += ["--eval_strategy", "no", "--max_steps", "3"]
     assert train(start, *data).returncode == 0
     options = [*data, "--config_overrides", "num_frames=2", "--model", str(start), "--new_head", "--probe_passes", "2"]
-    options += ["--optim", "sgd", "--learning_rate", "0", "--start_share", "0.5"]
+    options += ["--optim", "sgd", "--learning_rate", "0", "--refit_classifier", "true"]
     one = train(tmp_path / "one", *options, "--per_device_train_batch_size", "6")
     assert one.returncode == 0, one.output
     assert one.output.count("classifier fitted to 120 views") == 2
