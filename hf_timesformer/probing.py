@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 # How much of the covariance is replaced by that of independent features: of a few clips it is known poorly.
 SHRINKAGE = 0.03
-# Of a classifier that goes on learning: large weights along what hardly varies would pull hard at the network.
-START_SHRINKAGE = 0.3
 EVALUATION_CROPS = 3  # of the paper's protocol
 
 
@@ -44,18 +42,17 @@ def can_fit_classifier(trainer: "VideoTrainer") -> bool:
     return obstacle is None
 
 
-def fit_new_classifier(trainer: "VideoTrainer", shrinkage: float) -> None:
+def fit_new_classifier(trainer: "VideoTrainer") -> None:
     """Fit the model's classifier to `probe_passes` augmented passes over the clips and to their evaluation views.
 
-    All processes must call it; each ends with the same classifier. `shrinkage` is that of `fit_classifier`.
+    All processes must call it; each ends with the same classifier.
     """
     classifier = trainer.model.classifier
     features, targets = collect_features(trainer, trainer.args.probe_passes)
-    smoothing = trainer.args.label_smoothing_factor
-    weight, bias = fit_classifier(features, targets, shrinkage=shrinkage, label_smoothing=smoothing)
+    weight, bias = fit_classifier(features, targets, label_smoothing=trainer.args.label_smoothing_factor)
     right = (features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)
     logger.info(
-        "classifier fitted to %d views as the network sees them: %.1f %% of them are right",
+        "classifier fitted to %d views as the frozen network sees them: %.1f %% of them are right",
         len(features),
         100 * right.double().mean(),
     )
@@ -117,12 +114,12 @@ def _soft(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def fit_classifier(
-    features: torch.Tensor, targets: torch.Tensor, *, shrinkage: float = SHRINKAGE, label_smoothing: float = 0.0
+    features: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight `(classes, d)` and bias `(classes,)` of the linear discriminants of `features (N, d)`, in float64.
 
     Clips of class `c` are taken as normally distributed about its mean, all classes with one covariance, shrunk by
-    `shrinkage` towards its mean variance (Friedman 1989, "Regularized Discriminant Analysis"): directions in which the
+    `SHRINKAGE` towards its mean variance (Friedman 1989, "Regularized Discriminant Analysis"): directions in which the
     views and clips of one class differ count for little. `targets (N, classes)` may be soft. The logits are scaled by
     the factor up to 1 that minimises the cross-entropy to the targets, smoothed by `label_smoothing`.
     """
@@ -135,7 +132,7 @@ def fit_classifier(
     within = centered.T @ centered / len(features) - means.T @ (priors[:, None] * means)
     variance = within.diagonal().mean().clamp(min=1e-6)
     identity = torch.eye(len(within), dtype=within.dtype)
-    weight = torch.linalg.solve((1 - shrinkage) * within + shrinkage * variance * identity, means.T).T
+    weight = torch.linalg.solve((1 - SHRINKAGE) * within + SHRINKAGE * variance * identity, means.T).T
     bias = priors.log() - (weight * means).sum(dim=1) / 2 - weight @ center
     scale = _best_scale(features @ weight.T + bias, targets.lerp(targets.new_tensor(1 / len(counts)), label_smoothing))
     return scale * weight, scale * bias

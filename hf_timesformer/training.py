@@ -18,7 +18,7 @@ from .checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE, remove_half_written
 from .loading import NO_CLIP, UNREADABLE
 from .metric import classification_metrics
 from .optimization import FREEZE_CHOICES, parameter_groups, step_schedule
-from .probing import SHRINKAGE, START_SHRINKAGE, can_fit_classifier, fit_new_classifier
+from .probing import can_fit_classifier, fit_new_classifier
 from .publishing import PublishMixin
 from .reporting import FaultTally
 from .streaming import ShardSource
@@ -325,7 +325,7 @@ class VideoTrainer(PublishMixin, Trainer):
         if resume_from_checkpoint is not None:
             self._take_over(Path(resume_from_checkpoint))
         elif fits:
-            fit_new_classifier(self, START_SHRINKAGE)
+            fit_new_classifier(self)
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if fits and self.args.refit_classifier:
             self._refit_classifier()
@@ -334,7 +334,7 @@ class VideoTrainer(PublishMixin, Trainer):
     def _refit_classifier(self) -> None:
         """Fit the classifier to the network that training ends with, unless it evaluates worse than the best one."""
         before = copy.deepcopy(self.model.classifier.state_dict())
-        fit_new_classifier(self, SHRINKAGE)
+        fit_new_classifier(self)
         best = self.state.best_metric
         if not self.args.load_best_model_at_end or best is None:
             return

@@ -17,7 +17,7 @@ from hf_timesformer.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.data import find_videos
 from hf_timesformer.loading import ClipCollator, ClipKey, EvaluationClips, FrameSampling, RecordSource, TrainingClips
 from hf_timesformer.modeling_timesformer import TimeSformerForVideoClassification
-from hf_timesformer.probing import START_SHRINKAGE, can_fit_classifier, collect_features, fit_classifier
+from hf_timesformer.probing import SHRINKAGE, can_fit_classifier, collect_features, fit_classifier
 from hf_timesformer.streaming import ShardSource, StreamLayout
 from hf_timesformer.synthetic import make_motion_dataset
 from hf_timesformer.training import VideoTrainer, VideoTrainingArguments, clip_metrics
@@ -27,16 +27,16 @@ from hf_timesformer.video_processing_timesformer import TimeSformerVideoProcesso
 LEARNING = ("layernorm.weight", "encoder.layer.0.output.dense.weight", "embeddings.position_embeddings")
 
 
-def shrunk(covariance: torch.Tensor, shrinkage: float) -> torch.Tensor:
-    identity = torch.eye(len(covariance), dtype=covariance.dtype)
-    return (1 - shrinkage) * covariance + shrinkage * covariance.trace() / len(covariance) * identity
+def shrunk(covariance: torch.Tensor) -> torch.Tensor:
+    return (1 - SHRINKAGE) * covariance + SHRINKAGE * covariance.trace() / len(covariance) * torch.eye(
+        len(covariance), dtype=covariance.dtype
+    )
 
 
-@pytest.mark.parametrize("shrinkage", [0.03, 0.3, 1.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("distance", [0.5, 100.0])
-def test_fitted_classifier_gives_scaled_log_posteriors_of_normal_distributions(distance, soft, smoothing, shrinkage):
+def test_fitted_classifier_gives_the_scaled_log_posterior_of_normal_distributions(distance, soft, smoothing):
     generator = torch.Generator().manual_seed(0)
     targets = (3 * torch.randn(60, 3, generator=generator, dtype=torch.float64)).softmax(-1)
     if not soft:
@@ -44,7 +44,7 @@ def test_fitted_classifier_gives_scaled_log_posteriors_of_normal_distributions(d
     mixing = torch.randn(6, 6, generator=generator, dtype=torch.float64)
     features = torch.randn(60, 6, generator=generator, dtype=torch.float64) @ mixing + 7
     features += distance * targets @ torch.randn(3, 6, generator=generator, dtype=torch.float64)
-    weight, bias = fit_classifier(features.float(), targets.float(), shrinkage=shrinkage, label_smoothing=smoothing)
+    weight, bias = fit_classifier(features.float(), targets.float(), label_smoothing=smoothing)
     features = features.float().double()
     # Every clip counts in each class by as much as it belongs to it.
     priors, means, within = targets.mean(dim=0), [], torch.zeros(6, 6, dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_fitted_classifier_gives_scaled_log_posteriors_of_normal_distributions(d
         means.append((share[:, None] * features).sum(dim=0) / share.sum())
         apart = features - means[-1]
         within += sum(s * torch.outer(row, row) for s, row in zip(share, apart)) / len(features)
-    classes = [torch.distributions.MultivariateNormal(mean, shrunk(within, shrinkage)) for mean in means]
+    classes = [torch.distributions.MultivariateNormal(mean, shrunk(within)) for mean in means]
     posterior = torch.stack([c.log_prob(features) + p.log() for c, p in zip(classes, priors)], dim=1)
     posterior -= posterior.mean(dim=1, keepdim=True)
     logits = features @ weight.T + bias
@@ -135,8 +135,7 @@ def fitted_by_hand(model, pixels, labels) -> tuple[torch.Tensor, torch.Tensor, f
     """Weight and bias, and the percentage of the clips `(N, T, C, H, W)` that they get right."""
     with torch.no_grad():
         features = model.eval().timesformer(pixels).last_hidden_state[:, 0]
-    targets = functional.one_hot(labels, 6).float()
-    weight, bias = fit_classifier(features, targets, shrinkage=START_SHRINKAGE, label_smoothing=0.1)
+    weight, bias = fit_classifier(features, functional.one_hot(labels, 6).float(), label_smoothing=0.1)
     right = (features.double() @ weight.T + bias).argmax(-1) == labels
     return weight, bias, 100 * right.double().mean().item()
 
@@ -158,7 +157,7 @@ def test_training_begins_with_the_classifier_of_further_passes(sees_evaluation, 
         trainer.train()
     assert_close(trainer.model.classifier.weight, weight, 1e-3)
     assert_close(trainer.model.classifier.bias, bias, 1e-3)
-    found = re.search(r"fitted to (\d+) views as the network sees them: ([\d.]+) % of", caplog.text)
+    found = re.search(r"fitted to (\d+) views as the frozen network sees them: ([\d.]+) % of", caplog.text)
     assert int(found[1]) == len(pixels) == (90 if sees_evaluation else 36)
     assert float(found[2]) == pytest.approx(right, abs=3)
     assert right > 100 * 2 / 6
@@ -218,7 +217,7 @@ def test_classifier_is_fitted_anew_to_the_network_that_training_ends_with(folder
         assert_close(value, weights[name], 1e-5)
         assert not torch.equal(value, start[name]) or name not in LEARNING
     features, targets = collect_features(tuned, 1)
-    weight, bias = fit_classifier(features, targets, shrinkage=0.03, label_smoothing=0.1)
+    weight, bias = fit_classifier(features, targets, label_smoothing=0.1)
     assert_close(refitted.model.classifier.weight, weight, 1e-3)
     assert_close(refitted.model.classifier.bias, bias, 1e-3)
     assert (refitted.model.classifier.weight - tuned.model.classifier.weight).abs().max() > 0.01
