@@ -52,7 +52,7 @@ def fit_new_classifier(trainer: "VideoTrainer") -> None:
     weight, bias = fit_classifier(features, targets, label_smoothing=trainer.args.label_smoothing_factor)
     right = (features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)
     logger.info(
-        "classifier fitted to %d views as the frozen network sees them: %.1f %% of them are right",
+        "classifier fitted to %d views as the network sees them: %.1f %% of them are right",
         len(features),
         100 * right.double().mean(),
     )

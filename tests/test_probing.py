@@ -157,7 +157,7 @@ def test_training_begins_with_the_classifier_of_further_passes(sees_evaluation, 
         trainer.train()
     assert_close(trainer.model.classifier.weight, weight, 1e-3)
     assert_close(trainer.model.classifier.bias, bias, 1e-3)
-    found = re.search(r"fitted to (\d+) views as the frozen network sees them: ([\d.]+) % of", caplog.text)
+    found = re.search(r"fitted to (\d+) views as the network sees them: ([\d.]+) % of", caplog.text)
     assert int(found[1]) == len(pixels) == (90 if sees_evaluation else 36)
     assert float(found[2]) == pytest.approx(right, abs=3)
     assert right > 100 * 2 / 6
