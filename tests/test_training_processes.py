@@ -113,7 +113,7 @@ def launch(output: Path, *arguments: str, processes: int) -> Run:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", "0", str(DRIVER), *argv]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRAIN_LOG": str(log)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRAIN_LOG": str(log), "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     return Run(done.returncode, done.stderr, log)
 
