@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +56,7 @@ class Work:
     exported: bool = False  # to ONNX Runtime as well, on CPU
     baseline: str = "stock"  # or the scheme of ours to compare with
     all_tokens: bool = False  # the base model, which gives all tokens, in place of the logits
+    dtype: str = "float32"
 
     @property
     def name(self) -> str:
@@ -80,6 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each, after one that is not counted")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=12, help="blocks; fewer for a quick look")
+    parser.add_argument("--batch", type=int, help="clips at once, in place of each work's own")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and clips")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no_products", action="store_true", help="leave the matrix products out: half of the time")
     parser.add_argument("--no_onnx", action="store_true", help="leave ONNX Runtime out (extra `onnx`)")
@@ -93,9 +96,10 @@ def run(args: argparse.Namespace) -> None:
     if args.peak:
         print(json.dumps(peak_of_child(json.loads(args.peak), args.layers)))
         return
-    print(f"{describe_machine()}, {args.threads} threads, fp32, median of {args.repeats}", flush=True)
+    print(f"{describe_machine()}, {args.threads} threads, {args.dtype}, median of {args.repeats}", flush=True)
     results = []
     for work in SUITE:
+        work = replace(work, dtype=args.dtype, batch=args.batch or work.batch)
         if args.only in work.name:
             results.append(compare(work, args))
             print(as_text(results[-1]), flush=True)
@@ -160,7 +164,7 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
 def make_clip(work: Work) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     clip = torch.randn(work.batch, work.frames, 3, work.size, work.size, generator=generator)
-    return clip.to(device())
+    return clip.to(device(), getattr(torch, work.dtype))
 
 
 def build(work: Work, kind: str, layers: int) -> torch.nn.Module:
@@ -170,11 +174,11 @@ def build(work: Work, kind: str, layers: int) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(1)
     for parameter in ours.parameters():
         parameter.data.normal_(0, 0.02, generator=generator)
-    if kind != "stock":
-        return ours.to(device()).train(work.training)
-    stock = TimesformerForVideoClassification(TimesformerConfig(**fields))
-    stock.load_state_dict(ours.state_dict())
-    return stock.to(device()).train(work.training)
+    model = ours
+    if kind == "stock":
+        model = TimesformerForVideoClassification(TimesformerConfig(**fields))
+        model.load_state_dict(ours.state_dict())
+    return model.to(device(), getattr(torch, work.dtype)).train(work.training)
 
 
 def config_fields(work: Work, scheme: str, layers: int) -> dict:
@@ -231,10 +235,10 @@ def matrix_products(work: Work, layers: int) -> dict[str, Callable[[], None]]:
     shapes = ProductShapes()
     with torch.no_grad(), shapes:  # in inference mode linear layers reach the recorder whole, not as products
         build(work, "ours", layers)(make_clip(work))
-    operands = {}
+    operands, kind = {}, {"device": device(), "dtype": getattr(torch, work.dtype)}
     for shape in set(shapes.seen):
         *batch, m, k, n = shape
-        left, right = torch.randn(*batch, m, k, device=device()), torch.randn(*batch, k, n, device=device())
+        left, right = (torch.randn(size, **kind) for size in ((*batch, m, k), (*batch, k, n)))
         operands[shape] = (left, right, left @ right)
 
     @torch.inference_mode()
