@@ -79,9 +79,11 @@ class Hub:
         self.faults: dict[str, list[str]] = {}  # "commit" or "put" -> what the next requests do: "500", "403", "drop"
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
-        # As on the Hub, large objects live at another origin, which must never see a token.
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
-        self.url, self.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in self.servers)
+        # As on the Hub, large objects live at another host, which must never see a token: another name, since
+        # huggingface_hub before 2 takes two ports of one host for the same.
+        hosts = zip(("127.0.0.1", "localhost"), self.servers)
+        self.url, self.storage = (f"http://{host}:{server.server_address[1]}" for host, server in hosts)
 
     def __enter__(self) -> "Hub":
         for server in self.servers:
@@ -101,7 +103,7 @@ class Hub:
         """Variables that point a process of huggingface_hub at this server and at a cache of its own."""
         return {
             "HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "HF_HOME": str(home),
-            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1",
+            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1,localhost",
         }  # fmt: skip
 
 
