@@ -25,6 +25,8 @@ ARGUMENTS = (
     "--color_jitter 0.2 --disable_tqdm true --dataloader_num_workers 1"
 ).split()
 SHARD_SIZES = (9, 1, 7, 4)
+# accelerate's barrier takes the rank of a process for a GPU's, with --use_cpu too: two processes need two GPUs or 0.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +81,9 @@ def prepare(output: Path, arguments: list[str]) -> tuple[Path, list[str]]:
 @pytest.fixture(scope="module")
 def train():
     """Run train.py in processes of its own, forked from one that has imported everything already."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(DRIVER), "--serve"]
     with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
 
         def run(output: Path, *arguments: str, processes: int = 1, **env: str) -> Run:
@@ -113,7 +114,7 @@ def launch(output: Path, *arguments: str, processes: int) -> Run:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", "0", str(DRIVER), *argv]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRAIN_LOG": str(log), "PYTHONFAULTHANDLER": "1"}
+    environment = ENVIRONMENT | {"TRAIN_LOG": str(log), "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     return Run(done.returncode, done.stderr, log)
 
