@@ -100,12 +100,15 @@ def export_onnx(
 
 def _quantize(source: Path, target: Path) -> None:
     """Dynamic int8 quantisation of `source`, whose constants are folded first: only weights that are seen count."""
-    ort, quantization = _require("onnxruntime"), _require("onnxruntime.quantization")
+    onnx, ort, quantization = map(_require, ("onnx", "onnxruntime", "onnxruntime.quantization"))
     folded = target.with_name("folded_" + target.name)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(folded)
     ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(folded, load_external_data=False)
+    del graph.graph.value_info[:]  # ONNX Runtime 1.30 transposes weights and leaves the shapes told of them
+    onnx.save(graph, folded)
     # Unsigned weights: the signed kernels of CPUs without VNNI saturate (15 times the error on one of those).
     weight_type = quantization.QuantType.QUInt8
     quantization.quantize_dynamic(
