@@ -1,5 +1,6 @@
 """What the scripts share at their edge."""
 
+import gc
 import logging
 import os
 import re
@@ -7,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch.distributed as dist
 
 
 # Python puts a script's own folder first on the path, where our evaluate.py would hide the package `evaluate`.
@@ -39,3 +42,14 @@ def warn_of_lone_process(num_processes: int) -> None:
             sys.argv[0],
             sys.argv[0],
         )
+
+
+def end_process_group() -> None:
+    """Leave the group of processes, if this is one of several, and end the threads that served it.
+
+    Call it once no trainer is in scope. The threads end with the last reference to the group, and a network wrapped by
+    DDP or FSDP holds one. A thread of gloo that lets go of its last tensor only when Python ends aborts the process.
+    """
+    if dist.is_initialized():
+        gc.collect()  # trainers, with the network that they wrapped, are cycles
+        dist.destroy_process_group()

@@ -15,7 +15,7 @@ import transformers
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
-from hf_timesformer.command_line import user_errors, warn_of_lone_process
+from hf_timesformer.command_line import end_process_group, user_errors, warn_of_lone_process
 from hf_timesformer.data import DATASETS, find_videos
 from hf_timesformer.evaluation import (
     AUTOCAST_DTYPES,
@@ -81,7 +81,7 @@ def main() -> None:
         num_workers=args.num_workers,
         dtype=args.dtype,
     )
-    accelerator.end_training()  # threads of a group left alive may abort the process at its end
+    end_process_group()
     if not accelerator.is_main_process:
         return
     predictions.labels = model_label[predictions.labels]

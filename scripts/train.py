@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_timesformer.augmentation import ClipAugmentation
 from hf_timesformer.checkpoints import find_checkpoint, list_checkpoints, only_run_in
-from hf_timesformer.command_line import user_errors, warn_of_lone_process
+from hf_timesformer.command_line import end_process_group, user_errors, warn_of_lone_process
 from hf_timesformer.data import DATASETS, FoundVideos, available_splits, find_videos
 from hf_timesformer.finetuning import hold_out, load_network, make_processor, parse_overrides
 from hf_timesformer.loading import (
@@ -296,13 +296,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: VideoTrain
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     save_results(trainer, result.metrics | {"wall_seconds": round(time.time() - started, 1)}, model_args, data_args)
-    trainer.accelerator.end_training()  # threads of a group left alive may abort the process at its end
 
 
 def main() -> None:
     model_args, data_args, args = parse_arguments(sys.argv[1:])
     with only_run_in(args.output_dir) if args.process_index == 0 else nullcontext():
         train(model_args, data_args, args)
+    end_process_group()
 
 
 if __name__ == "__main__":
