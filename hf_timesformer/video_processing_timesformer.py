@@ -97,6 +97,10 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         videos = split_videos(videos)
         given = kwargs.get("video_metadata")
         metadata = [None] * len(videos) if given is None else make_batched_metadata(videos, given)
+        if len(metadata) != len(videos):
+            raise ValueError(
+                f"{len(videos)} videos but {len(metadata)} `video_metadata` entries: pass one for each video"
+            )
         opened = []
         for video, about in zip(videos, metadata):
             if is_source(video):

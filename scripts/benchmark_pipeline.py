@@ -6,6 +6,7 @@ setting of our processor; stock has none, so its side scales, cuts the same thre
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import tempfile
@@ -24,7 +25,6 @@ from transformers import (
     VideoClassificationPipeline,
     pipeline,
 )
-from transformers.utils.import_utils import is_torchcodec_usable
 from transformers.video_utils import VideoMetadata, load_video
 
 from hf_timesformer import TimeSformerForVideoClassification, TimeSformerVideoProcessor
@@ -41,10 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="also write the results to this file")
 
 
+def can_read_with_torchcodec() -> bool:
+    """Whether torchcodec is installed and finds an FFmpeg."""
+    try:
+        importlib.import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
 def run(args: argparse.Namespace) -> None:
     """Print videos per second of both sides, with one crop and with three, then the same as one line of JSON."""
     torch.set_num_threads(args.threads)
-    reader = "torchcodec" if is_torchcodec_usable(decode="video") else "pyav"
+    reader = "torchcodec" if can_read_with_torchcodec() else "pyav"
     if reader != "torchcodec":
         print("torchcodec is not installed or cannot be loaded: stock reads with its PyAV reader")
     with tempfile.TemporaryDirectory() as folder:

@@ -277,8 +277,8 @@ def test_benchmark_compares_like_with_like(folder, clips, tmp_path, capsys, monk
     benchmark = importlib.import_module("benchmark")
     part = importlib.import_module("benchmark_pipeline")
     if reader == "pyav":
-        monkeypatch.setattr(part, "is_torchcodec_usable", lambda decode: False)
-    elif not part.is_torchcodec_usable(decode="video"):
+        monkeypatch.setattr(part, "can_read_with_torchcodec", lambda: False)
+    elif not part.can_read_with_torchcodec():
         pytest.skip("torchcodec or its FFmpeg is not installed")
     options = {
         "--model": folder,
