@@ -97,7 +97,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         videos = split_videos(videos)
         given = kwargs.get("video_metadata")
         metadata = [None] * len(videos) if given is None else make_batched_metadata(videos, given)
-        if len(metadata) != len(videos):
+        if len(metadata) != len(videos):  # transformers 5.20 lets that pass
             raise ValueError(
                 f"{len(videos)} videos but {len(metadata)} `video_metadata` entries: pass one for each video"
             )

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def can_read_with_torchcodec() -> bool:
-    """Whether torchcodec is installed and finds an FFmpeg."""
+    """Whether torchcodec is installed and finds an FFmpeg, which not every transformers that we run with can tell."""
     try:
         importlib.import_module("torchcodec.decoders")
     except (ImportError, OSError, RuntimeError):
