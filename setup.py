@@ -33,8 +33,8 @@ setup(
     package_data={"hf_timesformer.model_cards": ["*.md", "*.json"]},
     install_requires=[
         "transformers>=5.20",
-        "torch>=2.8",
-        "torchvision>=0.23",
+        "torch>=2.10",
+        "torchvision>=0.25",
         "datasets>=4.0",
         "accelerate>=1.7",
         "evaluate>=0.4.3",
