@@ -116,6 +116,10 @@ class VideoTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or every such share of all."})
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that decode, for each device."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: clips carry their names."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Whether DDP looks in each step for parameters without a gradient. This network has none."},
+    )
 
     def __post_init__(self):
         # Without evaluations or checkpoints there is no best model to load.
