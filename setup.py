@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 
 # 1.21 to 1.24 gave wrong int8 results on an Intel processor with AMX; none after them is for Python 3.10.
@@ -28,9 +28,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["hf_timesformer", "hf_timesformer.model_cards"],
+    packages=[*find_packages(include=["hf_timesformer*"]), "hf_timesformer.model_cards"],
     package_dir={"hf_timesformer.model_cards": "model_cards"},
-    package_data={"hf_timesformer.model_cards": ["*.md", "*.json"]},
+    package_data={"hf_timesformer.model_cards": ["*.md", "*.json"], "hf_timesformer.recipes": ["*.json"]},
     install_requires=[
         "transformers>=5.20",
         "torch>=2.10",

@@ -13,10 +13,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
-from .configuration_timesformer import TimeSformerConfig
-from .image_processing_timesformer import TimeSformerImageProcessor
-from .modeling_timesformer import TimeSformerForVideoClassification, TimeSformerModel, TimeSformerPreTrainedModel
-from .video_processing_timesformer import TimeSformerVideoProcessor
+from .model.configuration_timesformer import TimeSformerConfig
+from .model.modeling_timesformer import TimeSformerForVideoClassification, TimeSformerModel, TimeSformerPreTrainedModel
+from .video.image_processing_timesformer import TimeSformerImageProcessor
+from .video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
 __version__ = "0.1.0"

@@ -41,7 +41,7 @@ model.save_pretrained(f"{sys.argv[1]}/start")
 PYTHON
 
 echo "2/4  Training a small TimeSformer (divided space-time attention, 8 frames) from scratch."
-python scripts/train.py --data_dir "$OUT/clips" --model "$OUT/start" --output_dir "$OUT/model" --recipe scripts/recipes/demo.json \
+python scripts/train.py --data_dir "$OUT/clips" --model "$OUT/start" --output_dir "$OUT/model" --recipe demo \
     >"$OUT/train.log" 2>&1 || { tail -n 30 "$OUT/train.log"; exit 1; }
 
 echo "3/4  Evaluating it on the test clips with three crops, as the paper does."

@@ -3,7 +3,7 @@
 python scripts/make_model_cards.py
 """
 
-from hf_timesformer.model_card import cards_folder, released_cards
+from hf_timesformer.hub.model_card import cards_folder, released_cards
 
 
 def main() -> None:

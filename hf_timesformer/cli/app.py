@@ -1,0 +1,111 @@
+#!/usr/bin/env python
+"""A page to try a TimeSformer: drop a video, see what it is, which frames were looked at, and where.
+
+    pip install "hf-timesformer[app]"
+    python scripts/app.py --model runs/mine
+
+As a Hub Space: `python scripts/app.py --model me/my-model --export_space my-space` writes a folder that is one, for
+`hf upload me/my-space my-space --repo-type space`. Setting the variable MODEL there chooses another model.
+"""
+
+import argparse
+import html
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import gradio
+import transformers
+from PIL import Image
+
+from ..hub.space import export_space
+from ..inference import load_model_and_processor
+from ..video.decoding import VideoDecodeError
+from ..visualization.pictures import contact_sheet, explain, write_attention_video
+from .common import user_errors
+
+
+KEEP_SECONDS = 3600
+LAUNCH = {"max_file_size": "200mb", "footer_links": []}
+
+
+def new_folder(parent: str) -> str:
+    """An empty folder for one answer's film; those of long ago, which gradio has copied, are removed."""
+    for old in Path(parent).iterdir():
+        if time.time() - old.stat().st_mtime > KEEP_SECONDS:
+            shutil.rmtree(old)
+    return tempfile.mkdtemp(dir=parent)
+
+
+def default_model() -> str | None:
+    """The variable MODEL, or what the file MODEL of an exported Space says."""
+    beside = Path(__file__).parents[2] / "MODEL"  # an exported Space has this package and MODEL side by side
+    return os.environ.get("MODEL") or (beside.read_text(encoding="utf-8").strip() if beside.is_file() else None)
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; a Space has none."""
+    parser = argparse.ArgumentParser(description="A page to try a TimeSformer.")
+    parser.add_argument("--model", default=default_model(), help="folder or Hub id (default: $MODEL)")
+    parser.add_argument("--top_k", type=int, default=5, help="classes to show (default 5)")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--export_space", type=Path, metavar="FOLDER", help="write a Hub Space there and leave")
+    return parser.parse_args(argv)
+
+
+def make_page(args: argparse.Namespace) -> gradio.Blocks:
+    """The page over one model, which is loaded here. Raises OSError or ValueError where there is none."""
+    model, processor = load_model_and_processor(args.model, num_clips=1, num_crops=1)
+    model.eval()
+    films = tempfile.TemporaryDirectory()  # lives as long as the page
+
+    def look(video: str | None) -> tuple[str, dict[str, float] | None, Image.Image | None, str | None]:
+        """What the page shows for an uploaded file: a message, class scores, contact sheet, film."""
+        if video is None:
+            return "", None, None, None
+        try:
+            explanation = explain(model, processor, video)
+        except VideoDecodeError as error:
+            return html.escape(f"This file cannot be read as a video: it {error.message}"), None, None, None
+        labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        film = write_attention_video(Path(new_folder(films.name), "attention.mp4"), explanation)
+        return "", dict(zip(labels, map(float, explanation.probabilities))), contact_sheet(explanation), str(film)
+
+    with gradio.Blocks(
+        title="TimeSformer", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
+    ) as page:
+        gradio.Markdown(f"# What happens in this video?\nAnswered by the TimeSformer `{Path(args.model).name}`.")
+        with gradio.Row():
+            # No gradio.Video: it calls good files broken that the browser cannot play (.avi, MPEG-4).
+            video = gradio.File(label="Drop a video here", file_types=["video"], elem_id="video", height=160)
+            answer = gradio.Label(label="Answer", num_top_classes=args.top_k, elem_id="answer")
+        message = gradio.Markdown(elem_id="message")
+        sheet = gradio.Image(
+            label="The frames that it looked at, and where: brighter is more attention",
+            elem_id="sheet", format="png", interactive=False,
+        )  # fmt: skip
+        film = gradio.Video(
+            label="The same as a film", elem_id="film", height=320, autoplay=True, loop=True, interactive=False
+        )
+        video.change(look, video, [message, answer, sheet, film], concurrency_limit=1)
+    return page
+
+
+def main() -> None:
+    """Serve the page, or write the Space."""
+    args = parse_arguments()
+    transformers.logging.disable_progress_bar()
+    with user_errors():
+        if not args.model:
+            raise ValueError("which model? Give --model FOLDER_OR_HUB_ID, or set MODEL")
+        if args.export_space:
+            print(f"wrote {export_space(args.export_space, model=args.model)}")
+            return
+        page = make_page(args)
+    page.launch(server_port=args.port, **LAUNCH)
+
+
+if __name__ == "__main__":
+    main()

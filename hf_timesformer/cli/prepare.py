@@ -1,0 +1,99 @@
+#!/usr/bin/env python
+"""Scan a video data set, write a manifest of what is readable, and pack it into tar shards for streaming.
+
+    python scripts/prepare_dataset.py --dataset kinetics --data_dir k400 --output_dir k400-shards --num_workers 16 \
+        --pack --short_side 256
+
+Writes manifest.parquet (every listed video, with every fault) and, with --pack, <split>-<number>.tar, labels.json and
+shards.json: a folder for `--dataset webdataset`.
+Run it again after an interruption: it goes on where it stopped. Exit code 2 for a wrong argument or a full disk.
+"""
+
+import logging
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from transformers import HfArgumentParser
+
+from ..data.dataset_factory import RECORD_READERS, available_splits
+from ..data.preparation.pack import PackSettings, pack
+from ..data.preparation.scan import CHECKS, list_records, scan, write_manifest
+from .common import user_errors
+
+
+@dataclass
+class PrepareArguments:
+    """What to scan, where to write, and whether to pack."""
+
+    data_dir: str = field(metadata={"help": "Folder of the data set."})
+    output_dir: str = field(metadata={"help": "Folder for the manifest and the shards."})
+    dataset: str = field(default="folder", metadata={"help": "Layout of the data.", "choices": list(RECORD_READERS)})
+    splits: list[str] = field(default_factory=list, metadata={"help": "Splits to prepare. Default: all there are."})
+    check: str = field(
+        default="frames",
+        metadata={"help": "Decode nothing, the first, middle and last frame, or all.", "choices": list(CHECKS)},
+    )
+    num_workers: int = field(default=2, metadata={"help": "Processes that read videos; 0: this one."})
+    pack: bool = field(default=False, metadata={"help": "Write tar shards of the readable videos."})
+    videos_per_shard: int = field(default=256, metadata={"help": "Videos in each shard but the last."})
+    short_side: int | None = field(default=None, metadata={"help": "Re-encode larger videos to this, e.g. 256."})
+    seed: int = field(default=0, metadata={"help": "Order of the videos in the shards."})
+
+
+def main() -> None:
+    """Scan, write the manifest, pack, and write the manifest again with the places in the shards."""
+    args = HfArgumentParser(PrepareArguments).parse_args_into_dataclasses()[0]
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    output_dir = Path(args.output_dir)
+    try:
+        with user_errors():
+            output_dir.mkdir(parents=True, exist_ok=True)
+            with FileLock(output_dir / ".lock", timeout=0):
+                prepare(args, output_dir)
+    except Timeout:
+        sys.exit(f"error: another prepare_dataset.py is at work in {output_dir}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: run the same command again, it goes on here")
+
+
+def prepare(args: PrepareArguments, output_dir: Path) -> None:
+    """The flow; every step takes up what an earlier run has left."""
+    data_dir = Path(args.data_dir).expanduser()
+    names = args.splits or available_splits(args.dataset, data_dir)
+    splits = {split: RECORD_READERS[args.dataset](data_dir, split) for split in names}
+    settings = PackSettings(args.videos_per_shard, args.short_side, args.seed)
+    videos = list_records(splits, data_dir)
+    rows = scan(videos, output_dir, check=args.check, num_workers=args.num_workers)
+    if args.pack:
+        readable = [video for video in videos if rows[video.identity]["status"] in ("ok", "partial")]
+        class_names = next(iter(splits.values())).class_names
+        expected = {split: records.num_expected for split, records in splits.items()}
+        places = pack(readable, class_names, output_dir, settings, expected=expected, num_workers=args.num_workers)
+        rows = {identity: row | places.get(identity, {}) for identity, row in rows.items()}
+    path, table = write_manifest(output_dir, splits, rows.values())
+    print_summary(table.to_pylist(), packed=args.pack)
+    print(f"wrote {path}" + (f" and shards for --dataset webdataset --data_dir {output_dir}" if args.pack else ""))
+
+
+def print_summary(rows: list[dict], *, packed: bool) -> None:
+    """Counts of every split, hours, and the faults by reason with one example each."""
+    for split in dict.fromkeys(row["split"] for row in rows):
+        chosen = [row for row in rows if row["split"] == split]
+        status = Counter(row["status"] for row in chosen)
+        hours = sum(row["seconds"] or 0 for row in chosen if row["status"] in ("ok", "partial")) / 3600
+        shards = f", {len({row['shard'] for row in chosen} - {None})} shards" if packed else ""
+        print(
+            f"{split}: {len(chosen)} listed, {status['ok']} readable, {status['partial']} in part, "
+            f"{status['fault']} faulty, {status['missing']} missing; {hours:.2f} hours{shards}"
+        )
+    faults = [row for row in rows if row["status"] in ("partial", "fault")]
+    for kind, count in Counter((row["status"], row["reason"]) for row in faults).most_common():
+        example = next(row for row in faults if (row["status"], row["reason"]) == kind)
+        print(f"  {count} x {' '.join(kind)}: {example['video_id']}: {example['message'][:200]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Checkpoints of the official code (`.pyth`) as models and processors of this package."""
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..model.configuration_timesformer import TimeSformerConfig, pair
+from ..model.modeling_timesformer import TimeSformerForVideoClassification
+from ..model.vit_weights import TIMM_BLOCK, TIMM_BLOCK_NAMES, TIMM_NAMES, State, fields_of, rename_weights
+from ..video.video_processing_timesformer import TimeSformerVideoProcessor
+
+
+# What the official code adds to timm's names.
+OFFICIAL_NAMES = {**TIMM_NAMES, "time_embed": "embeddings.time_embeddings"}
+OFFICIAL_BLOCK_NAMES = {
+    **TIMM_BLOCK_NAMES,
+    "temporal_norm1": "temporal_layernorm",
+    "temporal_attn.qkv": "temporal_attention.attention.qkv",
+    "temporal_attn.proj": "temporal_attention.output.dense",
+    "temporal_fc": "temporal_dense",
+}
+WRAPPERS = ("model_state", "state_dict")  # a training checkpoint keeps the weights under this key
+PREFIXES = ("module.", "model.")  # of every name, where the network was wrapped
+
+# How the released checkpoints sample a video: (labels, frames) -> one frame in so many. Something-Something-V2 (174
+# labels) takes one frame of each of `frames` equal parts instead.
+SSV2_LABELS = 174
+RELEASED_RATES = {(labels, frames): rate for labels in (400, 600) for frames, rate in ((8, 32), (16, 16), (96, 4))} | {
+    (1059, frames): 32 for frames in (8, 32, 64, 96)
+}
+
+
+def convert_checkpoint(
+    path: str | os.PathLike,
+    *,
+    label_names: list[str] | None = None,
+    num_attention_heads: int | None = None,
+    sampling: str | None = None,
+    sampling_rate: int | None = None,
+) -> tuple[TimeSformerForVideoClassification, TimeSformerVideoProcessor, str]:
+    """An official `.pyth`/`.pth` file as a model (fp32, eval mode), its processor, a line on where sampling is from.
+
+    Attention type, frames, size and labels are as the weights say.
+
+    Args:
+        path: a file that the official code wrote, with or without its wrappers `model_state` and `model.`.
+        label_names: names of the classes, in order (`read_label_names`).
+        num_attention_heads: where they are not of 64 channels, as in all released files: weights do not tell.
+        sampling, sampling_rate: "clip" or "segments", and one frame in how many. Where they are None: as the training
+            configuration inside the file says, else as the released checkpoints with these labels and frames have it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds more than tensors and plain values, or no TimeSformer, or other labels than named.
+    """
+    content = read_checkpoint(path)
+    fields, state = _config_and_weights(unwrap(content, str(path)), str(path))
+    if num_attention_heads is not None:
+        if num_attention_heads < 1 or fields["hidden_size"] % num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads={num_attention_heads} must divide the width {fields['hidden_size']}."
+            )
+        fields["num_attention_heads"] = num_attention_heads
+    if label_names is not None:
+        if len(label_names) != fields["num_labels"]:
+            raise ValueError(f"{len(label_names)} label names, but {path} has {fields['num_labels']} classes.")
+        del fields["num_labels"]
+        fields["id2label"] = dict(enumerate(label_names))
+        fields["label2id"] = {name: index for index, name in enumerate(label_names)}
+    config = TimeSformerConfig(**fields)
+    with torch.device("meta"):
+        model = TimeSformerForVideoClassification(config)
+    _check_shapes(model.state_dict(), state, str(path))
+    model.load_state_dict(state, assign=True)
+    settings, origin = _sampling(content, config, sampling, sampling_rate)
+    return model.eval(), *_processor(config, settings, origin)
+
+
+def _sampling(
+    content: Any, config: TimeSformerConfig, sampling: str | None, sampling_rate: int | None
+) -> tuple[dict[str, Any], str]:
+    """Settings of the processor, and where they are from."""
+    known, origin = _recorded_sampling(content), "the training configuration in the file"
+    if not known:
+        known, origin = _released_sampling(config), "the released checkpoints with these labels and frames"
+    if not known:
+        origin = "our defaults: neither the file nor the released checkpoints tell (--sampling, --sampling_rate)"
+    if sampling_rate is not None:
+        known, origin = {"sampling": "clip", "sampling_rate": sampling_rate}, "your arguments"
+    if sampling is not None:
+        known, origin = known | {"sampling": sampling}, "your arguments"
+    return known, origin
+
+
+def _processor(
+    config: TimeSformerConfig, settings: dict[str, Any], origin: str
+) -> tuple[TimeSformerVideoProcessor, str]:
+    height, width = pair(config.image_size)
+    processor = TimeSformerVideoProcessor(
+        num_frames=config.num_frames,
+        size={"shortest_edge": min(height, width)},
+        crop_size={"height": height, "width": width},
+        **settings,
+    )
+    how = "one frame of each equal part" if processor.sampling == "segments" else f"rate {processor.sampling_rate}"
+    return processor, f"sampling {processor.sampling}, {how}, from {origin}"
+
+
+def read_checkpoint(path: str | os.PathLike) -> Any:
+    """The content of a `.pyth`, by `torch.load(weights_only=True)` and nothing else: it runs no code of the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"(?:global|GLOBAL|class)\s+`?([\w.]+)", str(error))
+        detail = f" (it names {what[1]!r})" if what else ""
+        raise ValueError(
+            f"{str(path)!r} was not read: it is no checkpoint of tensors and plain values{detail}. Loading anything "
+            "else could run code that the file brings along. If you trust it, save its state_dict alone and convert "
+            "that."
+        ) from None
+    except (RuntimeError, EOFError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{str(path)!r} is damaged or no PyTorch checkpoint: {reason}") from None
+
+
+def unwrap(content: Any, source: str) -> State:
+    """The weights by the official code's own names, out of the wrappers that a checkpoint may have."""
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{source!r} holds a {type(content).__name__}, expected weights by name.")
+    state = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    for prefix in PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def read_label_names(path: str | os.PathLike) -> list[str]:
+    """Class names in order from a JSON file: a list, or an object of name -> number or number -> name.
+
+    These are the forms of the label files of Kinetics and Something-Something-V2. Raises ValueError for anything else,
+    for numbers that are not 0, 1, ... without gap, and for a name that stands twice.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is no JSON file: {error}") from None
+    if isinstance(content, Mapping):
+        pairs = content.items() if all(str(key).isdigit() for key in content) else map(reversed, content.items())
+        pairs = [tuple(entry) for entry in pairs]
+        if sorted(str(number) for number, _ in pairs) != sorted(str(number) for number in range(len(pairs))):
+            raise ValueError(f"{str(path)!r}: the classes must be numbered 0 to {len(pairs) - 1}, each number once.")
+        content = [name for _, name in sorted(pairs, key=lambda entry: int(entry[0]))]
+    if not isinstance(content, list) or not content or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"{str(path)!r} must hold a list of class names, or an object of names and numbers.")
+    names = [name.strip().strip('"') for name in content]  # Kinetics' own file has names in quotes within quotes
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{str(path)!r} names a class twice: {', '.join(twice[:5])}.")
+    return names
+
+
+def _config_and_weights(state: State, source: str) -> tuple[dict[str, Any], State]:
+    """Config fields and weights with our full names."""
+    needed = (
+        "pos_embed",
+        "cls_token",
+        "patch_embed.proj.weight",
+        "blocks.0.attn.qkv.weight",
+        "head.weight",
+        "head.bias",
+    )
+    missing = [name for name in needed if name not in state]
+    if missing:
+        raise ValueError(f"{source!r} is no checkpoint of the official TimeSformer: it lacks {', '.join(missing)}.")
+    state = {name: value.float() for name, value in state.items()}
+    head = {f"classifier.{kind}": state.pop(f"head.{kind}") for kind in ("weight", "bias")}
+    complaint = f"{source!r} is no checkpoint of the official TimeSformer"
+    body = rename_weights(state, OFFICIAL_NAMES, TIMM_BLOCK, OFFICIAL_BLOCK_NAMES, complaint)
+    times = body.get("embeddings.time_embeddings")
+    if any(".temporal_" in name for name in body):
+        attention_type = "divided_space_time"
+    else:
+        attention_type = "space_only" if times is None else "joint_space_time"
+    config = fields_of(body, repr(source)) | {
+        "attention_type": attention_type,
+        "num_labels": head["classifier.weight"].shape[0],
+    }
+    if times is not None:
+        config["num_frames"] = times.shape[1]
+    return config, {f"timesformer.{name}": value for name, value in body.items()} | head
+
+
+def _check_shapes(expected: State, found: State, source: str) -> None:
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        raise ValueError(f"{source!r} is not whole: missing {missing[:5]}, without a place {unknown[:5]} (our names).")
+    for name, value in found.items():
+        if value.shape != expected[name].shape:
+            shapes = f"{tuple(value.shape)}, expected {tuple(expected[name].shape)}"
+            raise ValueError(f"{source!r}: {name} (our name) has the shape {shapes}.")
+
+
+def _recorded_sampling(content: Any) -> dict[str, Any]:
+    """Sampling as the training configuration says that the official code puts into its checkpoints; {} without one."""
+    text = content.get("cfg") if isinstance(content, Mapping) else None
+    if not isinstance(text, str):
+        return {}
+    try:
+        recorded = yaml.safe_load(text)
+        if recorded["TRAIN"]["DATASET"].lower() in ("ssv2", "something"):
+            return {"sampling": "segments"}
+        return {"sampling": "clip", "sampling_rate": int(recorded["DATA"]["SAMPLING_RATE"])}
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):  # written by another program
+        return {}
+
+
+def _released_sampling(config: TimeSformerConfig) -> dict[str, Any]:
+    if config.num_labels == SSV2_LABELS:
+        return {"sampling": "segments"}
+    rate = RELEASED_RATES.get((config.num_labels, config.num_frames))
+    return {} if rate is None else {"sampling": "clip", "sampling_rate": rate}

@@ -1,0 +1,1 @@
+"""Data sets: records, readers, clips in the workers, tar shards, augmentation, preparation."""

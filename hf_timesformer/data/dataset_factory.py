@@ -1,0 +1,96 @@
+"""Video data sets in their distributors' own layouts, as `datasets` objects: records first, decoding last.
+
+Every data set has the columns `video_id` (str, unique), `video` (path, or bytes from tar shards; never decoded by
+`datasets`) and `label` (`ClassLabel` with names).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from .readers.folder import canonical_split, find_split_folders, read_folder
+from .readers.kinetics import kinetics_files, read_kinetics
+from .readers.ssv2 import diving48_splits, read_diving48, read_ssv2, ssv2_splits
+from .readers.webdataset import find_class_names, find_shards, read_index, stream_shards, webdataset_splits
+from .records import report_missing
+
+
+RECORD_READERS = {"folder": read_folder, "kinetics": read_kinetics, "ssv2": read_ssv2, "diving48": read_diving48}
+SPLIT_FINDERS = {
+    "folder": find_split_folders,
+    "kinetics": kinetics_files,
+    "ssv2": ssv2_splits,
+    "diving48": diving48_splits,
+}
+DATASETS = (*RECORD_READERS, "webdataset")
+
+
+@dataclass
+class FoundVideos:
+    """One split: its videos as a `datasets` object, its class names, and how many videos there are.
+
+    `num_expected` counts what the annotations list, `num_found` what is on disk; both are None for tar shards that no
+    manifest describes. `shards` names tar shards, `shard_sizes` the videos in each where the manifest says it.
+    """
+
+    videos: Dataset | IterableDataset
+    class_names: list[str]
+    num_expected: int | None
+    num_found: int | None
+    shards: list[str] | None = None
+    shard_sizes: list[int] | None = None
+
+
+def find_videos(
+    dataset: str,
+    data_dir: str | Path,
+    split: str,
+    *,
+    missing_file: str | Path | None = None,
+    class_names: list[str] | None = None,
+) -> FoundVideos:
+    """One split of a data set with the columns `video_id`, `video` and `label`, and its counts.
+
+    `dataset` is one of `DATASETS`. Listed clips that are not on disk are left out, counted in the log, and named in
+    `missing_file` where given. `class_names` is for shards without a `labels.json`. Raises ValueError for an unknown
+    data set or split, a folder without clips, or annotations that cannot be read.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown dataset {dataset!r}: choose one of {', '.join(DATASETS)}")
+    if dataset == "webdataset":
+        return _find_shards(str(data_dir), split, class_names)
+    records = RECORD_READERS[dataset](Path(data_dir).expanduser(), split)
+    report_missing(records, missing_file)
+    return FoundVideos(records.to_dataset(), records.class_names, records.num_expected, len(records.videos))
+
+
+def _find_shards(location: str, split: str, class_names: list[str] | None) -> FoundVideos:
+    shards = find_shards(location, split)
+    class_names = class_names or find_class_names(shards[0])
+    counts, listed = {}, {}
+    index = read_index(shards[0].rpartition("/")[0] or ".")
+    if index is not None:
+        listed = index["splits"].get(canonical_split(split), {})
+        counts = listed.get("shards", {})
+    known = [counts.get(PurePosixPath(shard).name) for shard in shards]
+    num_found = None if None in known else sum(known)
+    whole = len(known) == len(counts)  # a pattern may name only some of the shards
+    num_expected = listed.get("expected") if whole else num_found
+    sizes = None if None in known else known
+    return FoundVideos(stream_shards(shards, class_names, counts), class_names, num_expected, num_found, shards, sizes)
+
+
+def load_videos(dataset: str, data_dir: str | Path, split: str, **options: Any) -> Dataset | IterableDataset:
+    """The data set of `find_videos` alone; same arguments, same errors."""
+    return find_videos(dataset, data_dir, split, **options).videos
+
+
+def available_splits(dataset: str, data_dir: str | Path) -> list[str]:
+    """Names of the splits that `data_dir` has, of `train`, `validation` and `test`."""
+    if dataset == "webdataset":
+        return webdataset_splits(str(data_dir))
+    if dataset in SPLIT_FINDERS:
+        return list(SPLIT_FINDERS[dataset](Path(data_dir).expanduser()))
+    raise ValueError(f"unknown dataset {dataset!r}: choose one of {', '.join(DATASETS)}")

@@ -1,0 +1,1 @@
+"""Checking a data set once, and packing it into tar shards."""

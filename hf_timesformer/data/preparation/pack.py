@@ -1,0 +1,244 @@
+"""Packing scanned videos into tar shards for streaming, each shard whole or not there at all."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import av
+import numpy as np
+from tqdm.auto import tqdm
+from transformers.video_utils import VideoMetadata
+
+from ...video.decoding import VideoDecodeError, decode_video, probe_video
+from ..readers.webdataset import INDEX_FILE, LABELS_FILE, PLAN_FILE
+from .scan import Listed, resumed_log, usable_frames, written_whole
+from .worker_pool import PROCESS_DIED, run_in_workers
+
+
+PACK_LOG = "pack.jsonl"
+CHUNK_FRAMES = 256  # decoded at a time while re-encoding, so that a long video fits into memory
+ENCODER_OPTIONS = {"crf": "20", "preset": "veryfast", "g": "64"}  # a key frame every 64: cheap to enter anywhere
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How videos become shards; `short_side` None keeps the files as they are."""
+
+    videos_per_shard: int = 256
+    short_side: int | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.videos_per_shard < 1:
+            raise ValueError(f"videos_per_shard must be at least 1, got {self.videos_per_shard}")
+        if self.short_side is not None and self.short_side < 16:
+            raise ValueError(f"short_side must be at least 16 pixels, got {self.short_side}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file to write: its videos, and the key of each."""
+
+    path: Path
+    videos: list[Listed]
+    keys: list[str]
+
+
+def plan_shards(videos: list[Listed], output_dir: Path, settings: PackSettings) -> list[Shard]:
+    """Shards of all splits: videos shuffled by the seed, so that a shard holds a mixture of classes."""
+    shards = []
+    for split in dict.fromkeys(video.split for video in videos):
+        chosen = [video for video in videos if video.split == split]
+        order = np.random.default_rng(settings.seed).permutation(len(chosen))
+        for number, start in enumerate(range(0, len(chosen), settings.videos_per_shard)):
+            places = order[start : start + settings.videos_per_shard]
+            keys = [f"{split}_{start + offset:08d}" for offset in range(len(places))]
+            path = output_dir / f"{split}-{number:06d}.tar"
+            shards.append(Shard(path, [chosen[place] for place in places], keys))
+    return shards
+
+
+def pack(
+    videos: list[Listed],
+    class_names: list[str],
+    output_dir: Path,
+    settings: PackSettings,
+    *,
+    expected: dict[str, int],
+    num_workers: int = 2,
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Write all shards, `labels.json` and, last of all, `shards.json`; what became of each video, by its identity.
+
+    Shards that an earlier run has finished are left alone. `expected` is the number of listed videos of each split.
+    Raises ValueError where the folder holds shards of other videos or settings, OSError where the disk is full.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _hold_to_plan(videos, output_dir, settings)
+    for stale in output_dir.glob(".*.part"):
+        stale.unlink()
+    _write_json(output_dir / LABELS_FILE, class_names)
+    shards = plan_shards(videos, output_dir, settings)
+    with resumed_log(output_dir / PACK_LOG) as (entries, append):
+        known = {entry["shard"]: entry["videos"] for entry in entries}
+        packed = {shard.path.name: known[shard.path.name] for shard in shards if _is_done(shard, known)}
+        todo = [shard for shard in shards if shard.path.name not in packed]
+        clips = [video for shard in todo for video in shard.videos]
+        prepare = partial(prepare_clip, short_side=settings.short_side)
+        with tqdm(total=len(videos), initial=len(videos) - len(clips), desc="pack", unit="video") as progress:
+            prepared = _in_order(clips, run_in_workers(prepare, clips, num_workers=num_workers), progress)
+            for shard in todo:
+                packed[shard.path.name] = _write_shard(shard, prepared)
+                append({"shard": shard.path.name, "videos": packed[shard.path.name]})
+    _write_json(output_dir / INDEX_FILE, _index(shards, packed, class_names, settings, expected))
+    return {(row["split"], row["video_id"]): row for rows in packed.values() for row in rows}
+
+
+def _hold_to_plan(videos: list[Listed], output_dir: Path, settings: PackSettings) -> None:
+    """Note what is packed here and how; refuse to mix it with an earlier run's shards of something else."""
+    listed = json.dumps([asdict(video) for video in videos], sort_keys=True)
+    plan = asdict(settings) | {"videos": len(videos), "digest": hashlib.sha256(listed.encode()).hexdigest()}
+    path = output_dir / PLAN_FILE
+    if path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        changed = [f"{name} ({earlier.get(name)} -> {plan[name]})" for name in plan if earlier.get(name) != plan[name]]
+        if changed:
+            raise ValueError(
+                f"{output_dir} holds shards of an earlier run with another {', '.join(changed)}: "
+                "choose a new output folder, or delete this one"
+            )
+    else:
+        _write_json(path, plan)
+
+
+def _is_done(shard: Shard, known: dict[str, list[dict]]) -> bool:
+    rows = known.get(shard.path.name)
+    return rows is not None and (shard.path.exists() or not any("shard" in row for row in rows))
+
+
+def _in_order(clips: list[Listed], results: Iterator[tuple[Listed, Any]], progress: tqdm) -> Iterator[Any]:
+    """Results in the order of `clips`, whichever worker was faster."""
+    early = {}
+    for clip in clips:
+        while clip not in early:
+            finished, result = next(results)
+            early[finished] = result
+            progress.update()
+        yield early.pop(clip)
+
+
+def _write_shard(shard: Shard, prepared: Iterator[Any]) -> list[dict[str, Any]]:
+    """Write one tar file under a temporary name and rename it; the fate of each of its videos."""
+    rows = []
+    with written_whole(shard.path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for video, key in zip(shard.videos, shard.keys):
+            clip = next(prepared)
+            if clip is PROCESS_DIED:
+                clip = {"reason": "process-died", "message": "the process that packed it was killed"}
+            row = {"split": video.split, "video_id": video.video_id}
+            if "content" in clip:
+                _add_file(tar, f"{key}.{clip['suffix']}", clip["content"])
+                _add_file(tar, f"{key}.json", json.dumps(clip["about"], ensure_ascii=False).encode("utf-8"))
+                rows.append(row | {"shard": shard.path.name, "key": key})
+            else:
+                rows.append(row | {"status": "fault"} | clip)
+    if not any("shard" in row for row in rows):
+        shard.path.unlink()  # nothing in it
+    return rows
+
+
+def _add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)  # time and owner stay 0: the same videos give the same bytes
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def prepare_clip(video: Listed, short_side: int | None) -> dict[str, Any]:
+    """A clip's `content`, `suffix` and description, re-encoded where its short side is larger; or why it cannot be."""
+    try:
+        metadata = probe_video(video.path)
+        large = short_side is not None and min(metadata.width, metadata.height) > short_side
+        content = _encode_usable(video.path, metadata, short_side) if large else Path(video.path).read_bytes()
+        metadata = probe_video(content) if large else metadata
+    except VideoDecodeError as error:
+        return {"reason": error.reason, "message": error.message}
+    except av.error.FFmpegError as error:
+        return {"reason": "encode", "message": str(error)}
+    except OSError as error:
+        return {"reason": "not-found", "message": str(error)}
+    about = {
+        "video_id": video.video_id,
+        "label": video.label,
+        "label_name": video.label_name,
+        "source": video.source,
+        "frames": metadata.total_num_frames,
+        "fps": metadata.fps,
+        "width": metadata.width,
+        "height": metadata.height,
+        "reencoded": large,
+    }
+    suffix = "mp4" if large else PurePosixPath(video.path).suffix[1:].lower()
+    return {"content": content, "suffix": suffix, "about": about}
+
+
+def _encode_usable(path: str, metadata: VideoMetadata, short_side: int) -> bytes:
+    """`encode_video` of the whole video or, where its end is damaged, of the frames before that."""
+    try:
+        return encode_video(path, metadata, short_side)
+    except VideoDecodeError as error:
+        if error.reason != "damaged":
+            raise
+    usable = usable_frames(path, metadata.total_num_frames, every=True)
+    return encode_video(path, replace(metadata, total_num_frames=usable), short_side)
+
+
+def encode_video(path: str, metadata: VideoMetadata, short_side: int) -> bytes:
+    """The video as H.264 in mp4 with that short side: as many frames, at the mean rate, as displayed, no sound.
+
+    Raises VideoDecodeError for a damaged video.
+    """
+    buffer = io.BytesIO()
+    rate = Fraction(metadata.fps or 30).limit_denominator(65535)
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options=ENCODER_OPTIONS)
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for start in range(0, metadata.total_num_frames, CHUNK_FRAMES):
+            numbers = range(start, min(start + CHUNK_FRAMES, metadata.total_num_frames))
+            frames, _ = decode_video(path, numbers, short_side=short_side)  # (t, 3, h, w)
+            height, width = (side - side % 2 for side in frames.shape[2:])  # 4:2:0 needs even sides
+            if start == 0:
+                stream.height, stream.width = height, width
+            for frame in frames[:, :, :height, :width].permute(0, 2, 3, 1).numpy():
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def _index(
+    shards: list[Shard],
+    packed: dict[str, list[dict]],
+    class_names: list[str],
+    settings: PackSettings,
+    expected: dict[str, int],
+) -> dict[str, Any]:
+    """The content of `shards.json`: shards and videos of each split."""
+    splits = {}
+    for split in expected:
+        names = [shard.path.name for shard in shards if shard.videos[0].split == split]
+        counts = {name: sum("shard" in row for row in packed[name]) for name in names}
+        counts = {name: count for name, count in counts.items() if count}
+        splits[split] = {"videos": sum(counts.values()), "expected": expected[split], "shards": counts}
+    return {"splits": splits, "classes": len(class_names), "settings": asdict(settings)}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with written_whole(path) as file:
+        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))

@@ -1,0 +1,228 @@
+"""Scanning a data set: is every video readable, how long and how large is it? The answers go into a manifest."""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from ...video.decoding import VideoDecodeError, decode_video, probe_video
+from ...video.decoding_source import DecodeLimits, open_source
+from ..records import VideoRecords
+from .worker_pool import PROCESS_DIED, run_in_workers
+
+
+logger = logging.getLogger(__name__)
+
+SCAN_LOG, MANIFEST = "scan.jsonl", "manifest.parquet"
+
+# How much of each video is read: packets only; also the first, middle and last frame; every frame.
+CHECKS = ("header", "frames", "full")
+
+MANIFEST_SCHEMA = pa.schema(
+    {
+        "split": pa.string(),
+        "video_id": pa.string(),
+        "source": pa.string(),  # path from the data folder
+        "label": pa.int64(),
+        "label_name": pa.string(),
+        "status": pa.string(),  # ok, partial (damaged near its end, still of use), fault or missing
+        "reason": pa.string(),  # of all but ok: the decoder's short word, "process-died", "encode" or "missing"
+        "message": pa.string(),
+        "frames": pa.int64(),  # as many as the file has packets for
+        "usable_frames": pa.int64(),  # as many as can be decoded; null where only the header was read
+        "fps": pa.float64(),
+        "seconds": pa.float64(),
+        "width": pa.int64(),
+        "height": pa.int64(),
+        "codec": pa.string(),
+        "bytes": pa.int64(),
+        "check": pa.string(),
+        "shard": pa.string(),  # where it was packed, or null
+        "key": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One video that is to be scanned or packed."""
+
+    split: str
+    video_id: str
+    path: str
+    source: str  # the path as the data folder has it
+    label: int
+    label_name: str
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What tells it from all others."""
+        return self.split, self.video_id
+
+
+def list_records(splits: dict[str, VideoRecords], data_dir: Path) -> list[Listed]:
+    """The videos of all splits that are on disk, in order."""
+    return [
+        Listed(split, video_id, path, os.path.relpath(path, data_dir), label, records.class_names[label])
+        for split, records in splits.items()
+        for video_id, path, label in zip(records.video_ids, records.videos, records.labels)
+    ]
+
+
+def scan_video(video: Listed, check: str) -> dict[str, Any]:
+    """One row of the manifest: frames, rate, size and codec of one video, or why it cannot be read."""
+    row = _row(video) | {"check": check, "status": "ok"}
+    try:
+        row["bytes"] = os.path.getsize(video.path)
+        row |= _describe(video.path)
+        if check != "header":
+            row["usable_frames"] = usable_frames(video.path, row["frames"], every=check == "full")
+    except VideoDecodeError as error:
+        return row | {"status": "fault", "reason": error.reason, "message": error.message}
+    except OSError as error:
+        return row | {"status": "fault", "reason": "not-found", "message": str(error)}
+    if row.get("usable_frames", row["frames"]) < row["frames"]:
+        message = f"only the first {row['usable_frames']} of {row['frames']} frames can be decoded"
+        row |= {"status": "partial", "reason": "damaged", "message": message}
+    return row
+
+
+def _row(video: Listed) -> dict[str, Any]:
+    return {name: getattr(video, name) for name in ("split", "video_id", "source", "label", "label_name")}
+
+
+def _describe(path: str) -> dict[str, Any]:
+    metadata = probe_video(path)
+    with open_source(path, DecodeLimits(), False) as video, video.open_stream() as (_, stream):
+        codec = stream.codec_context.name
+    return {
+        "frames": metadata.total_num_frames,
+        "fps": metadata.fps,
+        "seconds": metadata.duration,
+        "width": metadata.width,
+        "height": metadata.height,
+        "codec": codec,
+    }
+
+
+def usable_frames(path: str, count: int, *, every: bool = False) -> int:
+    """How many of the `count` frames can be decoded, counted from the first; VideoDecodeError if not even half can.
+
+    Looks at the first, the middle and the last frame, and with `every` at all those between.
+    """
+
+    def decodes(frames: int) -> bool:
+        wanted = range(frames) if every else [frames - 1]
+        try:
+            decode_video(path, wanted, short_side=8)  # small, since all frames are kept
+        except VideoDecodeError as error:
+            if error.reason != "damaged":
+                raise
+            return False
+        return True
+
+    if decodes(count):
+        decode_video(path, [0, count // 2])
+        return count
+    good, bad = (count + 1) // 2, count
+    decode_video(path, range(good) if every else [0, good - 1], short_side=8)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if decodes(middle) else (good, middle)
+    return good
+
+
+def scan(
+    videos: Iterable[Listed], output_dir: Path, *, check: str = "frames", num_workers: int = 2
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Scan all videos in parallel; rows by `Listed.identity`.
+
+    Every answer is appended to `scan.jsonl` at once; a later run takes it from there, unless the file's size has
+    changed since or this `check` looks deeper.
+    """
+    videos = list(videos)
+    with resumed_log(output_dir / SCAN_LOG) as (answers, append):
+        known = {(row["split"], row["video_id"]): row for row in answers}
+        rows = {video.identity: known[video.identity] for video in videos if _is_current(video, known, check)}
+        todo = [video for video in videos if video.identity not in rows]
+        if rows:
+            logger.info("%d of %d videos were scanned before", len(rows), len(videos))
+        faults = Counter(row["reason"] for row in rows.values() if row["status"] != "ok")
+        with tqdm(total=len(videos), initial=len(rows), desc="scan", unit="video") as progress:
+            for video, row in run_in_workers(partial(scan_video, check=check), todo, num_workers=num_workers):
+                if row is PROCESS_DIED:
+                    row = _row(video) | _died(video) | {"check": check}
+                append(row)
+                rows[video.identity] = row
+                faults.update([row["reason"]] if row["status"] != "ok" else [])
+                progress.set_postfix(faults, refresh=False)
+                progress.update()
+    return rows
+
+
+def _is_current(video: Listed, known: dict[tuple[str, str], dict], check: str) -> bool:
+    row = known.get(video.identity)
+    if row is None or CHECKS.index(row["check"]) < CHECKS.index(check):
+        return False
+    return os.path.exists(video.path) and row.get("bytes") == os.path.getsize(video.path)
+
+
+def _died(video: Listed) -> dict[str, Any]:
+    message = "the process that read it was killed (a crash of the decoder, or too little memory)"
+    return {"status": "fault", "reason": "process-died", "message": message, "bytes": os.path.getsize(video.path)}
+
+
+@contextmanager
+def resumed_log(path: Path) -> Iterator[tuple[list[dict], Callable[[dict], None]]]:
+    """The rows of a JSON-lines file and a function that appends one; a last line cut by a kill is dropped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(0)
+        content = file.read()
+        whole = content.rpartition(b"\n")[0] + b"\n" if b"\n" in content else b""
+        file.truncate(len(whole))
+        yield [json.loads(line) for line in whole.splitlines()], partial(_append, file)
+
+
+def _append(file: BinaryIO, row: dict[str, Any]) -> None:
+    file.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+    file.flush()
+
+
+def write_manifest(
+    output_dir: Path, splits: dict[str, VideoRecords], rows: Iterable[dict[str, Any]]
+) -> tuple[Path, pa.Table]:
+    """Write `manifest.parquet`: every listed video, the missing ones too, with its status; whole or not at all."""
+    missing = [
+        {"split": split, "video_id": video_id, "status": "missing", "reason": "missing", "message": "not on disk"}
+        for split, records in splits.items()
+        for video_id in records.missing
+    ]
+    table = pa.Table.from_pylist([*rows, *missing], schema=MANIFEST_SCHEMA)
+    with written_whole(output_dir / MANIFEST) as file:
+        pq.write_table(table, file)
+    return output_dir / MANIFEST, table
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write under a temporary name (`*.part`); it gets its own name only when all of it is on disk."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

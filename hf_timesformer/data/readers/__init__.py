@@ -1,0 +1,1 @@
+"""One reader a data-set layout: records of videos and labels."""

@@ -1,0 +1,218 @@
+"""Tar shards of `<key>.<video suffix>` + `<key>.cls` or `<key>.json`, on disk or remote, read as a stream."""
+
+import logging
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import product
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import aiohttp
+import fsspec
+from datasets import IterableDataset
+from datasets.utils.file_utils import xopen
+
+from ..records import is_video, parse_class_names, parse_json, video_features
+from .folder import SPLIT_ALIASES, canonical_split
+
+
+logger = logging.getLogger(__name__)
+
+LABELS_FILE = "labels.json"  # class names in order, beside the shards
+INDEX_FILE = "shards.json"  # what `prepare_dataset` packed: each split's shards and their numbers of videos
+PLAN_FILE = "packing_plan.json"  # written when packing begins
+READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, aiohttp.ClientError)
+
+
+def find_shards(location: str, split: str) -> list[str]:
+    """Paths or URLs of the shards of one split, in order.
+
+    `location` is a folder (local or `hf://`) with `<split>*.tar` or `<split>/*.tar`; a folder URL with our
+    `shards.json`; or shards by pattern: `{split}` stands for the split, `{000..123}` and `{a,b}` for a range and a
+    choice, `*` for anything (not over http, which cannot list). Raises ValueError where nothing is found.
+    """
+    split = canonical_split(split)
+    if not re.search(r"\.(tar|tgz|tar\.gz)$", location):
+        return _shards_in_folder(location.rstrip("/"), split)
+    patterns = expand_braces(location.replace("{split}", split))
+    shards = [shard for pattern in patterns for shard in (_glob(pattern) if "*" in pattern else [pattern])]
+    absent = [shard for shard in shards if "://" not in shard and not os.path.isfile(shard)]
+    if absent or not shards:
+        raise ValueError(
+            f"no shard at {absent[0] if absent else location} ({len(absent)} of {len(shards)} are absent)"
+        )
+    return shards
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a-{00..02}.{x,y}` -> all its strings, in order; numbers keep their leading zeros."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)  # text, choice, text, choice, ..., text
+    choices = [[piece] if place % 2 == 0 else _brace_choices(piece) for place, piece in enumerate(pieces)]
+    return ["".join(parts) for parts in product(*choices)]
+
+
+def _brace_choices(body: str) -> list[str]:
+    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+    if bounds is None:
+        return body.split(",")
+    first, last = bounds.groups()
+    if int(last) < int(first):
+        raise ValueError(f"the range {{{body}}} is empty: write the smaller number first")
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+
+
+def _glob(pattern: str) -> list[str]:
+    if pattern.startswith(("http://", "https://")):
+        raise ValueError(f"{pattern}: http cannot list files; name the shards as {{000000..000123}}")
+    filesystem, path = fsspec.url_to_fs(os.path.expanduser(pattern))
+    return sorted(_with_protocol(pattern, found) for found in filesystem.glob(path))
+
+
+def _with_protocol(pattern: str, path: str) -> str:
+    return f"{pattern.partition('://')[0]}://{path}" if "://" in pattern else path
+
+
+def _shards_in_folder(folder: str, split: str) -> list[str]:
+    index = read_index(folder)
+    if index is not None:
+        if split not in index["splits"]:
+            raise ValueError(f"{folder}/{INDEX_FILE} has no {split} split; it has: {', '.join(index['splits'])}")
+        return [f"{folder}/{name}" for name in index["splits"][split]["shards"]]
+    if folder.startswith(("http://", "https://")):
+        raise ValueError(
+            f"{folder} has no {INDEX_FILE} and http cannot list files; name the shards as {{000..123}}.tar"
+        )
+    if "://" not in folder and not Path(folder).expanduser().is_dir():
+        raise ValueError(f"data folder {folder!r} does not exist or is no folder")
+    if "://" not in folder and Path(folder, PLAN_FILE).expanduser().exists():
+        raise ValueError(f"packing into {folder} is not finished: run prepare_dataset again, it goes on there")
+    found = {name: _split_shards(folder, name) for name in SPLIT_ALIASES}
+    if not found[split]:
+        others = ", ".join(name for name, shards in found.items() if shards) or "no shards of any split"
+        raise ValueError(f"{folder} has no shards {split}*.tar or {split}/*.tar; found: {others}")
+    return found[split]
+
+
+def _split_shards(folder: str, split: str) -> list[str]:
+    for alias in SPLIT_ALIASES[split]:
+        shards = _glob(f"{folder}/{alias}[-_.0-9]*.tar") or _glob(f"{folder}/{alias}/*.tar")
+        if shards:
+            return shards
+    return []
+
+
+def webdataset_splits(location: str) -> list[str]:
+    """Splits that a folder of shards has; for a pattern with `{split}` those that match; else `train`."""
+    index = None if location.endswith(".tar") else read_index(location.rstrip("/"))
+    if index is not None:
+        return list(index["splits"])
+    if location.endswith(".tar"):
+        return [split for split in SPLIT_ALIASES if "{split}" in location] or ["train"]
+    return [split for split in SPLIT_ALIASES if _split_shards(location.rstrip("/"), split)]
+
+
+def read_index(folder: str) -> dict[str, Any] | None:
+    """The content of `shards.json` in a local or remote folder, or None where there is none."""
+    text = _read_text(f"{folder}/{INDEX_FILE}")
+    return None if text is None else parse_json(text, f"{folder}/{INDEX_FILE}", dict)
+
+
+def _read_text(path: str) -> str | None:
+    try:
+        with xopen(os.path.expanduser(path), "rb") as file:
+            return file.read().decode("utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def find_class_names(shard: str) -> list[str]:
+    """Class names from `labels.json` beside a shard or in the folder above; ValueError where there is none."""
+    folder = shard.rpartition("/")[0] or "."
+    for place in (folder, folder.rpartition("/")[0] or "."):
+        text = _read_text(f"{place}/{LABELS_FILE}")
+        if text is not None:
+            return parse_class_names(text, f"{place}/{LABELS_FILE}")
+    raise ValueError(f"no {LABELS_FILE} in {folder}: write the class names there, in order, as a JSON list")
+
+
+def stream_shards(
+    shards: list[str], class_names: list[str], counts: Mapping[str, int] | None = None
+) -> IterableDataset:
+    """Videos of the shards as an `IterableDataset` with `num_shards == len(shards)`; `video` holds the file's bytes.
+
+    The order is that of the shards and, in them, of the files; `state_dict` and `load_state_dict` resume it. `counts`
+    (shard name -> videos) lets a shard that ends too early be noticed even where it is cut between two files.
+    """
+    index = {name: label for label, name in enumerate(class_names)}
+    generate = partial(_generate, index=index, counts=dict(counts or {}))
+    features = video_features(class_names, video_type="binary")
+    return IterableDataset.from_generator(generate, features=features, gen_kwargs={"shards": list(shards)})
+
+
+def _generate(shards: list[str], index: dict[str, int], counts: dict[str, int]) -> Iterator[dict[str, Any]]:
+    for shard in shards:
+        name = PurePosixPath(shard).name
+        number = 0
+        for key, files in read_shard(shard):
+            record = _record(shard, key, files, index)
+            if record is None:
+                logger.warning("%s: sample %r holds no video (%s)", shard, key, ", ".join(files))
+                continue
+            number += 1
+            yield record
+        if number != counts.get(name, number):
+            raise ValueError(f"shard {shard} holds {number} videos, its manifest says {counts[name]}: copy it again")
+
+
+def read_shard(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Samples of a tar file in order: the key and `{suffix: content}` of the neighbouring files that share it.
+
+    Raises ValueError that names the shard where it is absent, cut off or no tar file.
+    """
+    key, files = "", {}
+    try:
+        with xopen(shard, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as tar:
+            for member in tar:
+                path = PurePosixPath(member.name)
+                stem, _, suffix = path.name.partition(".")
+                if not member.isfile() or not stem or not suffix:
+                    continue
+                member_key = str(path.parent / stem)
+                if member_key != key and files:
+                    yield key, files
+                    files = {}
+                key = member_key
+                files[suffix.lower()] = tar.extractfile(member).read()
+    except READ_ERRORS as error:
+        raise ValueError(f"cannot read shard {shard} to its end ({error}): copy or pack it again") from error
+    if files:
+        yield key, files
+
+
+def _record(shard: str, key: str, files: dict[str, bytes], index: dict[str, int]) -> dict[str, Any] | None:
+    suffix = next((suffix for suffix in files if is_video(f"video.{suffix}")), None)
+    if suffix is None:
+        return None
+    description = parse_json(files["json"].decode("utf-8"), f"{key}.json of {shard}", dict) if "json" in files else {}
+    label = files["cls"].decode("utf-8").strip() if "cls" in files else description.get("label")
+    name = f"{PurePosixPath(shard).name.partition('.')[0]}/{key}"
+    return {
+        "video_id": str(description.get("video_id", name)),
+        "video": files[suffix],
+        "label": _class_index(f"{key} of {shard}", label, index),
+    }
+
+
+def _class_index(name: str, label: str | int | None, index: dict[str, int]) -> int:
+    """A class index from a class name, or from a number (a name that happens to be digits wins)."""
+    if label in index:
+        return index[label]
+    if isinstance(label, int) or (isinstance(label, str) and label.isdigit()):
+        if 0 <= int(label) < len(index):
+            return int(label)
+        raise ValueError(f"sample {name} has label {label}, but {LABELS_FILE} names only {len(index)} classes")
+    raise ValueError(f"sample {name} has label {label!r} (from .cls, or 'label' in .json), which {LABELS_FILE} lacks")

@@ -1,0 +1,275 @@
+"""Tar shards in an exact order: which clip each process and each worker reads when, planned before reading.
+
+The clips of an epoch lie on a line, shard after shard in shuffled order. The line is cut into one interval for each
+worker of each process, in proportion to the batches it has to make, whatever the sizes of the shards: every clip goes
+to exactly one worker, and all processes take equally many steps. Within its interval a worker shuffles through a
+buffer, also on paper: so a resumed run knows which shards it can leave closed and which clips it can drop unread.
+"""
+
+import logging
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from datasets import IterableDataset
+from torch.utils.data import Sampler
+
+from .clips import MAX_STAND_INS, ClipKey
+from .records import is_video
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StreamLayout:
+    """How `num_clips` clips are dealt to `num_processes * num_workers` streams in batches of `batch_size`.
+
+    Stream `rank * num_workers + worker` makes every `num_workers`-th batch of its process, as a `DataLoader` asks its
+    workers in turn. Raises ValueError for fewer clips than processes.
+    """
+
+    num_clips: int
+    batch_size: int
+    num_processes: int = 1
+    num_workers: int = 1
+
+    def __post_init__(self):
+        if self.num_clips < self.num_processes:
+            raise ValueError(f"{self.num_clips} clips are too few for {self.num_processes} processes")
+
+    @property
+    def steps(self) -> int:
+        """Batches that every process makes in an epoch."""
+        clips = -(-self.num_clips // self.num_processes)
+        return -(-clips // self.batch_size)
+
+    @property
+    def num_keys(self) -> int:
+        """Places in all batches of an epoch: the clips, and repeats that fill the last batches."""
+        return self.steps * self.batch_size * self.num_processes
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """Where on the line of clips each stream begins, and the last one ends: `(streams + 1,)`."""
+        batches = [len(range(worker, self.steps, self.num_workers)) for worker in range(self.num_workers)]
+        places = np.cumsum([0] + batches * self.num_processes) * self.batch_size
+        return places * self.num_clips // self.num_keys
+
+    def keys(self, epoch: int) -> Iterator[ClipKey]:
+        """All keys of an epoch in the order of the batches: a batch for each process in turn."""
+        for step in range(self.steps):
+            turn, worker = divmod(step, self.num_workers)
+            for rank in range(self.num_processes):
+                for place in range(self.batch_size):
+                    yield ClipKey(epoch, turn * self.batch_size + place, rank * self.num_workers + worker)
+
+
+class StreamSampler(Sampler[ClipKey]):
+    """The keys of `StreamLayout` as a sampler that accelerate deals to the processes batch by batch."""
+
+    def __init__(self, layout: StreamLayout):
+        self.layout, self.epoch = layout, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lay out that epoch from the next iteration on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.layout.num_keys
+
+    def __iter__(self) -> Iterator[ClipKey]:
+        return self.layout.keys(self.epoch)
+
+
+class ShardSource:
+    """Clips of tar shards by `ClipKey`, each stream read forward only.
+
+    `videos` has one `datasets` shard for each of `sizes`. `shuffle_buffer` clips are shuffled at a time, and the
+    shards with them; 0 keeps the order of the files, for evaluation, and leaves places without a clip empty where
+    training repeats the clips of the batch before.
+    """
+
+    def __init__(
+        self,
+        videos: IterableDataset,
+        sizes: Sequence[int],
+        layout: StreamLayout,
+        *,
+        shuffle_buffer: int = 0,
+        seed: int = 0,
+    ):
+        if videos.num_shards != len(sizes) or sum(sizes) != layout.num_clips:
+            raise ValueError(f"{videos.num_shards} shards with {layout.num_clips} clips do not fit the sizes {sizes}")
+        self.videos, self.sizes, self.layout = videos, np.asarray(sizes), layout
+        self.shuffle_buffer, self.seed = shuffle_buffer, seed
+        self._readers: dict[int, _StreamReader] = {}
+        self._epoch = -1
+
+    def __len__(self) -> int:
+        return self.layout.num_clips
+
+    @property
+    def num_keys(self) -> int:
+        """Places in an epoch, those without a clip included."""
+        return self.layout.num_keys
+
+    def make_sampler(self, seed: int) -> StreamSampler:
+        """The sampler whose keys this source understands; the order follows from the source's own seed."""
+        return StreamSampler(self.layout)
+
+    def candidates(self, key: ClipKey) -> Iterator[Mapping[str, Any]]:
+        """The record of that key, then the next ones of its stream, which may stand in for it."""
+        reader = self._reader(key)
+        if not self.shuffle_buffer:
+            if key.index < len(reader):
+                reader.forget_before(key.index)
+                yield reader.record(key.index)
+            return
+        reader.forget_before(self._repeat(key.index, len(reader)))
+        for index in range(key.index, key.index + min(len(self), MAX_STAND_INS)):
+            yield reader.record(self._repeat(index, len(reader)))
+
+    def _repeat(self, index: int, length: int) -> int:
+        """Places past the end of a stream take the clips of the batch before."""
+        past = max(0, index - length + 1)
+        index -= -(-past // self.layout.batch_size) * self.layout.batch_size
+        return index if index >= 0 else index % length
+
+    def _reader(self, key: ClipKey) -> "_StreamReader":
+        if key.epoch != self._epoch:
+            self._readers, self._epoch = {}, key.epoch
+        if key.stream not in self._readers:
+            self._readers[key.stream] = self._open(key)
+        return self._readers[key.stream]
+
+    def _open(self, key: ClipKey) -> "_StreamReader":
+        entropy = [self.seed, key.epoch]
+        shards = np.arange(len(self.sizes))
+        if self.shuffle_buffer:
+            shards = np.random.default_rng(entropy).permutation(shards)
+        begin, end = self.layout.bounds[key.stream : key.stream + 2]
+        if begin == end:  # more places than clips: borrow the neighbour's
+            begin, end = (begin - 1, begin) if begin else (0, 1)
+        pieces = cut_line(self.sizes, shards, int(begin), int(end))
+        order = np.arange(end - begin)
+        if self.shuffle_buffer:
+            order = buffered_order(len(order), self.shuffle_buffer, np.random.default_rng([*entropy, key.stream]))
+        back = self.layout.batch_size
+        return _StreamReader(self._read_shard, pieces, order, first=key.index - back, back=back)
+
+    def _read_shard(self, shard: int) -> Iterator[Mapping[str, Any]]:
+        # `iter`, since a plain loop in a DataLoader worker would split the shard between workers once more.
+        videos = self.videos.shard(num_shards=len(self.sizes), index=shard, contiguous=True)
+        for batch in videos.iter(batch_size=1):
+            yield {name: values[0] for name, values in batch.items()}
+
+
+class _StreamReader:
+    """The clips of one stream in the order `order`, from place `first` on; the last `back` places stay at hand."""
+
+    def __init__(
+        self, read_shard: Any, pieces: list[tuple[int, int, int]], order: np.ndarray, *, first: int, back: int
+    ):
+        self.order, self.back = order, back
+        self.due = np.argsort(order)  # place on the line -> place in `order`
+        self.oldest = max(0, min(first, len(order) - back))
+        self.held: dict[int, Mapping[str, Any]] = {}
+        self.start = int(order[self.oldest :].min())
+        self.records = self._read(read_shard, pieces)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def forget_before(self, index: int) -> None:
+        """Places more than `back` before `index` will not be asked for again."""
+        self.oldest = max(self.oldest, index - self.back)
+        for place in [place for place in self.held if self.due[place] < self.oldest]:
+            del self.held[place]
+
+    def record(self, index: int) -> Mapping[str, Any]:
+        """The clip at that place of `order`, read up to where it comes."""
+        wanted = int(self.order[index])
+        while wanted not in self.held:
+            place, record = next(self.records)
+            if self.due[place] >= self.oldest:
+                self.held[place] = record
+        return self.held[wanted]
+
+    def _read(self, read_shard: Any, pieces: list[tuple[int, int, int]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        place = 0
+        for shard, begin, end in pieces:
+            skipped = min(max(self.start - place, 0), end - begin)
+            place += skipped
+            if skipped < end - begin:
+                for record in islice(read_shard(shard), begin + skipped, end):
+                    yield place, record
+                    place += 1
+
+
+def cut_line(sizes: np.ndarray, shards: np.ndarray, begin: int, end: int) -> list[tuple[int, int, int]]:
+    """What of each shard lies in `[begin, end)` where the shards follow each other in the order `shards`.
+
+    Returns `(shard, first clip, clip after the last)`; sizes 4 and 3 in the order 1, 0 and [2, 5): `(1, 2, 3)`,
+    `(0, 0, 2)`.
+    """
+    pieces, start = [], 0
+    for shard in map(int, shards):
+        size = int(sizes[shard])
+        first, stop = max(begin - start, 0), min(end - start, size)
+        if first < stop:
+            pieces.append((shard, first, stop))
+        start += size
+    return pieces
+
+
+def buffered_order(length: int, buffer_size: int, generator: np.random.Generator) -> np.ndarray:
+    """The order in which a shuffle buffer gives out `length` clips that arrive one after another."""
+    buffer = list(range(min(length, buffer_size)))
+    slots = generator.integers(len(buffer), size=max(length - buffer_size, 0))
+    order = []
+    for arriving, slot in enumerate(slots, start=len(buffer)):
+        order.append(buffer[slot])
+        buffer[slot] = arriving
+    return np.concatenate([np.array(order, dtype=np.int64), generator.permutation(buffer)])
+
+
+def count_clips(shards: Sequence[str]) -> list[int]:
+    """Clips in each of some local tar shards, from the names of the files in them.
+
+    Raises ValueError for a shard that cannot be read, or is not on disk: then only a manifest can tell.
+    """
+    return [_count_clips(shard) for shard in shards]
+
+
+def _count_clips(shard: str) -> int:
+    if "://" in shard:
+        raise ValueError(
+            f"how many clips {shard} holds is not known: put the shards.json that prepare_dataset.py writes beside it"
+        )
+    try:
+        with tarfile.open(shard) as tar:
+            paths = [PurePosixPath(member.name) for member in tar if member.isfile()]
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise ValueError(f"cannot read shard {shard}: {error}") from error
+    return len({path.parent / path.name.partition(".")[0] for path in paths if is_video(path.name)})
+
+
+def warn_of_few_shards(num_shards: int, layout: StreamLayout) -> None:
+    """Say it, with the cure, where several workers must read one shard."""
+    streams = layout.num_processes * layout.num_workers
+    if num_shards < streams:
+        logger.warning(
+            "%d shards are fewer than %d processes x %d workers = %d readers, so some shards are read more than once: "
+            "pack more shards (prepare_dataset.py), or lower --dataloader_num_workers to %d",
+            num_shards,
+            layout.num_processes,
+            layout.num_workers,
+            streams,
+            max(num_shards // layout.num_processes, 1),
+        )

@@ -1,0 +1,1 @@
+"""Recipes for `timesformer train --recipe NAME`: argument values as JSON."""

@@ -1,0 +1,157 @@
+"""What a fine-tuning run starts from: its clips in two splits, its labels, its network, its processor."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers.utils import PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
+
+from ..model.configuration_timesformer import TimeSformerConfig, pair
+from ..model.modeling_timesformer import TimeSformerForVideoClassification
+from ..video.video_processing_timesformer import TimeSformerVideoProcessor
+
+
+logger = logging.getLogger(__name__)
+
+
+def hold_out(records: Dataset, fraction: float, *, seed: int) -> tuple[Dataset, Dataset]:
+    """Split into training and validation clips, class by class; a class of one clip stays whole in training.
+
+    Raises ValueError for a fraction outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation_fraction must lie between 0 and 1, got {fraction}")
+    generator = np.random.default_rng(seed)
+    labels = np.asarray(records["label"])
+    held_out = []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        count = max(1, round(fraction * len(rows))) if len(rows) > 1 else 0
+        held_out += rows[:count].tolist()
+    kept = sorted(set(range(len(labels))) - set(held_out))
+    return records.select(kept), records.select(sorted(held_out))
+
+
+def match_labels(class_names: Sequence[str], label2id: dict[str, int]) -> list[int]:
+    """The checkpoint's id of each class of the data. Raises ValueError that names the classes it does not know."""
+    unknown = [name for name in class_names if name not in label2id]
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:10])) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+        some = ", ".join(map(repr, list(label2id)[:5]))
+        raise ValueError(
+            f"{len(unknown)} of {len(class_names)} classes of the data are no labels of the checkpoint: {shown} "
+            f"(its {len(label2id)} labels begin with {some}). Pass --new_head to train a new classifier for the data"
+        )
+    return [label2id[name] for name in class_names]
+
+
+def load_network(
+    class_names: Sequence[str],
+    *,
+    model: str | None = None,
+    from_vit: str | None = None,
+    new_head: bool = False,
+    config_overrides: dict[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[TimeSformerForVideoClassification, list[int]]:
+    """The network to train, and the id that it gives to each class of the data.
+
+    From a TimeSformer checkpoint (`model`), an image ViT (`from_vit`), or from scratch (`config_overrides` alone).
+    Settings that are None are left as the checkpoint has them. Raises ValueError where the labels do not match.
+    """
+    if model and from_vit:
+        raise ValueError("--model (a TimeSformer) and --from_vit (an image ViT) exclude each other: give one of them")
+    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    overrides = (config_overrides or {}) | {name: value for name, value in settings.items() if value is not None}
+    identity = list(range(len(class_names)))
+    if from_vit:
+        return TimeSformerForVideoClassification.from_vit(from_vit, **labels, **overrides), identity
+    if model is None:
+        if not config_overrides:
+            raise ValueError(
+                "nothing to start from: give --model, --from_vit, or --config_overrides for a new network"
+            )
+        return TimeSformerForVideoClassification(TimeSformerConfig(**overrides, **labels)), identity
+    return _load_checkpoint(model, labels, new_head, overrides)
+
+
+def _load_checkpoint(
+    model: str, labels: dict[str, dict], new_head: bool, overrides: dict[str, Any]
+) -> tuple[TimeSformerForVideoClassification, list[int]]:
+    class_names = list(labels["label2id"])
+    config = TimeSformerConfig.from_pretrained(model)
+    # The embeddings stay as long as the checkpoint has them; the network resizes them to the clips that it sees.
+    overrides = {name: value for name, value in overrides.items() if name not in ("num_frames", "image_size")}
+    is_unnamed = all(name.startswith("LABEL_") for name in config.label2id)
+    if not new_head and not (is_unnamed and len(class_names) == config.num_labels):
+        ids = match_labels(class_names, config.label2id)
+        return TimeSformerForVideoClassification.from_pretrained(model, **overrides), ids
+    network = TimeSformerForVideoClassification.from_pretrained(
+        model, **labels, **overrides, ignore_mismatched_sizes=new_head
+    )
+    if new_head:
+        fresh = TimeSformerForVideoClassification(network.config)
+        fresh.timesformer = network.timesformer
+        network = fresh
+    return network, list(range(len(class_names)))
+
+
+def make_processor(
+    config: TimeSformerConfig, source: str | None, *, image_size: int | None = None, **settings: Any
+) -> TimeSformerVideoProcessor:
+    """The processor of the run: the settings given, then those of the checkpoint or ViT at `source`, then defaults.
+
+    Raises ValueError for a size that the patches of the network do not divide.
+    """
+    side = image_size or _square_side(config)
+    for patch in pair(config.patch_size):
+        if side % patch:
+            nearest = (side // patch * patch, (side // patch + 1) * patch)
+            raise ValueError(
+                f"image_size {side} is no multiple of the patch size {patch}: take {nearest[0]} or {nearest[1]}"
+            )
+    saved = _saved_settings(source)
+    names = ("num_frames", "sampling", "sampling_rate", "target_fps", "image_mean", "image_std", "resample")
+    values = {"num_frames": config.num_frames} | {name: saved[name] for name in names if saved.get(name) is not None}
+    values |= {name: value for name, value in settings.items() if value is not None}
+    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    return TimeSformerVideoProcessor(**values, **size)
+
+
+def _square_side(config: TimeSformerConfig) -> int:
+    height, width = pair(config.image_size)
+    if height != width:
+        raise ValueError(f"the checkpoint is made for frames of {height}x{width}: give a square --image_size")
+    return height
+
+
+def _saved_settings(source: str | None) -> dict[str, Any]:
+    """Settings of the processor beside a checkpoint or an image ViT; empty where there is none."""
+    if source is None or Path(source).is_file():
+        return {}
+    for name in (VIDEO_PROCESSOR_NAME, "preprocessor_config.json", PROCESSOR_NAME):
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            settings = json.loads(Path(path).read_text(encoding="utf-8"))
+            return settings.get("video_processor", settings)
+    return {}
+
+
+def parse_overrides(text: str | None) -> dict[str, Any]:
+    """`hidden_size=96,drop_path_rate=0.1` as a dict with numbers as numbers. Raises ValueError for another form."""
+    values = {}
+    for part in (text or "").split(","):
+        name, equals, value = part.partition("=")
+        if not part.strip():
+            continue
+        if not equals:
+            raise ValueError(f"config_overrides takes name=value pairs with commas between, got {part!r}")
+        try:
+            values[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name.strip()] = value.strip()
+    return values

@@ -1,0 +1,178 @@
+"""Decoding speed: our decoder, torchcodec (where it is installed) and the reader of transformers' pipeline.
+
+Each reader turns a file into 8 frames over a 256-frame window (the paper's clip, placed in the middle), short side
+224, on one thread. The readers take turns on each clip; the table has the median times and ours as a ratio.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional
+from transformers.pipelines.video_classification import read_video_pyav
+
+from hf_timesformer.video.decoding import decode_video
+from hf_timesformer.video.decoding_pixels import scaled_size
+from hf_timesformer.video.sampling import sample_indices
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+SUFFIXES = {".mp4", ".avi", ".webm", ".mkv", ".mov"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `benchmarks decode`."""
+    parser.add_argument("--videos", nargs="+", type=Path, required=True, help="files, or folders that are searched")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each reader decodes each clip (default 5)")
+    parser.add_argument("--limit", type=int, help="take at most this many clips, spread evenly over those found")
+    parser.add_argument("--min_frames", type=int, default=32, help="leave out shorter clips (default 32)")
+    parser.add_argument("--num_frames", type=int, default=8)
+    parser.add_argument("--window", type=int, default=256)
+    parser.add_argument("--short_side", type=int, default=224)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu: for a machine that is busy")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table and the geometric means, then the same as one line of JSON."""
+    torch.set_num_threads(1)
+    readers = {"ours": read_ours, "torchcodec": torchcodec_reader(), "stock": read_stock}
+    readers = {name: reader for name, reader in readers.items() if reader is not None}
+    rows = []
+    for path in find_videos(args.videos, args.limit):
+        row = measure(path, readers, args)
+        if row is not None:
+            rows.append(row)
+            print(format_row(row), flush=True)
+    means = summarize(rows, readers)
+    for group, mean in means.items():
+        ratios = "  ".join(f"{ratio:.2f}x {name}" for name, ratio in mean["ratios"].items())
+        print(f"geometric mean, {group} ({mean['clips']} clips): ours is {ratios}")
+    results = json.dumps({"clips": rows, "geometric_means": means})
+    print(results)
+    if args.json:
+        args.json.write_text(results + "\n")
+
+
+def find_videos(paths: list[Path], limit: int | None) -> list[Path]:
+    """The video files among `paths` and below them, at most `limit`, spread evenly."""
+    found = []
+    for path in paths:
+        below = sorted(child for child in path.rglob("*") if child.suffix.lower() in SUFFIXES)
+        found += below if path.is_dir() else [path]
+    if limit is not None and len(found) > limit:
+        found = [found[index] for index in np.linspace(0, len(found) - 1, limit).astype(int)]
+    return found
+
+
+def measure(path: Path, readers: dict[str, Callable], args: argparse.Namespace) -> dict | None:
+    """Median milliseconds of each reader on one clip, in turns; None for a clip too short or damaged for ours."""
+    try:
+        _, metadata = decode_video(path, [0])
+    except ValueError as error:
+        print(f"left out: {error}")
+        return None
+    total = metadata.total_num_frames
+    if total < args.min_frames:
+        return None
+    rate = args.window // args.num_frames
+    indices = sample_indices("clip", total, num_frames=args.num_frames, sampling_rate=rate)[0]
+    clock = CLOCKS[args.clock]
+    times: dict[str, list[float]] = {}
+    for name, reader in readers.items():  # warms the caches
+        try:
+            reader(path, indices, args.short_side)
+            times[name] = []
+        except (ValueError, RuntimeError, OSError, IndexError) as error:
+            print(f"{name} cannot read {path.name}: {type(error).__name__}: {str(error)[:100]}")
+    if "ours" not in times:
+        return None
+    for _ in range(args.rounds):
+        for name in times:
+            begin = clock()
+            readers[name](path, indices, args.short_side)
+            times[name].append(1000 * (clock() - begin))
+    codec, b_frames = describe(path)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "clip": path.name,
+        "codec": codec + "+B" * b_frames,
+        "size": f"{metadata.width}x{metadata.height}",
+        "frames": total,
+        "milliseconds": {name: round(value, 2) for name, value in medians.items()},
+        "ratios": {name: round(value / medians["ours"], 3) for name, value in medians.items() if name != "ours"},
+    }
+
+
+def describe(path: Path) -> tuple[str, bool]:
+    """The codec's name, and whether the clip has reordered (B) frames."""
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        return stream.codec_context.name, stream.codec_context.has_b_frames
+
+
+def summarize(rows: list[dict], readers: dict[str, Callable]) -> dict[str, dict]:
+    """Geometric means of the ratios over all clips and for each codec."""
+    groups = {"all": rows}
+    for row in rows:
+        groups.setdefault(row["codec"].split("+")[0], []).append(row)
+        if "+" in row["codec"]:
+            groups.setdefault(row["codec"], []).append(row)
+    means = {}
+    for group, members in groups.items():
+        ratios = {}
+        for name in readers:
+            values = [row["ratios"][name] for row in members if name in row["ratios"]]
+            if values:
+                ratios[name] = round(statistics.geometric_mean(values), 3)
+        means[group] = {"clips": len(members), "ratios": ratios}
+    return means
+
+
+def format_row(row: dict) -> str:
+    """One line of the table."""
+    times = "  ".join(f"{name} {value:8.2f} ms" for name, value in row["milliseconds"].items())
+    ratios = "  ".join(f"{ratio:5.2f}x {name}" for name, ratio in row["ratios"].items())
+    return f"{row['clip'][:40]:40} {row['codec']:8} {row['size']:>9} {row['frames']:5}  {times}  {ratios}"
+
+
+def read_ours(path: Path, indices: np.ndarray, short_side: int) -> torch.Tensor:
+    return decode_video(path, indices, short_side=short_side)[0]
+
+
+def read_stock(path: Path, indices: np.ndarray, short_side: int) -> torch.Tensor:
+    """The reader of transformers' video-classification pipeline, which cannot scale, and torchvision's resize."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count, stream.thread_type = 1, "NONE"
+        frames = torch.from_numpy(read_video_pyav(container, indices))
+    return functional.resize(frames.permute(0, 3, 1, 2), [short_side], antialias=True)  # (t, h, w, c) -> (t, c, h, w)
+
+
+def torchcodec_reader() -> Callable | None:
+    """torchcodec's decoder in approximate mode, scaling as it converts; None where it is not installed."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+        from torchcodec.transforms import Resize
+    except (ImportError, RuntimeError) as error:
+        print(f"torchcodec is left out: {str(error).splitlines()[0]}")
+        return None
+
+    @functools.cache
+    def size_of(path: Path) -> tuple[int, int]:
+        decoder = VideoDecoder(str(path), seek_mode="approximate", num_ffmpeg_threads=1)
+        return decoder.metadata.height, decoder.metadata.width
+
+    def read(path: Path, indices: np.ndarray, short_side: int) -> torch.Tensor:
+        resize = Resize(scaled_size(*size_of(path), short_side))
+        decoder = VideoDecoder(str(path), seek_mode="approximate", num_ffmpeg_threads=1, transforms=[resize])
+        return decoder.get_frames_at(indices.tolist()).data
+
+    return read

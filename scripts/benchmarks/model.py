@@ -1,0 +1,379 @@
+"""The network against stock's on the same work: time, peak memory, FLOPs, and the time of its matrix products alone.
+
+Everything that is compared runs in turn in one process on the same weights and inputs; each peak of memory is taken in
+a process of its own. `benchmarks model` prints the table, `--json` and `--png` keep it.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import TimesformerConfig, TimesformerForVideoClassification
+
+from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
+from hf_timesformer.conversion.onnx_export import OnnxClassifier, export_onnx
+from hf_timesformer.model.efficient_linear import linear
+
+
+NAMES = {
+    "divided_space_time": "T+S",
+    "joint_space_time": "ST",
+    "space_only": "S",
+    "sparse_local_global": "L+G",
+    "axial": "T+W+H",
+}
+
+
+# The paper's inference cost of TimeSformer, HR and L (its table of K400 results) is for three views; this is for one.
+PAPER_TFLOPS = {(8, 224): 0.59 / 3, (16, 448): 5.11 / 3, (96, 224): 7.14 / 3}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One comparison: a scheme on clips of a size, logits or one training step."""
+
+    scheme: str
+    frames: int
+    size: int
+    batch: int = 1
+    training: bool = False
+    compiled: bool = False
+    exported: bool = False  # to ONNX Runtime as well, on CPU
+    baseline: str = "stock"  # or the scheme of ours to compare with
+    all_tokens: bool = False  # the base model, which gives all tokens, in place of the logits
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        task = "training step" if self.training else "logits"
+        return f"{NAMES[self.scheme]} {self.frames}x{self.size} {task}, batch {self.batch}"
+
+
+SUITE = (
+    Work("divided_space_time", 8, 224, compiled=True, exported=True),
+    Work("divided_space_time", 8, 224, batch=4, compiled=True),
+    Work("joint_space_time", 8, 224),
+    Work("divided_space_time", 16, 448),
+    Work("divided_space_time", 96, 224),
+    Work("divided_space_time", 8, 224, batch=2, training=True),
+    Work("sparse_local_global", 32, 224, baseline="joint_space_time"),
+    Work("sparse_local_global", 16, 448, baseline="joint_space_time"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", default="", help="run the works whose name contains this, such as 'T+S 8x224'")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each, after one that is not counted")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=12, help="blocks; fewer for a quick look")
+    parser.add_argument("--batch", type=int, help="clips at once, in place of each work's own")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and clips")
+    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no_products", action="store_true", help="leave the matrix products out: half of the time")
+    parser.add_argument("--no_onnx", action="store_true", help="leave ONNX Runtime out (extra `onnx`)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--png", type=Path)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)  # a child process that measures one peak
+
+
+def run(args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    if args.peak:
+        print(json.dumps(peak_of_child(json.loads(args.peak), args.layers)))
+        return
+    print(f"{describe_machine()}, {args.threads} threads, {args.dtype}, median of {args.repeats}", flush=True)
+    results, works = [], {}
+    for work in SUITE:
+        work = replace(work, dtype=args.dtype, batch=args.batch or work.batch)
+        works.setdefault(work.name, work)  # with one batch for all, some are the same
+    for name, work in works.items():
+        if args.only in name:
+            results.append(compare(work, args))
+            print(as_text(results[-1]), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": describe_machine(), "results": results}, indent=2))
+    if args.png:
+        draw(results, args.png)
+
+
+def describe_machine() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return f"{platform.processor() or platform.machine()} CPU, torch {torch.__version__}"
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def compare(work: Work, args: argparse.Namespace) -> dict:
+    """Times, ratios, peaks and FLOPs of one work."""
+    clip = make_clip(work)
+    runs = {"ours": runner(build(work, "ours", args.layers), clip, work)}
+    runs["baseline"] = runner(build(work, work.baseline, args.layers), clip, work)
+    if work.compiled and not args.no_compile:
+        for name, kind in (("ours compiled", "ours"), ("baseline compiled", work.baseline)):
+            runs[name] = runner(torch.compile(build(work, kind, args.layers)), clip, work)
+    if not (work.training or args.no_products):
+        runs |= matrix_products(work, args.layers)
+    error = {}
+    if work.exported and work.dtype == "float32" and not args.no_onnx:
+        graphs = export(work, args)
+        error = {name: relative_error(graph, build(work, "ours", args.layers), clip) for name, graph in graphs.items()}
+        runs |= {name: partial(graph, clip) for name, graph in graphs.items()}
+    seconds = {name: statistics.median(times) for name, times in alternate(runs, args.repeats).items()}
+    peaks = {kind: measure_peak(work, kind, args) for kind in ("ours", work.baseline)}
+    best_baseline = min(seconds["baseline"], seconds.get("baseline compiled", float("inf")))
+    result = {
+        "work": work.name,
+        "baseline": work.baseline,
+        "seconds": seconds,
+        "faster": seconds["baseline"] / seconds["ours"],
+        "peak_MiB": peaks,
+        "memory_ratio": peaks["ours"] / peaks[work.baseline],
+    }
+    if "ours compiled" in seconds:
+        result["compiled_faster_than_best"] = best_baseline / seconds["ours compiled"]
+    if error:
+        result["exported_faster"] = {name: seconds["baseline"] / seconds[name] for name in error}
+        result["exported_error"] = error
+    limits = [name for name in seconds if name.startswith("products")]
+    if limits:
+        result["over_matrix_products"] = {name: seconds["ours"] / seconds[name] for name in limits}
+    if not work.training:
+        kinds = ("ours", work.baseline)
+        result["TFLOPs_counted"] = {kind: count_flops(build(work, kind, args.layers), clip) for kind in kinds}
+        if work.scheme == "divided_space_time" and (work.frames, work.size) in PAPER_TFLOPS:
+            result["TFLOPs_counted"]["paper"] = PAPER_TFLOPS[work.frames, work.size]
+    return result
+
+
+def make_clip(work: Work) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randn(work.batch, work.frames, 3, work.size, work.size, generator=generator)
+    return clip.to(device(), getattr(torch, work.dtype))
+
+
+def build(work: Work, kind: str, layers: int) -> torch.nn.Module:
+    """Ours, stock's or ours with the scheme `kind`, with the same random weights (no layer left at zero)."""
+    fields = config_fields(work, work.scheme if kind in ("ours", "stock") else kind, layers)
+    ours = TimeSformerForVideoClassification(TimeSformerConfig(**fields))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in ours.parameters():
+        parameter.data.normal_(0, 0.02, generator=generator)
+    model = ours
+    if kind == "stock":
+        model = TimesformerForVideoClassification(TimesformerConfig(**fields))
+        model.load_state_dict(ours.state_dict())
+    return model.to(device(), getattr(torch, work.dtype)).train(work.training)
+
+
+def config_fields(work: Work, scheme: str, layers: int) -> dict:
+    """What both configs, stock's and ours, are made from: the base network."""
+    return {
+        "attention_type": scheme,
+        "num_frames": work.frames,
+        "image_size": work.size,
+        "num_labels": 400,
+        "num_hidden_layers": layers,
+    }
+
+
+def runner(model: torch.nn.Module, clip: torch.Tensor, work: Work) -> Callable[[], None]:
+    """What is timed: one forward pass, or one training step."""
+    network = model.base_model if work.all_tokens else model
+    labels = torch.zeros(len(clip), dtype=torch.long, device=clip.device)
+
+    def logits() -> None:
+        with torch.inference_mode():
+            network(clip)
+
+    def step() -> None:
+        model(clip, labels=labels).loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    return step if work.training else logits
+
+
+def export(work: Work, args: argparse.Namespace) -> dict[str, OnnxClassifier]:
+    """Our network in ONNX Runtime, fp32 and int8."""
+    crop = {"height": work.size, "width": work.size}
+    processor = TimeSformerVideoProcessor(num_frames=work.frames, size={"shortest_edge": work.size}, crop_size=crop)
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(build(work, "ours", args.layers).cpu(), processor, folder, int8=True)
+        return {
+            f"ours ONNX {name}": OnnxClassifier(folder, int8=name == "int8", threads=args.threads)
+            for name in ("fp32", "int8")
+        }
+
+
+@torch.inference_mode()
+def relative_error(graph: OnnxClassifier, model: torch.nn.Module, clip: torch.Tensor) -> float:
+    """The largest difference of logits in relation to the largest logit."""
+    expected = model(clip).logits.cpu()
+    return ((graph(clip).logits - expected).abs().max() / expected.abs().max()).item()
+
+
+def matrix_products(work: Work, layers: int) -> dict[str, Callable[[], None]]:
+    """The matrix products that our logits need, at the same shapes: the machine's limit.
+
+    Once as plain `torch.matmul` into buffers that exist, and on CPU once more by the faster library, as our layers do.
+    """
+    shapes = ProductShapes()
+    with torch.no_grad(), shapes:  # in inference mode linear layers reach the recorder whole, not as products
+        build(work, "ours", layers)(make_clip(work))
+    operands, place = {}, {"device": device(), "dtype": getattr(torch, work.dtype)}
+    for shape in set(shapes.seen):
+        *batch, m, k, n = shape
+        left, right = (torch.randn(size, **place) for size in ((*batch, m, k), (*batch, k, n)))
+        operands[shape] = (left, right, left @ right)
+
+    @torch.inference_mode()
+    def plain() -> None:
+        for shape in shapes.seen:
+            left, right, out = operands[shape]
+            torch.matmul(left, right, out=out)
+
+    @torch.inference_mode()
+    def fastest() -> None:
+        for shape in shapes.seen:
+            left, right, out = operands[shape]
+            if len(shape) == 3:
+                linear(left, right.mT)
+            else:
+                torch.matmul(left, right, out=out)
+
+    return {"products": plain} | ({"products, oneDNN": fastest} if device() == "cpu" else {})
+
+
+class ProductShapes(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records the shapes `(..., m, k, n)` of all matrix products that run: of layers, attention, patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        result = func(*args, **(kwargs or {}))
+        if name in ("mm", "addmm", "bmm", "baddbmm"):
+            left, right = args[-2:]
+            self.seen.append((*left.shape[:-2], left.shape[-2], left.shape[-1], right.shape[-1]))
+        elif name == "convolution":
+            features, *window = args[1].shape
+            self.seen.append((result.numel() // features, math.prod(window), features))
+        elif name.startswith("_scaled_dot_product"):
+            query, key = args[:2]
+            batch = query.shape[0] * query.shape[1]
+            (queries, channels), keys = query.shape[2:], key.shape[2]
+            self.seen += [(batch, queries, channels, keys), (batch, queries, keys, channels)]
+        return result
+
+
+def alternate(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, taken in turn `repeats` times after a run that is not counted."""
+    times = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, call in runs.items():
+            start = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def count_flops(model: torch.nn.Module, clip: torch.Tensor) -> float:
+    """TFLOPs of one clip as PyTorch counts them, a multiply-add as one as in the paper."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(clip[:1])
+    return counter.get_total_flops() / 2e12
+
+
+def measure_peak(work: Work, kind: str, args: argparse.Namespace) -> float:
+    """MiB above the weights at the worst moment, in a process of its own.
+
+    There glibc gives every large buffer back at once: what it would keep depends on the order of sizes more than on
+    how much is in use.
+    """
+    command = [sys.executable, str(Path(__file__).parent), "model", "--threads", str(args.threads)]
+    request = json.dumps({"work": asdict(work), "kind": kind})
+    command += ["--layers", str(args.layers), "--peak", request]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_of_child(request: dict, layers: int) -> float:
+    work = Work(**request["work"])
+    model, clip = build(work, request["kind"], layers), make_clip(work)
+    call = runner(model, clip, work)
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    torch.nn.Linear(64, 64)(torch.randn(64, 64)).softmax(-1)  # the libraries' own first-time memory
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what was freed while building would be taken for the weights'
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = read_status("VmRSS")
+    call()
+    return (read_status("VmHWM") - before) / 1024
+
+
+def read_status(field: str) -> int:
+    """A field of the process' status in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def as_text(result: dict) -> str:
+    lines = [f"{result['work']} against {result['baseline']}"]
+    lines += [f"  {name:<18} {seconds:8.3f} s" for name, seconds in result["seconds"].items()]
+    memory = ", ".join(f"{kind} {peak:.0f} MiB" for kind, peak in result["peak_MiB"].items())
+    lines.append(f"  {result['faster']:.2f}x faster, {result['memory_ratio']:.2f}x the memory ({memory})")
+    if "compiled_faster_than_best" in result:
+        lines.append(f"  compiled: {result['compiled_faster_than_best']:.2f}x the better of the baseline's")
+    for name, faster in result.get("exported_faster", {}).items():
+        error = result["exported_error"][name]
+        lines.append(f"  {name}: {faster:.2f}x as fast as the baseline; logits differ by {error:.1e} of the largest")
+    for name, ratio in result.get("over_matrix_products", {}).items():
+        lines.append(f"  {ratio:.2f}x the time of its matrix {name}")
+    if "TFLOPs_counted" in result:
+        lines.append("  TFLOPs " + ", ".join(f"{kind} {n:.3f}" for kind, n in result["TFLOPs_counted"].items()))
+    return "\n".join(lines)
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """Bars of speed and of memory against the baseline."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 0.6 * len(results) + 1.5), sharey=True, layout="constrained")
+    labels = [f"{result['work']}\n(against {result['baseline']})" for result in results]
+    for axis, key, title in zip(axes, ("faster", "memory_ratio"), ("times as fast", "times the memory")):
+        bars = axis.barh(labels, [result[key] for result in results], color="#3b6ea5")
+        axis.bar_label(bars, fmt="%.2f")
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set_xlabel(title)
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,318 @@
+"""Scanning and packing: faults are named, shards are whole or absent, an interrupted run goes on."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from hf_timesformer.data.dataset_factory import find_videos, load_videos
+from hf_timesformer.data.preparation.pack import PackSettings, pack
+from hf_timesformer.data.preparation.scan import Listed, list_records, scan, usable_frames, write_manifest
+from hf_timesformer.data.preparation.worker_pool import PROCESS_DIED, run_in_workers
+from hf_timesformer.data.readers.folder import read_folder
+from hf_timesformer.data.readers.kinetics import read_kinetics
+from hf_timesformer.data.records import VideoRecords
+from hf_timesformer.data.synthetic import motion_frames, write_video
+from hf_timesformer.video.decoding import decode_video, probe_video
+
+
+SCRIPT = Path(__file__).parents[2] / "scripts/prepare_dataset.py"
+
+
+def make_clip(path: Path, *, frames: int = 12, size: int = 48, seed: int = 0, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_video(
+        path, motion_frames("right", np.random.default_rng(seed), num_frames=frames, size=size), **options
+    )
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """Seven clips of two classes, one of them a text file, one cut off, and one of three frames."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(4):
+        make_clip(folder / f"train/run/{number}.mp4", seed=number)
+    make_clip(folder / "train/jump/short.webm", frames=3, codec="libvpx-vp9")
+    (folder / "train/jump/text.mp4").write_text("not a video")
+    whole = make_clip(folder / "train/jump/cut.mp4").read_bytes()
+    (folder / "train/jump/cut.mp4").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def listed(folder: Path) -> tuple[dict[str, VideoRecords], list[Listed]]:
+    splits = {"train": read_folder(folder, "train")}
+    return splits, list_records(splits, folder)
+
+
+# scanning
+
+
+@pytest.mark.parametrize("check", ["header", "frames", "full"])
+def test_scan_says_what_each_video_is(clips: Path, tmp_path: Path, check: str):
+    splits, videos = listed(clips)
+    rows = scan(videos, tmp_path, check=check, num_workers=0)
+    path, _ = write_manifest(tmp_path, splits, rows.values())
+    table = {row["video_id"]: row for row in pq.read_table(path).to_pylist()}
+    assert len(table) == 7
+    good = table["run/2.mp4"]
+    assert (good["status"], good["frames"], good["width"], good["height"], good["fps"]) == ("ok", 12, 48, 48, 30.0)
+    assert (good["codec"], good["label_name"], good["label"], good["split"]) == ("h264", "run", 1, "train")
+    assert good["bytes"] == (clips / "train/run/2.mp4").stat().st_size
+    assert good["seconds"] == pytest.approx(0.4)
+    assert good["source"] == "train/run/2.mp4"
+    assert good["usable_frames"] == (None if check == "header" else 12)
+    assert (table["jump/short.webm"]["status"], table["jump/short.webm"]["frames"]) == ("ok", 3)
+    for name in ("jump/text.mp4", "jump/cut.mp4"):
+        assert (table[name]["status"], table[name]["reason"]) == ("fault", "container")
+        assert "cannot be opened as a video" in table[name]["message"]
+
+
+def test_missing_clips_stand_in_the_manifest(tmp_path: Path):
+    make_clip(tmp_path / "aaaaaaaaaaa_000001_000011.mp4")
+    lines = "label,youtube_id,time_start,time_end,split\nrun,aaaaaaaaaaa,1,11,train\nrun,bbbbbbbbbbb,2,12,train\n"
+    (tmp_path / "train.csv").write_text(lines)
+    splits = {"train": read_kinetics(tmp_path, "train")}
+    rows = scan(list_records(splits, tmp_path), tmp_path / "out", num_workers=0)
+    _, table = write_manifest(tmp_path / "out", splits, rows.values())
+    assert [(row["video_id"], row["status"]) for row in table.to_pylist()] == [
+        ("aaaaaaaaaaa_000001_000011", "ok"),
+        ("bbbbbbbbbbb_000002_000012", "missing"),
+    ]
+
+
+def damaged_tail(path: Path, *, frames: int = 40) -> Path:
+    """A stream whose last frames are gone for good: every packet is there, the last quarter is zeros."""
+    make_clip(path, frames=frames, size=64, codec="mjpeg", pix_fmt="yuvj420p")
+    content = bytearray(path.read_bytes())
+    starts = [place for place in range(len(content) - 2) if content[place : place + 3] == b"\xff\xd8\xff"]
+    assert len(starts) == frames
+    ends = [*starts[1:], content.index(b"idx1")]
+    for start, end in list(zip(starts, ends))[3 * frames // 4 :]:
+        end = content.rindex(b"\xff\xd9", start, end)  # the container's own words stay
+        content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_damaged_end_costs_only_the_frames_there(tmp_path: Path):
+    path = damaged_tail(tmp_path / "clips/train/run/tail.avi")
+    assert probe_video(path).total_num_frames == 40
+    assert usable_frames(str(path), 40) == usable_frames(str(path), 40, every=True) == 30
+    _, videos = listed(tmp_path / "clips")
+    rows = scan(videos, tmp_path / "out", num_workers=0)
+    row = rows["train", "run/tail.avi"]
+    assert (row["status"], row["usable_frames"]) == ("partial", 30)
+    assert row["message"] == "only the first 30 of 40 frames can be decoded"
+    pack(videos, ["run"], tmp_path / "out", PackSettings(short_side=32), expected={"train": 1}, num_workers=0)
+    record = next(iter(load_videos("webdataset", tmp_path / "out", "train")))
+    assert probe_video(record["video"]).total_num_frames == 30
+
+
+def test_a_scan_goes_on_where_it_stopped(clips: Path, tmp_path: Path, caplog):
+    _, videos = listed(clips)
+    scan(videos[:4], tmp_path, num_workers=0)
+    log = tmp_path / "scan.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])  # killed while the fourth answer was written
+    with caplog.at_level("INFO"):
+        rows = scan(videos, tmp_path, num_workers=0)
+    assert "3 of 7 videos were scanned before" in caplog.text
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["video_id"] for row in lines] == [video.video_id for video in videos]
+    assert {row["video_id"] for row in rows.values()} == {video.video_id for video in videos}
+
+
+def test_a_changed_file_or_a_deeper_check_is_scanned_again(clips: Path, tmp_path: Path):
+    _, videos = listed(clips)
+    scan(videos, tmp_path, check="header", num_workers=0)
+    scan(videos, tmp_path, check="frames", num_workers=0)
+    assert len((tmp_path / "scan.jsonl").read_text().splitlines()) == 14
+    scan(videos, tmp_path, check="header", num_workers=0)  # shallower: nothing to do
+    assert len((tmp_path / "scan.jsonl").read_text().splitlines()) == 14
+    moved = tmp_path / "text.mp4"
+    moved.write_text("longer than it was before")
+    changed = [
+        video if video.video_id != "jump/text.mp4" else Listed(**{**vars(video), "path": str(moved)})
+        for video in videos
+    ]
+    scan(changed, tmp_path, check="frames", num_workers=0)
+    assert len((tmp_path / "scan.jsonl").read_text().splitlines()) == 15
+
+
+# the pool
+
+
+def square_or_die(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return number * number
+
+
+def test_a_fatal_input_is_named_and_the_others_go_on():
+    results = dict(run_in_workers(square_or_die, range(7), num_workers=2))
+    assert results.pop(3) is PROCESS_DIED
+    assert results == {number: number * number for number in (0, 1, 2, 4, 5, 6)}
+
+
+def test_an_exception_ends_the_run():
+    with pytest.raises(ZeroDivisionError):
+        list(run_in_workers(lambda number: 1 / number, [1, 0], num_workers=0))
+
+
+# packing
+
+
+def readable(videos: list[Listed]) -> list[Listed]:
+    return [video for video in videos if not video.video_id.endswith(("text.mp4", "cut.mp4"))]
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+@pytest.mark.parametrize("short_side", [None, 32, 64])
+def test_packed_shards_give_back_the_videos(clips: Path, tmp_path: Path, short_side: int | None):
+    _, videos = listed(clips)
+    videos = readable(videos)
+    settings = PackSettings(videos_per_shard=2, short_side=short_side)
+    places = pack(videos, ["jump", "run"], tmp_path, settings, expected={"train": 7}, num_workers=0)
+    found = find_videos("webdataset", tmp_path, "train")
+    assert (found.num_expected, found.num_found, found.videos.num_shards) == (7, 5, 3)
+    assert found.class_names == ["jump", "run"]
+    records = {record["video_id"]: record for record in found.videos}
+    assert len(records) == 5
+    for video in videos:
+        record = records[video.video_id]
+        assert record["label"] == video.label
+        assert places[video.identity]["shard"] in ("train-000000.tar", "train-000001.tar", "train-000002.tar")
+        if short_side == 32:
+            frames, metadata = decode_video(record["video"], lambda m: range(m.total_num_frames))
+            wanted, _ = decode_video(video.path, lambda m: range(m.total_num_frames), short_side=32)
+            assert frames.shape == wanted.shape
+            assert metadata.fps == 30
+            assert (frames.float() - wanted.float()).square().mean().sqrt() < 8  # of 255, after lossy coding
+        else:  # as they are: nothing is enlarged
+            assert record["video"] == Path(video.path).read_bytes()
+
+
+def test_sample_descriptions(clips: Path, tmp_path: Path):
+    _, videos = listed(clips)
+    pack(
+        readable(videos), ["jump", "run"], tmp_path, PackSettings(short_side=32), expected={"train": 7}, num_workers=0
+    )
+    with tarfile.open(tmp_path / "train-000000.tar") as tar:
+        names = tar.getnames()
+        about = [json.loads(tar.extractfile(name).read()) for name in names if name.endswith(".json")]
+    assert names[:2] == ["train_00000000.mp4", "train_00000000.json"]
+    by_id = {entry["video_id"]: entry for entry in about}
+    assert by_id["run/1.mp4"] == {
+        "video_id": "run/1.mp4",
+        "label": 1,
+        "label_name": "run",
+        "source": "train/run/1.mp4",
+        "frames": 12,
+        "fps": 30.0,
+        "width": 32,
+        "height": 32,
+        "reencoded": True,
+    }
+
+
+def test_odd_sides_are_encoded(tmp_path: Path):
+    frames = np.random.default_rng(0).integers(0, 255, (4, 60, 110, 3), np.uint8)
+    (tmp_path / "clips/train/run").mkdir(parents=True)
+    write_video(tmp_path / "clips/train/run/odd.mp4", frames)
+    _, videos = listed(tmp_path / "clips")
+    pack(videos, ["run"], tmp_path / "out", PackSettings(short_side=33), expected={"train": 1}, num_workers=0)
+    metadata = probe_video(next(iter(load_videos("webdataset", tmp_path / "out", "train")))["video"])
+    assert (metadata.total_num_frames, metadata.height, metadata.width) == (4, 32, 60)
+
+
+def test_a_clip_that_went_bad_after_the_scan_is_left_out(clips: Path, tmp_path: Path):
+    _, videos = listed(clips)
+    places = pack(videos, ["jump", "run"], tmp_path, PackSettings(), expected={"train": 7}, num_workers=0)
+    assert places["train", "jump/text.mp4"]["reason"] == "container"
+    assert len(list(load_videos("webdataset", tmp_path, "train"))) == 5
+    assert find_videos("webdataset", tmp_path, "train").num_found == 5
+
+
+def test_a_full_disk_leaves_no_half_shard_and_the_next_run_goes_on(clips: Path, tmp_path: Path):
+    _, videos = listed(clips)
+    videos, settings = readable(videos), PackSettings(videos_per_shard=3)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))  # no file may grow past this: as good as full
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            pack(videos, ["jump", "run"], tmp_path, settings, expected={"train": 5}, num_workers=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert not list(tmp_path.glob("*.tar"))
+    assert not list(tmp_path.glob(".*.part"))
+    with pytest.raises(ValueError, match=r"packing into .* is not finished"):
+        load_videos("webdataset", tmp_path, "train")
+    pack(videos, ["jump", "run"], tmp_path, settings, expected={"train": 5}, num_workers=0)
+    assert len(list(load_videos("webdataset", tmp_path, "train"))) == 5
+
+
+def test_another_plan_is_refused(clips: Path, tmp_path: Path):
+    _, videos = listed(clips)
+    videos = readable(videos)
+    pack(videos, ["jump", "run"], tmp_path, PackSettings(), expected={"train": 5}, num_workers=0)
+    before = shard_bytes(tmp_path)
+    with pytest.raises(ValueError, match=r"another videos_per_shard \(256 -> 2\)"):
+        pack(videos, ["jump", "run"], tmp_path, PackSettings(2), expected={"train": 5}, num_workers=0)
+    with pytest.raises(ValueError, match=r"another videos \(5 -> 4\), digest"):
+        pack(videos[1:], ["jump", "run"], tmp_path, PackSettings(), expected={"train": 5}, num_workers=0)
+    assert shard_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize(("name", "value"), [("videos_per_shard", 0), ("short_side", 8)])
+def test_settings_are_checked(name: str, value: int):
+    with pytest.raises(ValueError, match=f"{name} must be at least .* got {value}"):
+        PackSettings(**{name: value})
+
+
+# the script, killed
+
+
+@pytest.mark.slow
+def test_killed_while_packing_it_goes_on_and_ends_the_same(clips: Path, tmp_path: Path):
+    source = tmp_path / "clips"
+    for number in range(40):
+        make_clip(source / f"train/run/{number}.mp4", frames=60, size=160, seed=number)
+    arguments = ["--data_dir", str(source), "--pack", "--videos_per_shard", "4", "--short_side", "128"]
+    output = tmp_path / "out"
+    command = [sys.executable, str(SCRIPT), *arguments, "--num_workers", "1", "--output_dir", str(output)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(output.glob("train-*.tar")):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    finished = shard_bytes(output)
+    assert 0 < len(finished) < 10
+    for content in finished.values():
+        assert content.endswith(bytes(1024))  # a whole tar file ends in two empty blocks
+    assert not (output / "shards.json").exists()
+    times = {name: (output / name).stat().st_mtime_ns for name in finished}
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train: 40 listed, 40 readable" in done.stdout
+    assert len((output / "scan.jsonl").read_text().splitlines()) == 40
+    kept = [name for name in finished if (output / name).stat().st_mtime_ns == times[name]]
+    assert len(kept) >= len(finished) - 1  # one may have been whole but not yet noted down
+    assert not list(output.glob(".*.part"))
+
+    _, videos = listed(source)
+    pack(videos, ["run"], tmp_path / "once", PackSettings(4, 128), expected={"train": 40}, num_workers=0)
+    assert shard_bytes(output) == shard_bytes(tmp_path / "once")
+    manifest = pq.read_table(output / "manifest.parquet").to_pylist()
+    assert {row["shard"] for row in manifest} == set(shard_bytes(output))

@@ -1,0 +1,446 @@
+"""Data sets in their distributors' layouts: nothing is decoded here, so that most clips are empty files."""
+
+import http.server
+import io
+import json
+import tarfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
+
+from hf_timesformer.data.dataset_factory import DATASETS, available_splits, find_videos, load_videos
+from hf_timesformer.data.readers.webdataset import expand_braces
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def write(path: Path, content) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def rows(dataset: Dataset) -> list[tuple[str, str, str]]:
+    """`(video_id, file name, class name)` of every video."""
+    names = dataset.features["label"]
+    return [(row["video_id"], Path(row["video"]).name, names.int2str(row["label"])) for row in dataset]
+
+
+# folder
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    return touch(
+        tmp_path / "clips",
+        "train/run/a.mp4",
+        "train/run/deep/b.WEBM",
+        "train/run/notes.txt",
+        "train/run/.hidden.mp4",
+        "train/jump/c.avi",
+        "val/jump/d.mkv",
+        ".cache/x/y.mp4",
+    )
+
+
+def test_folder(clips: Path):
+    assert available_splits("folder", clips) == ["train", "validation"]
+    train = load_videos("folder", clips, "train")
+    assert train.features["label"].names == ["jump", "run"]
+    assert rows(train) == [
+        ("jump/c.avi", "c.avi", "jump"),
+        ("run/a.mp4", "a.mp4", "run"),
+        ("run/deep/b.WEBM", "b.WEBM", "run"),
+    ]
+    assert train[0]["video"] == str(clips / "train/jump/c.avi")
+    for alias in ("validation", "val", "dev"):
+        validation = load_videos("folder", str(clips), alias)
+        assert validation.features["label"].names == ["jump", "run"]  # the classes of all splits
+        assert rows(validation) == [("jump/d.mkv", "d.mkv", "jump")]
+
+
+def test_folder_without_splits(tmp_path: Path):
+    touch(tmp_path, "run/a.mp4", "jump/b.mp4")
+    assert available_splits("folder", tmp_path) == ["train"]
+    assert rows(load_videos("folder", tmp_path, "train")) == [
+        ("jump/b.mp4", "b.mp4", "jump"),
+        ("run/a.mp4", "a.mp4", "run"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "message"),
+    [
+        ([], "train", "no class folders in"),
+        (["train/run/a.mp4"], "test", r"no test split; found: train"),
+        (["train/run/a.mp4"], "tset", "unknown split 'tset'"),
+        (["train/run/a.mp4", "train/jump/readme.md"], "train", r"class folder .*jump has no video clip.*readme.md"),
+        (["train/run/a.mp4", "val/run/a.mp4", "valid/run/b.mp4"], "train", r"several folders .*\(val, valid\)"),
+        (["train/run/a.mp4", "test/loose.mp4"], "test", r"no class folders in .*test"),
+    ],
+)
+def test_folder_mistakes(tmp_path: Path, files: list[str], split: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        load_videos("folder", touch(tmp_path, *files), split)
+
+
+def test_folder_empty_class_and_absent_folder(tmp_path: Path):
+    touch(tmp_path, "train/run/a.mp4")
+    (tmp_path / "train/jump").mkdir()
+    with pytest.raises(ValueError, match=r"class folder .*jump has no video clip: it is empty"):
+        load_videos("folder", tmp_path, "train")
+    with pytest.raises(ValueError, match="does not exist"):
+        load_videos("folder", tmp_path / "nowhere", "train")
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", ""])
+def test_unknown_dataset(tmp_path: Path, dataset: str):
+    with pytest.raises(ValueError, match="choose one of folder, kinetics, ssv2, diving48, webdataset"):
+        load_videos(dataset, tmp_path, "train")
+
+
+# kinetics
+
+HEADER = "label,youtube_id,time_start,time_end,split\n"
+
+
+@pytest.fixture
+def kinetics(tmp_path: Path) -> Path:
+    write(
+        tmp_path / "annotations/train.csv",
+        HEADER + "zumba,-abc_DEFGHI,5,15,train\nair drumming,00aaaaaaaaa,115,125,train\n",
+    )
+    write(tmp_path / "annotations/validate.csv", HEADER + "archery,00bbbbbbbbb,0,10,val\nzumba,00ccccccccc,7,17,val\n")
+    return touch(tmp_path, "train/-abc_DEFGHI_000005_000015.mp4", "train/air_drumming/00aaaaaaaaa_000115_000125.mkv")
+
+
+def test_kinetics_official_files(kinetics: Path):
+    train = load_videos("kinetics", kinetics, "train")
+    assert train.features["label"].names == ["air drumming", "archery", "zumba"]
+    assert rows(train) == [
+        ("-abc_DEFGHI_000005_000015", "-abc_DEFGHI_000005_000015.mp4", "zumba"),
+        ("00aaaaaaaaa_000115_000125", "00aaaaaaaaa_000115_000125.mkv", "air drumming"),
+    ]
+    assert available_splits("kinetics", kinetics) == ["train", "validation"]
+
+
+def test_kinetics_missing_clips_are_counted_and_listed(kinetics: Path, tmp_path: Path, caplog):
+    touch(kinetics, "val/00bbbbbbbbb_000000_000010.mp4")
+    missing_file = tmp_path / "out/missing.txt"
+    found = find_videos("kinetics", kinetics, "val", missing_file=missing_file)
+    assert (found.num_expected, found.num_found, len(found.videos)) == (2, 1, 1)
+    assert missing_file.read_text() == "00ccccccccc_000007_000017\n"
+    assert "1 of 2 listed videos are not on disk" in caplog.text
+
+
+def test_kinetics_none_on_disk(kinetics: Path):
+    with pytest.raises(ValueError, match="none of the 2 listed videos is on disk, such as 00bbbbbbbbb_000000_000010"):
+        load_videos("kinetics", kinetics, "validation")
+
+
+def test_kinetics_listed_twice(kinetics: Path, caplog):
+    path = kinetics / "annotations/train.csv"
+    write(path, path.read_text() + "zumba,-abc_DEFGHI,5,15,train\n")
+    assert len(load_videos("kinetics", kinetics, "train")) == 2
+    assert "1 videos are listed again" in caplog.text
+
+
+@pytest.mark.parametrize("separator", [" ", ",", ", ", "\t"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_kinetics_path_lists(tmp_path: Path, separator: str, absolute: bool):
+    data = touch(tmp_path / "k400", "train/air drumming/a,1.mp4", "train/zumba/b 2.mp4", "val/zumba/c.mp4")
+    prefix = f"{data}/" if absolute else ""
+    write(
+        data / "train.csv",
+        f"{prefix}train/zumba/b 2.mp4{separator}1\n{prefix}train/air drumming/a,1.mp4{separator}0\n",
+    )
+    write(data / "val.csv", f"{prefix}val/zumba/c.mp4{separator}1\n\n{prefix}val/zumba/gone.mp4{separator}1\n")
+    train = load_videos("kinetics", data, "train")
+    assert train.features["label"].names == ["air drumming", "zumba"]  # from the folders
+    assert [row[1:] for row in rows(train)] == [("b 2.mp4", "zumba"), ("a,1.mp4", "air drumming")]
+    found = find_videos("kinetics", data, "validation")
+    assert (found.num_expected, found.num_found) == (2, 1)
+    write(data / "labels.json", {"drum": 0, "dance": 1, "third": 2})
+    assert load_videos("kinetics", data, "val").features["label"].names == ["drum", "dance", "third"]
+
+
+def test_kinetics_lists_of_flat_clips_number_the_classes(tmp_path: Path):
+    write(touch(tmp_path, "a.mp4", "b.mp4") / "train.csv", "a.mp4 2\nb.mp4 0\n")
+    assert rows(load_videos("kinetics", tmp_path, "train")) == [
+        ("a.mp4", "a.mp4", "class 2"),
+        ("b.mp4", "b.mp4", "class 0"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (HEADER + "zumba,abc,five,15,train\n", "line 2: need a label and whole seconds"),
+        ("a.mp4 zumba\n", "line 1: expected 'path label' with a class number, got 'a.mp4 zumba'"),
+    ],
+)
+def test_kinetics_bad_lists(tmp_path: Path, content: str, message: str):
+    write(tmp_path / "train.csv", content)
+    with pytest.raises(ValueError, match=message):
+        load_videos("kinetics", tmp_path, "train")
+    with pytest.raises(ValueError, match=r"no list of its test split \(looked for test.csv.*train.csv"):
+        load_videos("kinetics", tmp_path, "test")
+
+
+# Something-Something-V2 and Diving-48
+
+
+@pytest.mark.parametrize("prefix", ["", "something-something-v2-"])
+@pytest.mark.parametrize("folder", ["", "labels/"])
+def test_ssv2(tmp_path: Path, prefix: str, folder: str):
+    write(
+        tmp_path / f"{folder}{prefix}labels.json",
+        {"Pushing something off of something": "1", "Holding something": "0"},
+    )
+    entries = [
+        {"id": "78687", "label": "pushing a cup off of a table", "template": "Pushing [something] off of [something]"},
+        {"id": "4", "label": "holding a cup", "template": "Holding [something]"},
+        {"id": "5", "label": "holding a hat", "template": "Holding [something]"},
+    ]
+    write(tmp_path / f"{folder}{prefix}validation.json", entries)
+    touch(tmp_path, "20bn-something-something-v2/4.webm", "20bn-something-something-v2/78687.webm")
+    found = find_videos("ssv2", tmp_path, "validation")
+    assert found.class_names == ["Holding something", "Pushing something off of something"]
+    assert rows(found.videos) == [
+        ("78687", "78687.webm", "Pushing something off of something"),
+        ("4", "4.webm", "Holding something"),
+    ]
+    assert (found.num_expected, found.num_found) == (3, 2)
+    assert available_splits("ssv2", tmp_path) == ["validation"]
+    with pytest.raises(ValueError, match="no public labels"):
+        load_videos("ssv2", tmp_path, "test")
+    with pytest.raises(ValueError, match=r"found none of train.json, something-something-v2-train.json"):
+        load_videos("ssv2", tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("labels", "entries", "message"),
+    [
+        ({"A": "0", "B": "2"}, [], "number its 2 classes from 0"),
+        ({"A": "0"}, [{"id": "1", "template": "[B]"}], "video 1 has the template 'B', not in labels.json"),
+        ({"A": "0"}, [{"id": "1"}], "has no field 'template'"),
+        ({"A": "0"}, {"id": "1"}, "should hold a JSON list, not dict"),
+        ("{", [], "labels.json is no readable JSON"),
+    ],
+)
+def test_ssv2_bad_annotations(tmp_path: Path, labels, entries, message: str):
+    write(tmp_path / "labels.json", labels)
+    write(tmp_path / "train.json", entries)
+    with pytest.raises(ValueError, match=message):
+        load_videos("ssv2", tmp_path, "train")
+
+
+def test_diving48(tmp_path: Path):
+    write(
+        tmp_path / "Diving48_vocab.json", [["Back", "15som", "05Twis", "FREE"], ["Forward", "Dive", "NoTwis", "PIKE"]]
+    )
+    entries = [
+        {"vid_name": "_8Vy3dlHg2w_00001", "label": 1, "start_frame": 0, "end_frame": 99},
+        {"vid_name": "x", "label": 0},
+    ]
+    write(tmp_path / "Diving48_V2_test.json", entries)
+    touch(tmp_path, "rgb/_8Vy3dlHg2w_00001.mp4", "rgb/x.mp4")
+    assert rows(load_videos("diving48", tmp_path, "test")) == [
+        ("_8Vy3dlHg2w_00001", "_8Vy3dlHg2w_00001.mp4", "Forward Dive NoTwis PIKE"),
+        ("x", "x.mp4", "Back 15som 05Twis FREE"),
+    ]
+    assert available_splits("diving48", tmp_path) == ["test"]
+    with pytest.raises(ValueError, match="no validation split"):
+        load_videos("diving48", tmp_path, "validation")
+    write(tmp_path / "Diving48_V2_test.json", [{"vid_name": "x", "label": 2}])
+    with pytest.raises(ValueError, match=r"video x has label 2, not 0\.\.1"):
+        load_videos("diving48", tmp_path, "test")
+
+
+# webdataset
+
+
+def write_shard(path: Path, files: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def make_shards(folder: Path, *, sizes=(3, 1, 2), split: str = "train", labels: bool = True) -> Path:
+    """Shards whose clip `s-n` has the bytes `clip s n` and the class `n % 2`."""
+    for shard, size in enumerate(sizes):
+        files = {}
+        for number in range(size):
+            files[f"{shard}-{number}.mp4"] = f"clip {shard} {number}".encode()
+            files[f"{shard}-{number}.cls"] = b"%d" % (number % 2)
+        write_shard(folder / f"{split}-{shard:04d}.tar", files)
+    if labels:
+        write(folder / "labels.json", ["even", "odd"])
+    return folder
+
+
+def contents(dataset) -> list[str]:
+    return [record["video"].decode() for record in dataset]
+
+
+ALL = ["clip 0 0", "clip 0 1", "clip 0 2", "clip 1 0", "clip 2 0", "clip 2 1"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["", "/train-*.tar", "/{split}-{0000..0002}.tar", "/train-000{0,1,2}.tar", "/*-000?.tar"]
+)
+def test_webdataset_local_names(tmp_path: Path, pattern: str):
+    found = find_videos("webdataset", f"{make_shards(tmp_path)}{pattern}", "train")
+    assert isinstance(found.videos, IterableDataset)
+    assert found.videos.num_shards == 3
+    assert contents(found.videos) == ALL
+    assert found.class_names == ["even", "odd"]
+    assert (found.num_expected, found.num_found) == (None, None)
+    assert [record["video_id"] for record in found.videos][:2] == ["train-0000/0-0", "train-0000/0-1"]
+    assert [record["label"] for record in found.videos] == [0, 1, 0, 0, 0, 1]
+
+
+def test_webdataset_labels_of_every_kind(tmp_path: Path):
+    files = {}
+    descriptions = [{"label": 1}, {"label": "odd"}, {"label": 0, "video_id": "run/x.mp4"}]
+    for key, description in enumerate(descriptions):
+        files |= {f"sub/{key}.json": json.dumps(description).encode(), f"sub/{key}.webm": b"v"}
+    files |= {"sub/3.mkv": b"v", "sub/3.cls": b"odd\n", "sub/4.seg.mp4": b"v", "sub/4.cls": b"0", "lonely.json": b"{}"}
+    write_shard(tmp_path / "test/a.tar", files)
+    write(tmp_path / "labels.json", ["even", "odd"])
+    assert available_splits("webdataset", tmp_path) == ["test"]
+    records = list(load_videos("webdataset", tmp_path, "test"))
+    assert [record["label"] for record in records] == [1, 1, 0, 1, 0]
+    assert [record["video_id"] for record in records] == ["a/sub/0", "a/sub/1", "run/x.mp4", "a/sub/3", "a/sub/4"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.mp4": b"v", "a.cls": b"2"}, "sample a of .*s.tar has label 2, but labels.json names only 2"),
+        ({"a.mp4": b"v", "a.cls": b"flip"}, "sample a of .*s.tar has label 'flip'"),
+        ({"a.mp4": b"v"}, "sample a of .*s.tar has label None"),
+        ({"a.mp4": b"v", "a.json": b"{"}, "a.json of .*s.tar is no readable JSON"),
+    ],
+)
+def test_webdataset_bad_samples(tmp_path: Path, files: dict[str, bytes], message: str):
+    write(tmp_path / "labels.json", ["even", "odd"])
+    shard = write_shard(tmp_path / "s.tar", files)
+    with pytest.raises(ValueError, match=message):
+        list(load_videos("webdataset", shard, "train"))
+
+
+@pytest.mark.parametrize("keep", [700, 1024, 3000])
+def test_webdataset_cut_shard_is_named(tmp_path: Path, keep: int):
+    make_shards(tmp_path, sizes=(3,))
+    shard = tmp_path / "train-0000.tar"
+    index = {"splits": {"train": {"shards": {shard.name: 3}, "videos": 3, "expected": 4}}}
+    write(tmp_path / "shards.json", index)
+    found = find_videos("webdataset", tmp_path, "train")
+    assert (found.num_expected, found.num_found) == (4, 3)
+    assert len(contents(found.videos)) == 3
+    shard.write_bytes(shard.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"train-0000\.tar"):
+        list(load_videos("webdataset", tmp_path, "train"))
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("/train-{0000..0004}.tar", r"no shard at .*train-0003.tar \(2 of 5 are absent\)"),
+        ("/test-*.tar", "no shard at"),
+        ("/nowhere", "does not exist"),
+        ("/train-{3..1}.tar", r"the range \{3\.\.1\} is empty"),
+    ],
+)
+def test_webdataset_mistakes(tmp_path: Path, location: str, message: str):
+    make_shards(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_videos("webdataset", f"{tmp_path}{location}", "train")
+    with pytest.raises(ValueError, match=r"no shards test\*.tar or test/\*.tar; found: train"):
+        load_videos("webdataset", tmp_path, "test")
+
+
+def test_webdataset_needs_class_names(tmp_path: Path):
+    make_shards(tmp_path, labels=False)
+    with pytest.raises(ValueError, match=r"no labels\.json in .*: write the class names there"):
+        load_videos("webdataset", tmp_path, "train")
+    assert contents(load_videos("webdataset", tmp_path, "train", class_names=["a", "b"])) == ALL
+
+
+def test_expand_braces():
+    assert expand_braces("a-{08..11}.{x,y}") == [
+        f"a-{number}.{end}" for number in ("08", "09", "10", "11") for end in "xy"
+    ]
+    assert expand_braces("plain.tar") == ["plain.tar"]
+
+
+@pytest.mark.parametrize("stop", range(7))
+def test_webdataset_state_dict_resumes_at_the_next_clip(tmp_path: Path, stop: int):
+    make_shards(tmp_path)
+    first = load_videos("webdataset", tmp_path, "train")
+    iterator = iter(first)
+    before = [next(iterator)["video"].decode() for _ in range(stop)]
+    second = load_videos("webdataset", tmp_path, "train")
+    second.load_state_dict(first.state_dict())
+    assert before + contents(second) == ALL
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_webdataset_split_over_ranks_and_workers(tmp_path: Path, world: int, num_workers: int):
+    make_shards(tmp_path, sizes=(3, 1, 2, 1, 4, 2))
+    whole = contents(load_videos("webdataset", tmp_path, "train"))
+    seen = []
+    for rank in range(world):
+        part = split_dataset_by_node(load_videos("webdataset", tmp_path, "train"), rank, world)
+        loader = torch.utils.data.DataLoader(part, batch_size=None, num_workers=num_workers)
+        seen += contents(loader)
+    assert sorted(seen) == sorted(whole)
+
+
+@pytest.fixture
+def web_server(tmp_path: Path):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_webdataset_over_http(tmp_path: Path, web_server: str):
+    make_shards(tmp_path)
+    assert contents(load_videos("webdataset", f"{web_server}/{{split}}-{{0000..0002}}.tar", "train")) == ALL
+    with pytest.raises(ValueError, match="http cannot list files"):
+        load_videos("webdataset", web_server, "train")
+    index = {
+        "splits": {"train": {"shards": {f"train-{n:04d}.tar": c for n, c in enumerate((3, 1, 2))}, "expected": 6}}
+    }
+    write(tmp_path / "shards.json", index)
+    found = find_videos("webdataset", f"{web_server}/", "train")
+    assert (contents(found.videos), found.num_found) == (ALL, 6)
+    with pytest.raises(ValueError, match=r"cannot read shard http.*train-0009\.tar"):
+        list(load_videos("webdataset", f"{web_server}/train-{{0009..0009}}.tar", "train"))
+
+
+def test_every_dataset_has_the_same_columns(clips: Path, kinetics: Path, tmp_path: Path):
+    make_shards(tmp_path / "shards")
+    for name, folder in (("folder", clips), ("kinetics", kinetics), ("webdataset", tmp_path / "shards")):
+        assert name in DATASETS
+        assert list(load_videos(name, folder, "train").features) == ["video_id", "video", "label"]

@@ -1,0 +1,125 @@
+"""`scripts/train.py` with witnesses, for tests: what each step took, what was decoded, which threads are left at its
+end, and a death at a chosen moment.
+
+Environment: TRAIN_LOG names a folder for one log a process; DIE_AT_STEP kills the process with that many steps done;
+DIE_SAVING kills it halfway through the checkpoint of that step.
+
+`train_driver.py ARGUMENTS` is one run. `train_driver.py --serve` imports everything once. Then, for each line
+`{"argv": [...], "env": [{...}, ...], "output": "..."}` that it reads, it forks a process for each environment, and
+answers with the list of their exit codes.
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import transformers
+
+from hf_timesformer.data import clips as loading
+from hf_timesformer.training import trainer as training
+
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
+GRACE = 60  # seconds that the other processes of a failed run have to end
+take_batches = transformers.Trainer.get_batch_samples
+
+
+def note(kind: str, text: str) -> None:
+    with Path(os.environ["TRAIN_LOG"], f"{kind}-{os.environ.get('RANK', '0')}.txt").open("a") as file:
+        file.write(f"{text}\n")
+
+
+def watch_batches(self, *args):
+    batches, count = take_batches(self, *args)
+    for batch in batches:
+        note("steps", " ".join(batch["video_ids"]))
+    return batches, count
+
+
+def watch(owner: type, name: str, before) -> None:
+    original = getattr(owner, name)
+
+    def watched(self, *args, **kwargs):
+        before(self, *args)
+        return original(self, *args, **kwargs)
+
+    setattr(owner, name, watched)
+
+
+def die_if(variable: str):
+    def maybe_die(trainer, *args) -> None:
+        if trainer.state.global_step == int(os.environ.get(variable, -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return maybe_die
+
+
+def run(argv: list[str]) -> None:
+    sys.argv = [str(SCRIPT), *argv]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    time.sleep(0.1)  # a thread that has just ended may be listed for a moment
+    note("threads", " ".join(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")))
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        request, children = json.loads(line), []
+        for env in request["env"]:
+            children.append(os.fork())
+            if children[-1] == 0:
+                os._exit(run_in_child(request["argv"], env, request["output"]))
+        print(json.dumps(exit_codes(children)), flush=True)
+
+
+def exit_codes(children: list[int]) -> list[int]:
+    """How each ended; those that wait for one that failed are killed after a while, so that no test hangs."""
+    codes, deadline = {}, float("inf")
+    while len(codes) < len(children):
+        for child in children:
+            done, status = (0, 0) if child in codes else os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+            elif child not in codes and time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+        if any(codes.values()):
+            deadline = min(deadline, time.monotonic() + GRACE)
+        time.sleep(0.05)
+    return [codes[child] for child in children]
+
+
+def run_in_child(argv: list[str], env: dict[str, str], output: str) -> int:
+    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.update(env)
+    try:
+        run(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+    return 0
+
+
+torch.set_num_threads(1)
+transformers.Trainer.get_batch_samples = watch_batches
+watch(training.VideoTrainer, "training_step", die_if("DIE_AT_STEP"))
+watch(training.VideoTrainer, "_save_optimizer_and_scheduler", die_if("DIE_SAVING"))
+watch(
+    loading.TrainingClips, "__getitem__", lambda clips, key: note("decoded", f"{key.epoch} {key.index} {key.stream}")
+)
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+    else:
+        run(sys.argv[1:])

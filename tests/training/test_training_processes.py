@@ -1,0 +1,219 @@
+"""Real processes: two of them on uneven shards, and runs killed with SIGKILL that go on as if nothing had happened."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from ports import free_port
+from safetensors.torch import load_file
+from shards import pack
+
+from hf_timesformer.data.synthetic import make_motion_dataset
+
+
+DRIVER = Path(__file__).parents[1] / "helpers" / "train_driver.py"
+NETWORK = "image_size=32,patch_size=16,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32"
+ARGUMENTS = (
+    f"--recipe none --config_overrides {NETWORK},num_frames=2,hidden_dropout_prob=0.1 --sampling_rate 2 "
+    "--per_device_train_batch_size 3 --learning_rate 1e-3 --num_train_epochs 2 --logging_steps 1 --mixup 0.2 "
+    "--color_jitter 0.2 --disable_tqdm true --dataloader_num_workers 1"
+).split()
+SHARD_SIZES = (9, 1, 7, 4)
+# accelerate's barrier takes the rank of a process for a GPU's, with --use_cpu too: two processes need two GPUs or 0.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("clips")
+    return make_motion_dataset(target, splits={"train": 4, "validation": 1}, num_frames=6, size=40)
+
+
+@pytest.fixture(scope="module")
+def shards(folder, tmp_path_factory) -> Path:
+    """The clips of `folder` in tar shards of uneven size: 21 to train on, 5 for validation."""
+    target = tmp_path_factory.mktemp("shards")
+    names = sorted(path.name for path in (folder / "train").iterdir())
+    (target / "labels.json").write_text(json.dumps(names))
+    clips = sorted((folder / "train").glob("*/*.mp4"))
+    sizes = dict(zip(("train-0", "train-1", "train-2", "train-3"), SHARD_SIZES))
+    for shard, size in sizes.items():
+        pack(target / f"{shard}.tar", clips[:size])
+        clips = clips[size:]
+    pack(target / "validation-0.tar", sorted((folder / "validation").glob("*/*.mp4"))[:5])
+    return target
+
+
+class Run(NamedTuple):
+    """How a process ended: negative for the signal that killed it."""
+
+    returncode: int
+    output: str
+    log: Path
+
+    def steps(self, rank: int = 0) -> list[list[str]]:
+        """The clips that each step of a process took."""
+        return [line.split() for line in (self.log / f"steps-{rank}.txt").read_text().splitlines()]
+
+
+def prepare(output: Path, arguments: list[str]) -> tuple[Path, list[str]]:
+    log = output.with_name(f"{output.name}-log-{len(list(output.parent.glob('*-log-*')))}")
+    log.mkdir(parents=True)
+    return log, [*ARGUMENTS, "--use_cpu", "--output_dir", str(output), *arguments]
+
+
+@pytest.fixture(scope="module")
+def train():
+    """Run train.py in processes of its own, forked from one that has imported everything already."""
+    command = [sys.executable, str(DRIVER), "--serve"]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+
+        def run(output: Path, *arguments: str, processes: int = 1, **env: str) -> Run:
+            log, argv = prepare(output, list(arguments))
+            env |= {"TRAIN_LOG": str(log)}
+            port, envs = str(free_port()), [env]
+            if processes > 1:
+                envs = [env | distributed(rank, processes, port) for rank in range(processes)]
+            request = {"argv": argv, "env": envs, "output": str(log / "output.txt")}
+            server.stdin.write(json.dumps(request) + "\n")
+            server.stdin.flush()
+            codes = json.loads(server.stdout.readline())
+            return Run(min(codes, key=lambda code: (code == 0, code)), (log / "output.txt").read_text(), log)
+
+        yield run
+        server.stdin.close()
+
+
+def distributed(rank: int, processes: int, port: str) -> dict[str, str]:
+    """What torchrun tells each process."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def launch(output: Path, *arguments: str, processes: int) -> Run:
+    """Run with `accelerate launch`, which with `--cpu` would start one process only, unless there is mpirun."""
+    log, argv = prepare(output, list(arguments))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", str(DRIVER), *argv]
+    environment = ENVIRONMENT | {"TRAIN_LOG": str(log), "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return Run(done.returncode, done.stderr, log)
+
+
+def assert_same_weights(left: Path, right: Path, *, tolerance: float) -> None:
+    left, right = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
+    assert left.keys() == right.keys()
+    for name, weight in left.items():
+        torch.testing.assert_close(weight, right[name], rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+def test_killed_run_goes_on_with_the_clips_that_come_next(train, kind, folder, shards, tmp_path):
+    data = ["--dataset", kind, "--data_dir", str(folder if kind == "folder" else shards)]
+    options = [*data, "--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "no"]
+    options += ["--load_best_model_at_end", "false", "--save_total_limit", "1"]
+    whole = train(tmp_path / "whole", *options)
+    assert whole.returncode == 0, whole.output
+    # Saved after step 3 and after step 6: one kind dies before step 6, the other while it writes checkpoint 6.
+    death = {"DIE_AT_STEP": "5"} if kind == "folder" else {"DIE_SAVING": "6"}
+    killed = train(tmp_path / "killed", *options, **death)
+    assert killed.returncode == -9, killed.output
+    resumed = train(tmp_path / "killed", *options, "--resume_from_checkpoint")
+    assert resumed.returncode == 0, resumed.output
+    assert whole.steps()[:3] == killed.steps()[:3]
+    assert resumed.steps() == whole.steps()[3:]
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed", tolerance=0)
+    assert ("checkpoint-6 was being written when the run was killed" in resumed.output) == (kind == "webdataset")
+    decoded = [tuple(map(int, line.split())) for line in (resumed.log / "decoded-0.txt").read_text().splitlines()]
+    assert len(decoded) == len(set(decoded)) == sum(len(step) for step in resumed.steps())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+def test_two_processes_killed_and_resumed_end_where_one_ends(train, kind, folder, shards, tmp_path):
+    data = ["--dataset", kind, "--data_dir", str(folder if kind == "folder" else shards), "--mixup", "0"]
+    options = [*data, "--config_overrides", f"{NETWORK},num_frames=2", "--save_strategy", "steps", "--save_steps", "2"]
+    # Not Adam, which turns the rounding noise of gradients that ought to be zero into steps of full size.
+    options += ["--eval_strategy", "no", "--max_steps", "5", "--optim", "sgd", "--learning_rate", "0.1"]
+    total_batch = ["--per_device_train_batch_size", "6", "--stream_processes", "2"]
+    one = train(tmp_path / "one", *options, *total_batch)
+    assert one.returncode == 0, one.output
+    killed = train(tmp_path / "two", *options, processes=2, DIE_AT_STEP="3")
+    assert killed.returncode == -9, killed.output
+    two = train(tmp_path / "two", *options, "--resume_from_checkpoint", processes=2)
+    assert two.returncode == 0, two.output
+    both = [left + right for left, right in zip(two.steps(0), two.steps(1))]
+    assert [sorted(step) for step in both] == [sorted(step) for step in one.steps()[2:]]
+    assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_share_uneven_shards(shards, tmp_path):
+    options = ["--dataset", "webdataset", "--data_dir", str(shards), "--dataloader_num_workers", "2"]
+    run = launch(tmp_path / "two", *options, processes=2)
+    assert run.returncode == 0, run.output
+    assert "find_unused_parameters" not in run.output  # DDP says so where it looks for what is not there
+    steps = [run.steps(rank) for rank in (0, 1)]
+    assert [len(one) for one in steps] == [8, 8]  # 21 clips, 2 processes, batches of 3: 4 steps in each of 2 epochs
+    for epoch in (slice(0, 4), slice(4, 8)):
+        left, right = ({name for step in one[epoch] for name in step} for one in steps)
+        assert not left & right
+        assert len(left | right) == sum(SHARD_SIZES)
+    assert [one[:4] for one in steps] != [one[4:] for one in steps]
+    results = json.loads((tmp_path / "two" / "train_results.json").read_text())
+    assert (results["train_samples"], results["bad_clips"]) == (21, 0)
+    state = json.loads((tmp_path / "two" / "trainer_state.json").read_text())
+    assert [entry["eval_videos"] for entry in state["log_history"] if "eval_videos" in entry] == [5, 5]
+    assert "4 shards are fewer" not in run.output
+    for rank in (0, 1):  # a thread of gloo that Python's end finds alive may abort the process
+        assert "gloo" not in (run.log / f"threads-{rank}.txt").read_text()
+
+
+@pytest.mark.slow
+def test_new_classifier_is_fitted_at_both_ends_and_to_the_clips_of_all_processes(train, folder, tmp_path):
+    start = tmp_path / "start"
+    data = ["--data_dir", str(folder), "--mixup", "0", "--save_strategy", "steps", "--save_steps", "2"]
+    data += ["--eval_strategy", "no", "--max_steps", "3"]
+    assert train(start, *data).returncode == 0
+    options = [*data, "--config_overrides", "num_frames=2", "--model", str(start), "--new_head", "--probe_passes", "2"]
+    options += ["--optim", "sgd", "--learning_rate", "0", "--refit_classifier", "true"]
+    one = train(tmp_path / "one", *options, "--per_device_train_batch_size", "6")
+    assert one.returncode == 0, one.output
+    assert one.output.count("classifier fitted to 120 views") == 2
+    killed = train(tmp_path / "two", *options, processes=2, DIE_AT_STEP="2")
+    assert killed.returncode == -9, killed.output
+    assert killed.output.count("classifier fitted to 120 views") == 1
+    two = train(tmp_path / "two", *options, "--resume_from_checkpoint", processes=2)
+    assert two.returncode == 0, two.output
+    assert two.output.count("classifier fitted to 120 views") == 1  # at the end
+    assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=0.02)  # of values up to 139
+    old_head = train(tmp_path / "old", *[option for option in options if option != "--new_head"])
+    assert old_head.returncode == 0, old_head.output
+    assert "the classifier is not a new one" in old_head.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+def test_evaluations_while_training_give_the_same_numbers_on_two_processes(train, kind, folder, shards, tmp_path):
+    """Five or six clips in batches of four: what fills the last batch up counts neither in the loss nor elsewhere."""
+    options = ["--dataset", kind, "--data_dir", str(folder if kind == "folder" else shards), "--learning_rate", "0"]
+    options += ["--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "no"]
+    options += ["--load_best_model_at_end", "false", "--per_device_eval_batch_size", "4"]
+    found = []
+    for processes in (1, 2):
+        run = train(tmp_path / str(processes), *options, processes=processes)
+        assert run.returncode == 0, run.output
+        state = json.loads((tmp_path / str(processes) / "trainer_state.json").read_text())
+        (entry,) = [entry for entry in state["log_history"] if "eval_loss" in entry]
+        found.append({name: entry[f"eval_{name}"] for name in ("loss", "top1_accuracy", "top5_accuracy", "videos")})
+    assert found[0]["videos"] == (6 if kind == "folder" else 5)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
