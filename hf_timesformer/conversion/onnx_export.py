@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..model.blocks import TimeSformerLayer
 from ..model.configuration_timesformer import TimeSformerConfig
-from ..model.fused_linear import fuse
+from ..model.efficient_linear import fuse
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 

@@ -8,7 +8,8 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_timesformer import TimeSformerConfig
-from .efficient_linear import Linear, is_plain_linear, linear
+from .efficient_linear import Linear, linear
+from .hooks import is_plain_linear
 from .schemes import STRIDES, Grid, Tile, group, key_mask, local_mask, local_tiles, ungroup
 
 

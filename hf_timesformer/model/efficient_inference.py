@@ -6,7 +6,7 @@ tokens themselves only the context of `local`, or the queries, keys and values o
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -20,7 +20,6 @@ CPU_AUTOCAST_ROWS = 2048  # autocast converts weights that do not learn for each
 DEVICE_ROWS = 65536
 CPU_HEADS = 4  # of `local` at a time
 
-RECORDERS = "transformers.utils.output_capturing"  # where hooks that record outputs come from
 QUERY, KEY_VALUE = slice(0, 1), slice(1, 3)
 
 
@@ -141,13 +140,3 @@ def _places(grid: Grid, step: str, rows: int) -> Iterator[tuple[tuple[slice, sli
 
 def _replace(values: Sequence, index: int, value: object) -> tuple:
     return (*values[:index], value, *values[index + 1 :])
-
-
-def is_watched(modules: Iterable[nn.Module]) -> bool:
-    """Whether hooks or wrappers may hold or change what goes through; transformers' own recorders do not count."""
-    return any(
-        "forward" in module.__dict__  # accelerate's offloading, which moves weights at each call
-        or module._forward_pre_hooks
-        or any(getattr(hook, "__module__", "") != RECORDERS for hook in module._forward_hooks.values())
-        for module in modules
-    )

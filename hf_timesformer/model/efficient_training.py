@@ -6,8 +6,8 @@ Plain autograd keeps what came out as well, of the MLP the wider part; here the 
 import torch
 from torch import nn
 
-from .efficient_inference import is_watched
-from .efficient_linear import is_plain_linear, linear, weight_gradient
+from .efficient_linear import linear, weight_gradient
+from .hooks import is_plain_linear, is_watched
 
 
 def linear_after(function: nn.Module, layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:

@@ -14,12 +14,12 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .blocks import TimeSformerAttention, TimeSformerEmbeddings, TimeSformerEncoder, TimeSformerLayer
+from .blocks import TimeSformerAttention, TimeSformerEncoder, TimeSformerLayer
 from .configuration_timesformer import TimeSformerConfig, pair
-from .efficient_inference import is_watched
 from .efficient_linear import ZeroLinear
+from .embeddings import TimeSformerEmbeddings, resize_positions, resize_times
+from .hooks import is_watched
 from .outputs import TimeSformerClassifierOutput, TimeSformerModelOutput
-from .position import resize_positions, resize_times
 from .schemes import SCHEMES
 from .vit_weights import VitSource, load_shared, load_vit, refuse_contradictions, start_steps
 
