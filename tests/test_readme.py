@@ -14,7 +14,8 @@ from hub_server import USER, Hub
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
-from hf_timesformer.data.synthetic import MOTIONS, make_motion_dataset, motion_frames, write_video
+from hf_timesformer.data.synthetic import MOTIONS, make_motion_dataset, motion_frames
+from hf_timesformer.video.encoding import write_video
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,11 +1,11 @@
 """Small clips made on the spot: classes that only motion tells apart, written as real video files by PyAV."""
 
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
+
+from ..video.encoding import write_video
 
 
 # Where a shape goes from the first frame to the last: (dx, dy) in units of the free way, and its growth in size.
@@ -17,27 +17,6 @@ MOTIONS: dict[str, tuple[int, int, int]] = {
     "growing": (0, 0, 1),
     "shrinking": (0, 0, -1),
 }
-
-
-def write_video(
-    path: str | Path,
-    frames: np.ndarray,
-    *,
-    fps: int = 30,
-    codec: str = "libx264",
-    pix_fmt: str = "yuv420p",
-    options: Mapping[str, str] | None = None,
-) -> Path:
-    """Write uint8 RGB `frames` of shape `(T, H, W, 3)` as a video file; the container follows from the suffix."""
-    path = Path(path)
-    with av.open(str(path), mode="w") as container:
-        stream = container.add_stream(codec, rate=Fraction(fps), options=dict(options or {}))
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
-        stream.codec_context.thread_count = 1
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
 
 
 def motion_frames(name: str, rng: np.random.Generator, *, num_frames: int = 32, size: int = 64) -> np.ndarray:

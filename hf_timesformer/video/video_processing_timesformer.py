@@ -17,15 +17,11 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_metadata
 
 from .decoding import decode_video
-from .image_processing_timesformer import (
-    TimeSformerImageProcessor,
-    TimeSformerViewsMixin,
-    frames_to_tensor,
-    is_source,
-    split_videos,
-)
+from .image_processing_timesformer import TimeSformerImageProcessor
+from .memory_frames import frames_to_tensor, is_source, split_videos
 from .processor_type import forget_class
 from .sampling import check_sampling, sample_indices
+from .views import TimeSformerViewsMixin
 
 
 logger = logging.get_logger(__name__)

@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
-from ..data.synthetic import write_video
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..model.schemes import SCHEMES, Grid
+from ..video.encoding import write_video
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .rollout import attention_rollout, check_query, record_attention, visible_patches
 

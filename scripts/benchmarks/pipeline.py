@@ -28,8 +28,9 @@ from transformers import (
 from transformers.video_utils import VideoMetadata, load_video
 
 from hf_timesformer import TimeSformerForVideoClassification, TimeSformerVideoProcessor
-from hf_timesformer.data.synthetic import MOTIONS, motion_frames, write_video
-from hf_timesformer.video.image_processing_timesformer import uniform_crops
+from hf_timesformer.data.synthetic import MOTIONS, motion_frames
+from hf_timesformer.video.encoding import write_video
+from hf_timesformer.video.views import uniform_crops
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

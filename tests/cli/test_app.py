@@ -14,11 +14,12 @@ from browser import Browser, missing_programs
 from huggingface_hub import SpaceCard
 
 import hf_timesformer
-from hf_timesformer.data.synthetic import MOTIONS, motion_frames, write_video
+from hf_timesformer.data.synthetic import MOTIONS, motion_frames
 from hf_timesformer.hub.space import export_space
 from hf_timesformer.inference import load_model_and_processor
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
+from hf_timesformer.video.encoding import write_video
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 from hf_timesformer.visualization.pictures import explain
 

@@ -14,7 +14,8 @@ from transformers import AutoVideoProcessor
 
 from hf_timesformer import TimeSformerVideoProcessor
 from hf_timesformer.conversion.onnx_export import OnnxClassifier, export_onnx, fold, load_graph_and_processor
-from hf_timesformer.data.synthetic import make_motion_dataset, motion_frames, write_video
+from hf_timesformer.data.synthetic import make_motion_dataset, motion_frames
+from hf_timesformer.video.encoding import write_video
 
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"

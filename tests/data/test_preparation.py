@@ -21,8 +21,9 @@ from hf_timesformer.data.preparation.worker_pool import PROCESS_DIED, run_in_wor
 from hf_timesformer.data.readers.folder import read_folder
 from hf_timesformer.data.readers.kinetics import read_kinetics
 from hf_timesformer.data.records import VideoRecords
-from hf_timesformer.data.synthetic import motion_frames, write_video
+from hf_timesformer.data.synthetic import motion_frames
 from hf_timesformer.video.decoding import decode_video, probe_video
+from hf_timesformer.video.encoding import write_video
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts/prepare_dataset.py"

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
-from hf_timesformer.data.synthetic import MOTIONS, motion_frames, write_video
+from hf_timesformer.data.synthetic import MOTIONS, motion_frames
+from hf_timesformer.video.encoding import write_video
 
 
 def write_clips(folder: Path) -> Path:

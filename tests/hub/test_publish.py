@@ -18,10 +18,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
-from hf_timesformer.data.synthetic import make_motion_dataset, motion_frames, write_video
+from hf_timesformer.data.synthetic import make_motion_dataset, motion_frames
 from hf_timesformer.hub.publish import add_code, complete_folder, files_to_publish, push_folder, save_for_hub
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
+from hf_timesformer.video.encoding import write_video
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 
 

@@ -19,10 +19,11 @@ from hf_timesformer import (
     TimeSformerModel,
     TimeSformerVideoProcessor,
 )
-from hf_timesformer.data.synthetic import MOTIONS, motion_frames, write_video
+from hf_timesformer.data.synthetic import MOTIONS, motion_frames
 from hf_timesformer.model.configuration_timesformer import STOCK_SCHEMES
 from hf_timesformer.model.remote_code import AUTO_MAP, code_files
 from hf_timesformer.model.schemes import SCHEMES
+from hf_timesformer.video.encoding import write_video
 
 
 REGISTERED = (

@@ -11,9 +11,9 @@ from transformers import AutoImageProcessor, VideoMAEImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.utils import PushToHubMixin
 
-import hf_timesformer.video.image_processing_timesformer as module
+import hf_timesformer.video.views as module
 from hf_timesformer import TimeSformerConfig, TimeSformerImageProcessor, TimeSformerVideoProcessor
-from hf_timesformer.video.image_processing_timesformer import uniform_crops
+from hf_timesformer.video.views import uniform_crops
 
 
 SMALL = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}

@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
-from hf_timesformer.data.synthetic import motion_frames, write_video
+from hf_timesformer.data.synthetic import motion_frames
 from hf_timesformer.video.decoding import VideoDecodeError
+from hf_timesformer.video.encoding import write_video
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -19,8 +19,10 @@ from transformers.video_utils import VideoMetadata
 
 import hf_timesformer.video.video_processing_timesformer as module
 from hf_timesformer import TimeSformerConfig, TimeSformerImageProcessor, TimeSformerVideoProcessor
-from hf_timesformer.data.synthetic import write_video
+from hf_timesformer.model.configuration_timesformer import PROCESSOR_TYPES
 from hf_timesformer.video.decoding import VideoDecodeError
+from hf_timesformer.video.encoding import write_video
+from hf_timesformer.video.processor_type import TYPES
 from hf_timesformer.video.sampling import sample_indices
 
 
@@ -465,6 +467,11 @@ SETTINGS = {
     "image_mean": [0.5, 0.4, 0.3],
     "image_std": [0.2, 0.3, 0.4],
 }
+
+
+def test_config_and_processors_hold_the_same_table_of_type_keys():
+    """Each folder has its own copy, since `model/` and `video/` do not import each other."""
+    assert PROCESSOR_TYPES == TYPES
 
 
 @pytest.mark.parametrize("with_config", [True, False])

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_timesformer.data.synthetic import motion_frames, write_video
+from hf_timesformer.data.synthetic import motion_frames
 from hf_timesformer.model.attention import TimeSformerSelfAttention
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.model.schemes import SCHEMES
+from hf_timesformer.video.encoding import write_video
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 from hf_timesformer.visualization.pictures import (
     QUERY_COLOUR,

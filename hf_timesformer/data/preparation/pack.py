@@ -6,7 +6,6 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,15 +15,14 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.video_utils import VideoMetadata
 
-from ...video.decoding import VideoDecodeError, decode_video, probe_video
+from ...video.decoding import VideoDecodeError, probe_video
+from ...video.encoding import encode_video
 from ..readers.webdataset import INDEX_FILE, LABELS_FILE, PLAN_FILE
 from .scan import Listed, resumed_log, usable_frames, written_whole
 from .worker_pool import PROCESS_DIED, run_in_workers
 
 
 PACK_LOG = "pack.jsonl"
-CHUNK_FRAMES = 256  # decoded at a time while re-encoding, so that a long video fits into memory
-ENCODER_OPTIONS = {"crf": "20", "preset": "veryfast", "g": "64"}  # a key frame every 64: cheap to enter anywhere
 
 
 @dataclass(frozen=True)
@@ -196,30 +194,6 @@ def _encode_usable(path: str, metadata: VideoMetadata, short_side: int) -> bytes
             raise
     usable = usable_frames(path, metadata.total_num_frames, every=True)
     return encode_video(path, replace(metadata, total_num_frames=usable), short_side)
-
-
-def encode_video(path: str, metadata: VideoMetadata, short_side: int) -> bytes:
-    """The video as H.264 in mp4 with that short side: as many frames, at the mean rate, as displayed, no sound.
-
-    Raises VideoDecodeError for a damaged video.
-    """
-    buffer = io.BytesIO()
-    rate = Fraction(metadata.fps or 30).limit_denominator(65535)
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options=ENCODER_OPTIONS)
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for start in range(0, metadata.total_num_frames, CHUNK_FRAMES):
-            numbers = range(start, min(start + CHUNK_FRAMES, metadata.total_num_frames))
-            frames, _ = decode_video(path, numbers, short_side=short_side)  # (t, 3, h, w)
-            height, width = (side - side % 2 for side in frames.shape[2:])  # 4:2:0 needs even sides
-            if start == 0:
-                stream.height, stream.width = height, width
-            for frame in frames[:, :, :height, :width].permute(0, 2, 3, 1).numpy():
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
 
 
 def _index(
