@@ -4,52 +4,48 @@ A random classifier sends gradients of no meaning through a network that was goo
 et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
 """
 
-import copy
 import logging
-import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from tqdm.auto import tqdm
 
-from ..data.clips import NO_CLIP, EvaluationClips
+from ..data.clips import NO_CLIP
 
-
-if TYPE_CHECKING:
-    from .trainer import VideoTrainer
 
 logger = logging.getLogger(__name__)
 
+Tensors = tuple[torch.Tensor, ...]
+Gather = Callable[[Tensors], Tensors]
+
 # How much of the covariance is replaced by that of independent features: of a few clips it is known poorly.
 SHRINKAGE = 0.03
-EVALUATION_CROPS = 3  # of the paper's protocol
 
 
-def can_fit_classifier(trainer: "VideoTrainer") -> bool:
-    """Whether `fit_new_classifier` can do its work; where it cannot, a warning says why."""
-    classifier = trainer.model.classifier
-    obstacle = None
-    if not isinstance(classifier, nn.Linear):
-        obstacle = f"it is a {type(classifier).__name__}, and only a linear one can be"
-    elif trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        obstacle = "DeepSpeed and FSDP spread the network over the processes"
-    if obstacle is not None:
-        passes = trainer.args.probe_passes
-        logger.warning("the classifier is not fitted to the frozen network (probe_passes=%d): %s", passes, obstacle)
-    return obstacle is None
+def _keep(tensors: Tensors) -> Tensors:
+    """The gather of one process alone."""
+    return tensors
 
 
-def fit_new_classifier(trainer: "VideoTrainer") -> None:
-    """Fit the model's classifier to `probe_passes` augmented passes over the clips and to their evaluation views.
+def fit_new_classifier(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    gather: Gather = _keep,
+    label_smoothing: float = 0.0,
+) -> None:
+    """Fit `model.classifier`, which must be linear, to the frozen network's features of all clips in `batches`.
 
-    All processes must call it; each ends with the same classifier.
+    Every process gives its own batches, as many as the others; each ends with the same classifier. `gather` takes a
+    tuple of tensors and gives those of all processes (`accelerator.gather`). Raises ValueError for another classifier.
     """
-    classifier = trainer.model.classifier
-    features, targets = collect_features(trainer, trainer.args.probe_passes)
-    weight, bias = fit_classifier(features, targets, label_smoothing=trainer.args.label_smoothing_factor)
+    classifier = model.classifier
+    if not isinstance(classifier, nn.Linear):
+        raise ValueError(f"only a linear classifier can be fitted, not a {type(classifier).__name__}")
+    features, targets = collect_features(model, batches, gather=gather)
+    weight, bias = fit_classifier(features, targets, label_smoothing=label_smoothing)
     right = (features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)
     logger.info(
         "classifier fitted to %d views as the network sees them: %.1f %% of them are right",
@@ -63,47 +59,27 @@ def fit_new_classifier(trainer: "VideoTrainer") -> None:
 
 
 @torch.no_grad()
-def collect_features(trainer: "VideoTrainer", passes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the classifier gets `(N, d)` and should give `(N, classes)`, of all processes, on CPU.
+def collect_features(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], *, gather: Gather = _keep
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the classifier gets, `(N, d)`, and what it should give, `(N, classes)`, of all processes, on the CPU.
 
-    Where the trainer has a processor, they include the three crops of every clip that an evaluation would cut: objects
-    look smaller there than in random crops of enlarged frames (Touvron et al. 2019, "Fixing the train-test resolution
-    discrepancy"), and a classifier fitted to the latter alone is off for the former.
+    A batch has `pixel_values` `(B, T, C, H, W)` or `(B, views, T, C, H, W)` and `labels` `(B,)` or `(B, classes)`; N
+    counts views. Clips whose label no loss counts are left out.
     """
-    model, accelerator, found = trainer.model.eval(), trainer.accelerator, []
-    for batch in _batches(trainer, passes):
-        trainer.train_faults.add(batch["faults"])
-        views = batch["pixel_values"].flatten(0, -5)  # (B, T, C, H, W), or (B, views, T, C, H, W)
-        with accelerator.autocast():
-            tokens = model.base_model(views, cls_only=True).last_hidden_state
+    model.eval()
+    found_features, found_targets = [], []
+    for batch in batches:
+        views = batch["pixel_values"].flatten(0, -5)  # (B, [views,] T, C, H, W) -> (B * views, T, C, H, W)
+        tokens = model.base_model(views, cls_only=True).last_hidden_state
         targets = _soft(batch["labels"], model.num_labels)
-        targets = targets.repeat_interleave(len(views) // len(targets), dim=0)
-        found.append([part.cpu() for part in accelerator.gather((tokens[:, 0].float(), targets))])
-    features, targets = (torch.cat(parts) for parts in zip(*found))
+        targets = targets.repeat_interleave(len(views) // len(targets), dim=0)  # (B, classes) -> (B * views, classes)
+        features, targets = gather((tokens[:, 0].float(), targets))
+        found_features.append(features.cpu())
+        found_targets.append(targets.cpu())
+    features, targets = torch.cat(found_features), torch.cat(found_targets)
     counts = targets.sum(dim=1) > 0
     return features[counts], targets[counts]
-
-
-def _batches(trainer: "VideoTrainer", passes: int) -> Iterator[dict[str, Any]]:
-    """The clips of the epochs after the last, which training itself does not see, then their evaluation views."""
-    first = math.ceil(trainer.args.num_train_epochs)
-    clips, processor = trainer.train_dataset, trainer.processing_class
-    rounds = [(clips, range(first, first + passes))]
-    if processor is not None:
-        processor = copy.copy(processor)
-        processor.num_crops = EVALUATION_CROPS
-        rounds.append((EvaluationClips(clips.source, processor, label_ids=clips.label_ids), [first + passes]))
-    hidden = trainer.args.disable_tqdm or not trainer.accelerator.is_main_process
-    with tqdm(desc="features", total=0, disable=hidden) as bar:
-        for dataset, epochs in rounds:
-            loader = trainer.make_train_dataloader(dataset)
-            bar.total += len(epochs) * len(loader)
-            for epoch in epochs:
-                loader.set_epoch(epoch)  # accelerate's own count, which it tells the sampler
-                trainer.set_data_epoch(epoch)
-                for batch in loader:
-                    yield batch
-                    bar.update()
 
 
 def _soft(labels: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -4,150 +4,33 @@ import copy
 import json
 import logging
 import math
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput, rotate_checkpoints
 
-from ..data.clips import NO_CLIP, UNREADABLE
+from ..data.clips import NO_CLIP, UNREADABLE, EvaluationClips
 from ..data.shard_source import ShardSource
 from ..evaluation.accuracy import classification_metrics
 from ..hub.publish import PublishMixin
 from .checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE, remove_half_written
-from .classifier_fit import can_fit_classifier, fit_new_classifier
+from .classifier_fit import fit_new_classifier
 from .learning_curve import FaultTally
-from .optimization import FREEZE_CHOICES, parameter_groups, step_schedule
+from .optimization import parameter_groups, step_schedule
+from .wait_clock import WaitClock
 
 
 logger = logging.getLogger(__name__)
 
 CLIP_LOSS = "clip_loss"  # of `clip_metrics`, until it takes the place of Trainer's own
-
-
-@dataclass
-class VideoTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with what fine-tuning on clips needs beyond them, and defaults that suit it."""
-
-    freeze: str = field(
-        default="none",
-        metadata={
-            "help": "What does not learn: `backbone` (all but the classifier), `spatial` (all that came from the "
-            "image ViT: time embeddings, temporal attention and classifier learn) or `none`.",
-            "choices": FREEZE_CHOICES,
-        },
-    )
-    freeze_depth: float = field(
-        default=0.0,
-        metadata={"help": "Share of the blocks, from the first on, that does not learn, nor do the embeddings."},
-    )
-    head_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the classifier, if not --learning_rate."}
-    )
-    temporal_learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rate of what an image ViT does not have (time embeddings, temporal attention), if not "
-            "--learning_rate: new parameters have further to go."
-        },
-    )
-    probe_passes: int = field(
-        default=0,
-        metadata={
-            "help": "Augmented passes over the training clips that a new classifier is first fitted to, beside their "
-            "evaluation views, with the network frozen."
-        },
-    )
-    refit_classifier: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether the classifier is fitted anew, in the same way, to the network that training ends with. "
-            "Needs --probe_passes."
-        },
-    )
-    layer_decay: float = field(
-        default=1.0, metadata={"help": "Factor on the learning rate from each block to the one below it."}
-    )
-    reference_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Total batch that the learning rates are meant for: with another one (devices x batch x "
-            "accumulation) they are scaled in proportion, and the log says so."
-        },
-    )
-    lr_milestones: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Epochs at which the learning rates are multiplied by --lr_factor, in place of a scheduler."
-        },
-    )
-    lr_factor: float = field(default=0.1, metadata={"help": "See --lr_milestones."})
-    max_bad_fraction: float = field(
-        default=0.1,
-        metadata={
-            "help": "Stop with a list once more than this share of the training clips, and at least 5 of them, turned "
-            "out to be unreadable. Fewer are replaced, counted and reported."
-        },
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "Go on from this checkpoint folder, or, without a value, from the last whole one in --output_dir.",
-            "nargs": "?",
-            "const": "last",
-        },
-    )
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Clips a device evaluates at once."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: `no`, `steps` or `epoch`."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: `no`, `steps`, `epoch` or `best`."})
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints to keep; the best and the last always stay."}
-    )
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Whether the model that is saved at the end is the best one evaluated."}
-    )
-    metric_for_best_model: str | None = field(
-        default="top1_accuracy", metadata={"help": "Metric that says which model is the best."}
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or every such share of all."})
-    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that decode, for each device."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: clips carry their names."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False,
-        metadata={"help": "Whether DDP looks in each step for parameters without a gradient. This network has none."},
-    )
-
-    def __post_init__(self):
-        # Without evaluations or checkpoints there is no best model to load.
-        self.load_best_model_at_end &= "no" not in (self.eval_strategy, self.save_strategy)
-        self.use_cpu |= not torch.accelerator.is_available()  # else --bf16 is refused where there are CPUs only
-        super().__post_init__()
-        self.dataloader_pin_memory &= torch.accelerator.is_available()
-
-    def scale_learning_rates(self) -> None:
-        """Scale the learning rates from `reference_batch_size` to the total batch, and say so."""
-        total = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-        if self.reference_batch_size is None or total == self.reference_batch_size:
-            return
-        factor = total / self.reference_batch_size
-        before = self.learning_rate
-        for name in ("learning_rate", "head_learning_rate", "temporal_learning_rate"):
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name) * factor)
-        logger.info(
-            "learning rate %g is for a batch of %d: %g for a total of %d (%d processes x %d x %d accumulated)",
-            before,
-            self.reference_batch_size,
-            self.learning_rate,
-            total,
-            self.world_size,
-            self.train_batch_size,
-            self.gradient_accumulation_steps,
-        )
+RATES = ("learning_rate", "head_learning_rate", "temporal_learning_rate")
+EVALUATION_CROPS = 3  # of the paper's protocol
 
 
 def clip_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -175,7 +58,7 @@ class VideoTrainer(PublishMixin, Trainer):
         num_clips = len(self.train_dataset) if self.train_dataset is not None else 0
         self.train_faults = FaultTally(num_clips, limit=self.args.max_bad_fraction)
         self.eval_faults = FaultTally(num_clips, limit=math.inf, remedy="left out of the evaluation")
-        self._clock = _WaitClock()
+        self._clock = WaitClock()
         self.add_callback(_EpochCallback(self))
 
     # Data
@@ -251,14 +134,31 @@ class VideoTrainer(PublishMixin, Trainer):
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             groups = parameter_groups(
                 model,
-                learning_rate=self.args.learning_rate,
-                head_learning_rate=self.args.head_learning_rate,
-                temporal_learning_rate=self.args.temporal_learning_rate,
+                **self._scaled_learning_rates(),
                 weight_decay=self.args.weight_decay,
                 layer_decay=self.args.layer_decay,
             )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def _scaled_learning_rates(self) -> dict[str, float | None]:
+        """The learning rates for the total batch of this run, in place of `reference_batch_size`; says so."""
+        args = self.args
+        rates = {name: getattr(args, name) for name in RATES}
+        factor = args.learning_rate_factor(self._train_batch_size)
+        if factor == 1:
+            return rates
+        logger.info(
+            "learning rate %g is for a batch of %d: %g for a total of %d (%d processes x %d x %d accumulated)",
+            args.learning_rate,
+            args.reference_batch_size,
+            args.learning_rate * factor,
+            round(factor * args.reference_batch_size),
+            args.world_size,
+            self._train_batch_size,
+            args.gradient_accumulation_steps,
+        )
+        return {name: None if rate is None else rate * factor for name, rate in rates.items()}
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The scheduler of `--lr_scheduler_type`, or steps at `--lr_milestones`."""
@@ -290,6 +190,87 @@ class VideoTrainer(PublishMixin, Trainer):
             "best_metric": self.state.best_metric,
             "data_wait_percent": self._clock.percent_in_all(),
         } | self.train_faults.metrics()
+
+    # The classifier before and after the training
+
+    def can_fit_classifier(self) -> bool:
+        """Whether `fit_classifier` can do its work; where it cannot, a warning says why."""
+        classifier = self.model.classifier
+        obstacle = None
+        if not isinstance(classifier, nn.Linear):
+            obstacle = f"it is a {type(classifier).__name__}, and only a linear one can be"
+        elif self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            obstacle = "DeepSpeed and FSDP spread the network over the processes"
+        if obstacle is not None:
+            logger.warning(
+                "the classifier is not fitted to the frozen network (probe_passes=%d): %s",
+                self.args.probe_passes,
+                obstacle,
+            )
+        return obstacle is None
+
+    def fit_classifier(self) -> None:
+        """Fit the model's classifier to `probe_passes` augmented passes over the clips and their evaluation views.
+
+        All processes must call it; each ends with the same classifier.
+        """
+        with self.accelerator.autocast():
+            fit_new_classifier(
+                self.model,
+                self.fitting_batches(self.args.probe_passes),
+                gather=self.accelerator.gather,
+                label_smoothing=self.args.label_smoothing_factor,
+            )
+
+    def fitting_batches(self, passes: int) -> Iterator[dict[str, Any]]:
+        """The clips of the epochs after the last, which training itself does not see, then their evaluation views.
+
+        Where the trainer has a processor, the views are the three crops of every clip that an evaluation would cut:
+        objects look smaller there than in random crops of enlarged frames (Touvron et al. 2019, "Fixing the train-test
+        resolution discrepancy"), and a classifier fitted to the latter alone is off for the former.
+        """
+        first = math.ceil(self.args.num_train_epochs)
+        clips, processor = self.train_dataset, self.processing_class
+        rounds = [(clips, range(first, first + passes))]
+        if processor is not None:
+            processor = copy.copy(processor)
+            processor.num_crops = EVALUATION_CROPS
+            views = EvaluationClips(clips.source, processor, label_ids=clips.label_ids)
+            rounds.append((views, [first + passes]))
+        hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
+        with tqdm(desc="features", total=0, disable=hidden) as bar:
+            for dataset, epochs in rounds:
+                loader = self.make_train_dataloader(dataset)
+                bar.total += len(epochs) * len(loader)
+                for epoch in epochs:
+                    loader.set_epoch(epoch)  # accelerate's own count, which it tells the sampler
+                    self.set_data_epoch(epoch)
+                    for batch in loader:
+                        self.train_faults.add(batch["faults"])
+                        yield batch
+                        bar.update()
+
+    def _refit_classifier(self) -> None:
+        """Fit the classifier to the network that training ends with, unless it evaluates worse than the best one."""
+        before = copy.deepcopy(self.model.classifier.state_dict())
+        self.fit_classifier()
+        best = self.state.best_metric
+        if not self.args.load_best_model_at_end or best is None:
+            return
+        name = self.args.metric_for_best_model
+        value = self.evaluate()[name if name.startswith("eval_") else f"eval_{name}"]
+        is_worse = value < best if self.args.greater_is_better else value > best
+        logger.info(
+            "with the classifier fitted anew %s is %.4f, the best one before %.4f: the %s is kept",
+            name,
+            value,
+            best,
+            "one before" if is_worse else "new one",
+        )
+        if is_worse:
+            self.model.classifier.load_state_dict(before)
+        else:
+            self.state.best_metric = value
 
     # Checkpoints
 
@@ -323,39 +304,17 @@ class VideoTrainer(PublishMixin, Trainer):
         """
         if self.args.should_save:
             remove_half_written(self.args.output_dir)
-        fits = bool(self.args.probe_passes) and can_fit_classifier(self)
+        fits = bool(self.args.probe_passes) and self.can_fit_classifier()
         if self.args.refit_classifier and not self.args.probe_passes:
             logger.warning("refit_classifier is left out: it needs --probe_passes")
         if resume_from_checkpoint is not None:
             self._take_over(Path(resume_from_checkpoint))
         elif fits:
-            fit_new_classifier(self)
+            self.fit_classifier()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if fits and self.args.refit_classifier:
             self._refit_classifier()
         return output
-
-    def _refit_classifier(self) -> None:
-        """Fit the classifier to the network that training ends with, unless it evaluates worse than the best one."""
-        before = copy.deepcopy(self.model.classifier.state_dict())
-        fit_new_classifier(self)
-        best = self.state.best_metric
-        if not self.args.load_best_model_at_end or best is None:
-            return
-        name = self.args.metric_for_best_model
-        value = self.evaluate()[name if name.startswith("eval_") else f"eval_{name}"]
-        is_worse = value < best if self.args.greater_is_better else value > best
-        logger.info(
-            "with the classifier fitted anew %s is %.4f, the best one before %.4f: the %s is kept",
-            name,
-            value,
-            best,
-            "one before" if is_worse else "new one",
-        )
-        if is_worse:
-            self.model.classifier.load_state_dict(before)
-        else:
-            self.state.best_metric = value
 
     def _take_over(self, checkpoint: Path) -> None:
         if not (checkpoint / DATA_ORDER).is_file():
@@ -394,26 +353,3 @@ class _EpochCallback(TrainerCallback):
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         control.should_log = True
         return control
-
-
-class _WaitClock:
-    """Seconds inside its `with` blocks, as a percentage of all seconds: since it was last asked, and in all."""
-
-    def __init__(self):
-        self.waited = self.waited_before = 0.0
-        self.started = self.asked = time.perf_counter()
-
-    def __enter__(self) -> None:
-        self.entered = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        self.waited += time.perf_counter() - self.entered
-
-    def percent_since_last(self) -> float:
-        now = time.perf_counter()
-        percent = 100 * (self.waited - self.waited_before) / max(now - self.asked, 1e-9)
-        self.waited_before, self.asked = self.waited, now
-        return round(percent, 1)
-
-    def percent_in_all(self) -> float:
-        return round(100 * self.waited / max(time.perf_counter() - self.started, 1e-9), 1)

@@ -1,4 +1,4 @@
-"""`scripts/train.py` with witnesses, for tests: what each step took, what was decoded, which threads are left at its
+"""`timesformer train` with witnesses, for tests: what each step took, what was decoded, which threads are left at its
 end, and a death at a chosen moment.
 
 Environment: TRAIN_LOG names a folder for one log a process; DIE_AT_STEP kills the process with that many steps done;
@@ -11,7 +11,6 @@ answers with the list of their exit codes.
 
 import json
 import os
-import runpy
 import signal
 import sys
 import time
@@ -21,11 +20,11 @@ from pathlib import Path
 import torch
 import transformers
 
+from hf_timesformer.cli.train import main as main_of_train
 from hf_timesformer.data import clips as loading
 from hf_timesformer.training import trainer as training
 
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 GRACE = 60  # seconds that the other processes of a failed run have to end
 take_batches = transformers.Trainer.get_batch_samples
 
@@ -61,8 +60,7 @@ def die_if(variable: str):
 
 
 def run(argv: list[str]) -> None:
-    sys.argv = [str(SCRIPT), *argv]
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    main_of_train(argv)
     time.sleep(0.1)  # a thread that has just ended may be listed for a moment
     note("threads", " ".join(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")))
 

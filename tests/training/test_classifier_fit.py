@@ -26,8 +26,9 @@ from hf_timesformer.data.shard_source import ShardSource, StreamLayout
 from hf_timesformer.data.synthetic import make_motion_dataset
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
-from hf_timesformer.training.classifier_fit import SHRINKAGE, can_fit_classifier, collect_features, fit_classifier
-from hf_timesformer.training.trainer import VideoTrainer, VideoTrainingArguments, clip_metrics
+from hf_timesformer.training.arguments import VideoTrainingArguments
+from hf_timesformer.training.classifier_fit import SHRINKAGE, collect_features, fit_classifier, fit_new_classifier
+from hf_timesformer.training.trainer import VideoTrainer, clip_metrics
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -175,7 +176,7 @@ def test_evaluation_views_are_not_mixed_and_broken_clips_not_among_them(folder, 
     broken = shutil.copytree(folder, tmp_path / "clips")
     next((broken / "train").rglob("*.mp4")).write_bytes(b"no video")
     trainer = make_trainer(broken, tmp_path, processor=processor, mixup=0.4)
-    features, targets = collect_features(trainer, 1)
+    features, targets = collect_features(trainer.model, trainer.fitting_batches(1))
     assert len(features) == len(targets) == 18 + 3 * 17  # another clip stands in where clips are augmented
     assert ((targets > 0) & (targets < 1))[:18].any()
     assert (targets[18:].max(dim=1).values == 1).all()
@@ -194,7 +195,7 @@ def test_evaluation_views_of_tar_shards_are_read_from_their_beginning(folder, pr
     found = find_videos("webdataset", shards, "train")
     layout = StreamLayout(18, batch_size=4)
     trainer.train_dataset.source = ShardSource(found.videos, [18], layout, shuffle_buffer=4)
-    _, targets = collect_features(trainer, 1)
+    _, targets = collect_features(trainer.model, trainer.fitting_batches(1))
     assert len(targets) == 20 + 3 * 20  # two clips are repeated to fill the last batch
     assert (targets[20:].sum(dim=0) >= 9).all()
 
@@ -205,9 +206,11 @@ def test_what_cannot_be_fitted_stays_as_it_is(folder, tmp_path, caplog):
     deep.train()
     assert "not fitted to the frozen network (probe_passes=1): it is a Sequential" in caplog.text
     assert all(map(torch.equal, before, deep.model.parameters()))
+    with pytest.raises(ValueError, match="only a linear classifier can be fitted, not a Sequential"):
+        fit_new_classifier(deep.model, [])
     sharded = make_trainer(folder, tmp_path, probe_passes=1)
     sharded.is_fsdp_enabled = True
-    assert not can_fit_classifier(sharded)
+    assert not sharded.can_fit_classifier()
     assert "(probe_passes=1): DeepSpeed and FSDP spread" in caplog.text
 
 
@@ -223,7 +226,7 @@ def test_classifier_is_fitted_anew_to_the_network_that_training_ends_with(folder
     for name, value in tuned.model.timesformer.state_dict().items():
         assert_close(value, weights[name], 1e-5)
         assert not torch.equal(value, start[name]) or name not in LEARNING
-    features, targets = collect_features(tuned, 1)
+    features, targets = collect_features(tuned.model, tuned.fitting_batches(1))
     weight, bias = fit_classifier(features, targets, label_smoothing=0.1)
     assert_close(refitted.model.classifier.weight, weight, 1e-3)
     assert_close(refitted.model.classifier.bias, bias, 1e-3)

@@ -1,8 +1,6 @@
-"""`scripts/train.py` as a user runs it: what it leaves behind, and what it says to mistakes."""
+"""`timesformer train` as a user runs it: what it leaves behind, and what it says to mistakes."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +9,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.transforms import v2
 from transformers import ViTConfig, ViTModel
 
-from hf_timesformer.cli import train as script
+from hf_timesformer.cli.train import main
 from hf_timesformer.data.synthetic import make_motion_dataset
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
+from hf_timesformer.training import run as flow
+from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
+from hf_timesformer.training.starting_point import load_network, parse_overrides
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 NETWORK = (
     "image_size=32,patch_size=16,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,"
     "num_frames=2"
@@ -25,16 +25,15 @@ NETWORK = (
 
 
 @pytest.fixture
-def train(monkeypatch, capsys, tmp_path):
-    """Run the script with some arguments; its exit code and the last line of its errors."""
+def train(capsys, tmp_path):
+    """Run the command with some arguments; its exit code and the last line of its errors."""
 
     def run(*arguments: object, start: tuple = ("--config_overrides", NETWORK)) -> tuple[int, str]:
-        argv = ["train.py", "--recipe", "none", "--sampling_rate", "2", "--use_cpu", "--disable_tqdm", "true"]
+        argv = ["--recipe", "none", "--sampling_rate", "2", "--use_cpu", "--disable_tqdm", "true"]
         argv += ["--dataloader_num_workers", "0", "--num_train_epochs", "2", "--output_dir", tmp_path / "run"]
-        monkeypatch.setattr(sys, "argv", list(map(str, [*argv, *start, *arguments])))
         code = 0
         try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
+            main(list(map(str, [*argv, *start, *arguments])))
         except SystemExit as stop:
             code = stop.code
         return code, capsys.readouterr().err.strip().rpartition("\n")[2]
@@ -140,7 +139,7 @@ def test_mistakes_get_one_line(train, clips, damage, arguments, message):
 
 def test_labels_that_the_checkpoint_does_not_have(train, clips, tmp_path):
     labels = {0: "left", 1: "right"}
-    network, _ = script.load_network(list(labels.values()), config_overrides=script.parse_overrides(NETWORK))
+    network, _ = load_network(list(labels.values()), config_overrides=parse_overrides(NETWORK))
     network.save_pretrained(tmp_path / "model")
     start = ("--model", tmp_path / "model")
     code, error = train("--data_dir", clips, start=start)
@@ -150,22 +149,36 @@ def test_labels_that_the_checkpoint_does_not_have(train, clips, tmp_path):
     assert train("--data_dir", clips, "--ignore_mismatched_sizes", "--max_steps", 1, start=start)[0] == 0
 
 
-def test_temporal_attention_learns_at_its_own_rate_only_where_it_is_new(tmp_path):
+@pytest.mark.parametrize(
+    ("start", "kept"),
+    [
+        ({}, set()),
+        ({"model": "m"}, {"freeze_depth"}),
+        ({"model": "m", "new_head": True}, {"freeze_depth", "probe_passes", "refit_classifier"}),
+        ({"from_vit": "v"}, {"freeze_depth", "probe_passes", "refit_classifier", "temporal_learning_rate"}),
+    ],
+)
+def test_what_makes_no_sense_for_a_start_is_left_out_of_a_copy(start, kept, tmp_path):
+    wanted = {"freeze_depth": 0.5, "probe_passes": 2, "refit_classifier": True, "temporal_learning_rate": 0.5}
+    args = VideoTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **wanted)
+    settled = flow.settle_arguments(ModelArguments(**start), args)
+    assert {name for name in wanted if getattr(settled, name)} == kept
+    assert {name: getattr(args, name) for name in wanted} == wanted
+
+
+def test_network_and_processor_of_a_run(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(tmp_path / "vit")
-    model = script.ModelArguments(from_vit=str(tmp_path / "vit"), num_frames=2)
-    args = script.VideoTrainingArguments(output_dir=str(tmp_path), use_cpu=True, temporal_learning_rate=0.5)
-    network, _, _ = script.make_network(model, ["left", "right"], args)
-    assert args.temporal_learning_rate == 0.5
-    network.save_pretrained(tmp_path / "checkpoint")
-    script.make_network(script.ModelArguments(model=str(tmp_path / "checkpoint")), ["left", "right"], args)
-    assert args.temporal_learning_rate is None
+    start = ModelArguments(from_vit=str(tmp_path / "vit"), num_frames=2, image_size=48, drop_path_rate=0.2)
+    network, label_ids, processor = flow.make_network(start, ["left", "right"])
+    assert (network.config.num_frames, network.config.drop_path_rate, label_ids) == (2, 0.2, [0, 1])
+    assert (processor.num_frames, processor.crop_size["height"]) == (2, 48)
 
 
 @pytest.mark.parametrize(
     ("dataset", "flip", "mirrors"), [("ssv2", True, False), ("folder", True, True), ("folder", False, False)]
 )
 def test_ssv2_is_never_mirrored(dataset, flip, mirrors):
-    data = script.DataArguments(data_dir="x", dataset=dataset, flip=flip)
-    steps = script.make_augmentation(TimeSformerVideoProcessor(), data).transform.transforms
+    data = DataArguments(data_dir="x", dataset=dataset, flip=flip)
+    steps = flow.make_augmentation(TimeSformerVideoProcessor(), data).transform.transforms
     assert any(isinstance(step, v2.RandomHorizontalFlip) for step in steps) == mirrors

@@ -1,6 +1,5 @@
 """Learning rates, freezing, recipes, reports and checkpoints, each against numbers worked out by hand."""
 
-import json
 import logging
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from hf_timesformer.data.clips import NO_CLIP, UNREADABLE, BadClipsError
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.training import checkpoints
+from hf_timesformer.training.arguments import VideoTrainingArguments
 from hf_timesformer.training.checkpoints import (
     INCOMPLETE,
     RUN_LOCK,
@@ -27,7 +27,7 @@ from hf_timesformer.training.checkpoints import (
 )
 from hf_timesformer.training.learning_curve import FaultTally, draw_curve
 from hf_timesformer.training.optimization import freeze_parameters, parameter_groups, step_schedule
-from hf_timesformer.training.recipes import apply_recipe
+from hf_timesformer.training.recipes import RECIPES, apply_recipe, find_recipe, list_recipes, read_recipe
 from hf_timesformer.training.starting_point import (
     hold_out,
     load_network,
@@ -35,10 +35,9 @@ from hf_timesformer.training.starting_point import (
     match_labels,
     parse_overrides,
 )
-from hf_timesformer.training.trainer import VideoTrainer, VideoTrainingArguments, clip_metrics
+from hf_timesformer.training.trainer import VideoTrainer, clip_metrics
 
 
-RECIPES = Path(__file__).parents[2] / "hf_timesformer" / "recipes"
 TINY = {
     "image_size": 32, "num_frames": 2, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 32,
@@ -160,24 +159,22 @@ def make_arguments(folder, **options) -> VideoTrainingArguments:
     return VideoTrainingArguments(output_dir=str(folder), use_cpu=True, eval_strategy="no", **options)
 
 
-def test_learning_rates_scale_with_the_total_batch_and_say_so(tmp_path, caplog):
-    options = {"learning_rate": 0.005, "head_learning_rate": 0.01, "temporal_learning_rate": 0.02}
-    options |= {"per_device_train_batch_size": 4, "reference_batch_size": 64, "load_best_model_at_end": False}
-    args = make_arguments(tmp_path, gradient_accumulation_steps=2, **options)
-    with caplog.at_level(logging.INFO, logger="hf_timesformer"):
-        args.scale_learning_rates()
-    assert args.learning_rate == pytest.approx(0.005 * 8 / 64)
-    assert args.head_learning_rate == pytest.approx(0.01 * 8 / 64)
-    assert args.temporal_learning_rate == pytest.approx(0.02 * 8 / 64)
-    assert "learning rate 0.005 is for a batch of 64: 0.000625 for a total of 8" in caplog.text
-    args = make_arguments(tmp_path, gradient_accumulation_steps=16, **options)
-    args.scale_learning_rates()
-    assert args.learning_rate == 0.005
-
-
 def make_trainer(tmp_path, **options) -> VideoTrainer:
     args = make_arguments(tmp_path, load_best_model_at_end=False, **options)
     return VideoTrainer(model=make_network(), args=args)
+
+
+def test_learning_rates_scale_with_the_total_batch_and_say_so(tmp_path, caplog):
+    options = {"learning_rate": 0.005, "head_learning_rate": 0.01, "temporal_learning_rate": 0.02}
+    options |= {"per_device_train_batch_size": 4, "reference_batch_size": 64}
+    trainer = make_trainer(tmp_path, gradient_accumulation_steps=2, **options)
+    with caplog.at_level(logging.INFO, logger="hf_timesformer"):
+        rates = {group["lr"] for group in trainer.create_optimizer().param_groups}
+    assert sorted(rates) == pytest.approx([0.005 / 8, 0.01 / 8, 0.02 / 8])
+    assert "learning rate 0.005 is for a batch of 64: 0.000625 for a total of 8" in caplog.text
+    assert trainer.args.learning_rate == 0.005
+    trainer = make_trainer(tmp_path, gradient_accumulation_steps=16, **options)
+    assert sorted({group["lr"] for group in trainer.create_optimizer().param_groups}) == [0.005, 0.01, 0.02]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -304,7 +301,7 @@ def test_a_folder_has_one_run_at_a_time_and_a_kill_gives_it_back(tmp_path, monke
 
 def parse(argv: list[str], default: str | None = None) -> tuple[VideoTrainingArguments, str | None]:
     parser = HfArgumentParser(VideoTrainingArguments)
-    message = apply_recipe(parser, argv, RECIPES, default)
+    message = apply_recipe(parser, argv, default)
     return parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)[0], message
 
 
@@ -327,12 +324,28 @@ def test_the_command_line_wins_over_the_recipe(recipe, tmp_path):
 
 def test_a_model_on_the_command_line_takes_the_place_of_the_recipes_vit():
     parser = ArgumentParser()
-    for name in json.loads((RECIPES / "ssv2-8-224.json").read_text()).keys() - {"description"} | {"model", "recipe"}:
+    for name in read_recipe(find_recipe("ssv2-8-224")).keys() | {"model", "recipe"}:
         parser.add_argument(f"--{name}")
     for argv, expected in (([], "google/vit-base-patch16-224-in21k"), (["--model", "m"], None)):
-        apply_recipe(parser, [*argv, "--recipe", "ssv2-8-224"], RECIPES)
+        apply_recipe(parser, [*argv, "--recipe", "ssv2-8-224"])
         assert parser.parse_args(argv).from_vit == expected
         parser.set_defaults(from_vit=None)
+
+
+def test_a_recipe_holds_what_differs_from_its_base(tmp_path):
+    (tmp_path / "one.json").write_text('{"base": "two", "seed": 1, "description": "x"}')
+    (tmp_path / "two.json").write_text('{"base": "k400-8x32-224", "seed": 2, "num_frames": 3}')
+    expected = read_recipe(RECIPES / "k400-8x32-224.json") | {"seed": 1, "num_frames": 3}
+    assert read_recipe(tmp_path / "one.json") == expected
+    assert (expected["sampling_rate"], expected["optim"]) == (32, "sgd")
+    (tmp_path / "two.json").write_text('{"base": "one"}')
+    with pytest.raises(ValueError, match="cannot be based on each other: one -> two -> one"):
+        read_recipe(tmp_path / "one.json")
+
+
+def test_every_recipe_is_described_in_one_line():
+    assert {"paper", "small-set", "demo", "k400-8x32-224"} <= list_recipes().keys()
+    assert all(10 < len(line) < 100 for line in list_recipes().values())
 
 
 def test_recipes_that_cannot_be(recipe):
@@ -341,14 +354,15 @@ def test_recipes_that_cannot_be(recipe):
     recipe.write_text('{"learning_rat": 1}')
     with pytest.raises(ValueError, match="'learning_rat', which is no argument; did you mean 'learning_rate'"):
         parse(["--recipe", str(recipe)])
-    recipe.write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
-        parse(["--recipe", str(recipe)])
+    for text, message in (("{", "is no JSON"), ("[1]", "should hold a JSON object, not list")):
+        recipe.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            parse(["--recipe", str(recipe)])
 
 
 def test_the_papers_recipe():
     """Paper, appendix: 15 epochs, initial rate 0.005, divided by 10 at epochs 11 and 14, batch of 64."""
-    values = json.loads((RECIPES / "k400-8x32-224.json").read_text())
+    values = read_recipe(find_recipe("k400-8x32-224"))
     expected = {
         "optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.005, "weight_decay": 0.0001,
         "num_train_epochs": 15, "lr_milestones": [11, 14], "lr_factor": 0.1, "reference_batch_size": 64,

@@ -1,0 +1,189 @@
+"""The arguments of a training run: what to start from, which clips, and how to train."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from ..data.dataset_factory import DATASETS
+from .optimization import FREEZE_CHOICES
+
+
+@dataclass
+class ModelArguments:
+    """What to start from, and the clips that it takes."""
+
+    model: str | None = field(default=None, metadata={"help": "TimeSformer to fine-tune: a folder or Hub id."})
+    from_vit: str | None = field(
+        default=None,
+        metadata={"help": "Image ViT to start from: a folder or Hub id, or .safetensors with timm's names."},
+    )
+    new_head: bool = field(
+        default=False,
+        metadata={
+            "help": "Train a new classifier where the labels of --model are not those of the data.",
+            "aliases": ["--ignore_mismatched_sizes"],
+        },
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Config fields, such as hidden_size=96,drop_path_rate=0.1."}
+    )
+    attention_type: str | None = field(default=None, metadata={"help": "Attention scheme (see TimeSformerConfig)."})
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Stochastic depth of the last block, less in those before it."}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
+    num_frames: int | None = field(default=None, metadata={"help": "Frames a clip, if not the checkpoint's."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the square crops, in pixels."})
+    sampling: str | None = field(default=None, metadata={"help": "clip (a window) or segments (the whole video)."})
+    sampling_rate: int | None = field(
+        default=None, metadata={"help": "Source frames from one frame of a clip to the next."}
+    )
+    target_fps: float | None = field(default=None, metadata={"help": "Frame rate that sampling_rate is meant for."})
+    image_mean: list[float] | None = field(default=None, metadata={"help": "Mean of each channel, 0 to 1."})
+    image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation of each channel."})
+
+
+@dataclass
+class DataArguments:
+    """Where the clips are, and what is done to them in training."""
+
+    data_dir: str = field(metadata={"help": "Folder of the data set."})
+    dataset: str = field(default="folder", metadata={"help": "Layout of --data_dir.", "choices": DATASETS})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on: validation where there is one."}
+    )
+    validation_fraction: float = field(
+        default=0.1,
+        metadata={"help": "Share of the training clips held out where there is no validation split; 0: none."},
+    )
+    short_side: list[int] | None = field(
+        default=None,
+        metadata={"help": "Range of the short-side jitter in pixels: 1 to 9/7 of --image_size."},
+    )
+    flip: bool = field(default=True, metadata={"help": "Mirror half of the clips; ssv2 is never mirrored."})
+    shuffle_buffer: int = field(
+        default=256, metadata={"help": "Clips of tar shards that each worker shuffles at a time, in memory."}
+    )
+    stream_processes: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that the order of clips from tar shards is laid out for, if not as many as there are: "
+            "with the same total batch the same clips then make up each step on fewer processes."
+        },
+    )
+    missing_file: str | None = field(
+        default=None, metadata={"help": "Where to list clips that the annotations name and the disk lacks."}
+    )
+    color_jitter: float = field(default=0.0, metadata={"help": "Strength of brightness, contrast, saturation jitter."})
+    mixup: float = field(default=0.0, metadata={"help": "alpha of mixup; 0: none."})
+    recipe: str | None = field(
+        default="small-set", metadata={"help": "Name or file of a recipe (`timesformer recipes` lists them), or none."}
+    )
+
+
+@dataclass
+class VideoTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with what fine-tuning on clips needs beyond them, and defaults that suit it."""
+
+    freeze: str = field(
+        default="none",
+        metadata={
+            "help": "What does not learn: `backbone` (all but the classifier), `spatial` (all that came from the "
+            "image ViT: time embeddings, temporal attention and classifier learn) or `none`.",
+            "choices": FREEZE_CHOICES,
+        },
+    )
+    freeze_depth: float = field(
+        default=0.0,
+        metadata={"help": "Share of the blocks, from the first on, that does not learn, nor do the embeddings."},
+    )
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the classifier, if not --learning_rate."}
+    )
+    temporal_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of what an image ViT does not have (time embeddings, temporal attention), if not "
+            "--learning_rate: new parameters have further to go."
+        },
+    )
+    probe_passes: int = field(
+        default=0,
+        metadata={
+            "help": "Augmented passes over the training clips that a new classifier is first fitted to, beside their "
+            "evaluation views, with the network frozen."
+        },
+    )
+    refit_classifier: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the classifier is fitted anew, in the same way, to the network that training ends with. "
+            "Needs --probe_passes."
+        },
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Factor on the learning rate from each block to the one below it."}
+    )
+    reference_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Total batch that the learning rates are meant for: with another one (devices x batch x "
+            "accumulation) they are scaled in proportion, and the log says so."
+        },
+    )
+    lr_milestones: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs at which the learning rates are multiplied by --lr_factor, in place of a scheduler."
+        },
+    )
+    lr_factor: float = field(default=0.1, metadata={"help": "See --lr_milestones."})
+    max_bad_fraction: float = field(
+        default=0.1,
+        metadata={
+            "help": "Stop with a list once more than this share of the training clips, and at least 5 of them, turned "
+            "out to be unreadable. Fewer are replaced, counted and reported."
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from this checkpoint folder, or, without a value, from the last whole one in --output_dir.",
+            "nargs": "?",
+            "const": "last",
+        },
+    )
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Clips a device evaluates at once."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: `no`, `steps` or `epoch`."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: `no`, `steps`, `epoch` or `best`."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints to keep; the best and the last always stay."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Whether the model that is saved at the end is the best one evaluated."}
+    )
+    metric_for_best_model: str | None = field(
+        default="top1_accuracy", metadata={"help": "Metric that says which model is the best."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or every such share of all."})
+    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that decode, for each device."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: clips carry their names."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Whether DDP looks in each step for parameters without a gradient. This network has none."},
+    )
+
+    def __post_init__(self):
+        # Without evaluations or checkpoints there is no best model to load.
+        self.load_best_model_at_end &= "no" not in (self.eval_strategy, self.save_strategy)
+        self.use_cpu |= not torch.accelerator.is_available()  # else --bf16 is refused where there are CPUs only
+        super().__post_init__()
+        self.dataloader_pin_memory &= torch.accelerator.is_available()
+
+    def learning_rate_factor(self, batch_size: int) -> float:
+        """What the learning rates are multiplied by where each device takes `batch_size` clips at a time."""
+        if self.reference_batch_size is None:
+            return 1.0
+        return batch_size * self.gradient_accumulation_steps * self.world_size / self.reference_batch_size

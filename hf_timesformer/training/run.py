@@ -1,0 +1,222 @@
+"""A training run from the clips on disk to the model in the output folder: what `timesformer train` does."""
+
+import copy
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import set_seed
+from transformers.modelcard import extract_hyperparameters_from_trainer
+from transformers.trainer_utils import IntervalStrategy
+
+from ..data.augmentation import ClipAugmentation
+from ..data.clips import (
+    ClipCollator,
+    ClipSource,
+    EvaluationClips,
+    FrameSampling,
+    RecordSource,
+    TrainingClips,
+    check_every_class_is_readable,
+)
+from ..data.dataset_factory import FoundVideos, available_splits, find_videos
+from ..data.shard_source import ShardSource, StreamLayout, count_clips, warn_of_few_shards
+from ..model.modeling_timesformer import TimeSformerForVideoClassification
+from ..video.video_processing_timesformer import TimeSformerVideoProcessor
+from .arguments import DataArguments, ModelArguments, VideoTrainingArguments
+from .checkpoints import find_checkpoint, list_checkpoints
+from .learning_curve import draw_curve
+from .optimization import freeze_parameters
+from .starting_point import hold_out, load_network, make_processor, parse_overrides
+from .trainer import VideoTrainer, clip_metrics
+
+
+logger = logging.getLogger(__name__)
+
+
+def find_splits(data: DataArguments, seed: int) -> tuple[FoundVideos, FoundVideos | None]:
+    """The clips to train on and, unless held out later or not wanted, those to evaluate on."""
+    missing_file = Path(data.missing_file) if data.missing_file else None
+    options = {"missing_file": missing_file} if missing_file else {}
+    train = find_videos(data.dataset, data.data_dir, data.train_split, **options)
+    splits = available_splits(data.dataset, data.data_dir)
+    validation_split = data.validation_split or ("validation" if "validation" in splits else None)
+    if validation_split:
+        return train, find_videos(data.dataset, data.data_dir, validation_split)
+    if data.validation_fraction == 0:
+        return train, None
+    if train.shards is not None:
+        raise ValueError(
+            f"{data.data_dir} has no validation split, and clips in tar shards cannot be held out: "
+            "give --validation_split, or --validation_fraction 0 to train without evaluation"
+        )
+    kept, held_out = hold_out(train.videos, data.validation_fraction, seed=seed)
+    logger.info("no validation split: %d of %d clips are held out", len(held_out), len(train.videos))
+    if not len(held_out):
+        logger.warning("no class has two clips, so none can be held out: training goes without evaluation")
+        return train, None
+    return replace(train, videos=kept), replace(train, videos=held_out)
+
+
+def make_source(found: FoundVideos, data: DataArguments, args: VideoTrainingArguments, training: bool) -> ClipSource:
+    """Rows on disk or tar shards as the source that the batches are read from."""
+    if found.shards is None:
+        return RecordSource(found.videos)
+    if args.auto_find_batch_size:
+        raise ValueError(
+            "--auto_find_batch_size does not go with tar shards, whose order is laid out for one batch size"
+        )
+    sizes = found.shard_sizes or count_clips(found.shards)
+    processes = (data.stream_processes if training else None) or args.world_size
+    total_batch = (args.train_batch_size if training else args.eval_batch_size) * args.world_size
+    if processes % args.world_size or total_batch % processes:
+        raise ValueError(
+            f"stream_processes {processes} must be a multiple of the {args.world_size} processes "
+            f"and divide their batch of {total_batch} clips"
+        )
+    workers = max(args.dataloader_num_workers, 1)
+    layout = StreamLayout(sum(sizes), total_batch // processes, num_processes=processes, num_workers=workers)
+    if training:
+        warn_of_few_shards(len(sizes), layout)
+    buffer = data.shuffle_buffer if training else 0
+    return ShardSource(found.videos, sizes, layout, shuffle_buffer=buffer, seed=args.seed)
+
+
+def make_augmentation(processor: TimeSformerVideoProcessor, data: DataArguments) -> ClipAugmentation:
+    """Training augmentation for crops of the processor's size."""
+    side = processor.crop_size["height"]
+    if data.dataset == "ssv2" and data.flip:
+        logger.info("ssv2 tells left from right: clips are not mirrored")
+    return ClipAugmentation(
+        side,
+        short_side=tuple(data.short_side or (side, round(side * 9 / 7))),
+        flip=data.flip and data.dataset != "ssv2",
+        color_jitter=data.color_jitter,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+    )
+
+
+def choose_checkpoint(args: VideoTrainingArguments) -> str | None:
+    """The checkpoint to go on from, if any. Raises ValueError where an old run's checkpoints are in the way."""
+    if args.resume_from_checkpoint:
+        return str(find_checkpoint(args.output_dir, args.resume_from_checkpoint))
+    if list_checkpoints(args.output_dir):
+        raise ValueError(
+            f"{args.output_dir} has the checkpoints of another run: pass --resume_from_checkpoint or remove it"
+        )
+    return None
+
+
+def settle_arguments(model: ModelArguments, args: VideoTrainingArguments) -> VideoTrainingArguments:
+    """A copy of `args` without what makes no sense for that start; each thing left out is said in the log.
+
+    Freezing needs pretrained weights. Fitting the classifier first needs a new classifier on a pretrained network. A
+    learning rate of its own for temporal attention is for one that no checkpoint has trained yet.
+    """
+    args = copy.copy(args)
+    is_pretrained = bool(model.model or model.from_vit)
+    has_new_head = bool(model.from_vit or model.new_head)
+    if args.freeze_depth and not is_pretrained:
+        logger.info("nothing is pretrained, so nothing is frozen")
+        args.freeze_depth = 0.0
+    if args.probe_passes and not has_new_head:
+        logger.info("the classifier is not a new one on a pretrained network: it is not fitted before the training")
+        args.probe_passes, args.refit_classifier = 0, False
+    if args.temporal_learning_rate and not model.from_vit:
+        logger.info("not from an image ViT: temporal attention and time embeddings learn at --learning_rate, too")
+        args.temporal_learning_rate = None
+    return args
+
+
+def make_network(
+    model: ModelArguments, class_names: list[str]
+) -> tuple[TimeSformerForVideoClassification, list[int], TimeSformerVideoProcessor]:
+    """The network to train, the id that it gives to each class, and the processor of the run.
+
+    Raises ValueError where the labels of the checkpoint are not those of the data, or a size does not fit.
+    """
+    overrides = parse_overrides(model.config_overrides)
+    network, label_ids = load_network(
+        class_names,
+        model=model.model,
+        from_vit=model.from_vit,
+        new_head=model.new_head,
+        config_overrides=overrides,
+        drop_path_rate=overrides.get("drop_path_rate", model.drop_path_rate),  # a recipe may have the other one
+        attention_type=model.attention_type,
+        num_frames=model.num_frames,
+        image_size=model.image_size,
+    )
+    if model.attn_implementation:
+        network.set_attn_implementation(model.attn_implementation)
+    names = ("image_size", "num_frames", "sampling", "sampling_rate", "target_fps", "image_mean", "image_std")
+    settings = {name: getattr(model, name) for name in names}
+    processor = make_processor(network.config, model.model or model.from_vit, **settings)
+    return network, label_ids, processor
+
+
+def save_results(trainer: VideoTrainer, metrics: dict, model: ModelArguments, data: DataArguments) -> None:
+    """Write the model, the processor, `train_results.json` and the learning curve to the output folder."""
+    args = trainer.args
+    trainer.save_model()
+    trainer.save_state()
+    metrics |= trainer.final_metrics()
+    metrics |= {  # what the model card says of the run
+        "base_model": model.model or model.from_vit,
+        "dataset": data.dataset,
+        "data_dir": data.data_dir,
+        "recipe": extract_hyperparameters_from_trainer(trainer),
+    }
+    trainer.log_metrics("train", {name: value for name, value in metrics.items() if isinstance(value, (int, float))})
+    trainer.save_metrics("train", metrics)
+    if args.process_index == 0:
+        draw_curve(trainer.state.log_history, Path(args.output_dir) / "training_curve.png")
+        logger.info("model, processor, train_results.json and training_curve.png are in %s", args.output_dir)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def train(model_args: ModelArguments, data_args: DataArguments, args: VideoTrainingArguments) -> VideoTrainer:
+    """The whole run, from the clips on disk to the model in the output folder; returns its trainer.
+
+    Raises ValueError for data, a start or arguments that cannot be.
+    """
+    started = time.time()
+    set_seed(args.seed)
+    args = settle_arguments(model_args, args)
+    checkpoint = choose_checkpoint(args)
+    trainer = make_trainer(model_args, data_args, args)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    save_results(trainer, result.metrics | {"wall_seconds": round(time.time() - started, 1)}, model_args, data_args)
+    return trainer
+
+
+def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: VideoTrainingArguments) -> VideoTrainer:
+    """A trainer with the network, the clips and the metrics that the arguments ask for."""
+    train_videos, validation_videos = find_splits(data_args, args.seed)
+    if train_videos.shards is None:
+        check_every_class_is_readable(train_videos.videos)
+    network, label_ids, processor = make_network(model_args, train_videos.class_names)
+    freeze_parameters(network, args.freeze, args.freeze_depth)
+    source = make_source(train_videos, data_args, args, training=True)
+    augmentation = make_augmentation(processor, data_args)
+    training = TrainingClips(source, FrameSampling.of(processor), augmentation, label_ids=label_ids, seed=args.seed)
+    validation = None
+    if validation_videos is not None:
+        source = make_source(validation_videos, data_args, args, training=False)
+        validation = EvaluationClips(source, processor, label_ids=label_ids)
+    else:
+        args = copy.copy(args)
+        args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+    logger.info("%d clips to train on, %d classes", len(training), len(train_videos.class_names))
+    return VideoTrainer(
+        model=network,
+        args=args,
+        train_dataset=training,
+        eval_dataset=validation,
+        data_collator=ClipCollator(network.config.num_labels, mixup_alpha=data_args.mixup),
+        compute_metrics=clip_metrics,
+        processing_class=processor,
+    )
