@@ -23,12 +23,6 @@ FLOORS = (
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 CLOSED = ("model", "video")
 
-# Circles that are still there, each as (importing file, imported file), with what will cut it. To be emptied.
-STILL_THERE = {
-    # The fit of the classifier is to take a model, batches and a gather instead of the trainer.
-    ("training/classifier_fit.py", "training/trainer.py"),
-}
-
 
 @dataclass(frozen=True)
 class Arrow:
@@ -135,7 +129,7 @@ def _imports_all(arrow: Arrow) -> bool:
 
 
 def _between_files(arrows: list[Arrow]) -> set[tuple[str, str]]:
-    return {(arrow.importer, arrow.imported) for arrow in arrows} - STILL_THERE
+    return {(arrow.importer, arrow.imported) for arrow in arrows}
 
 
 def _between_rooms(arrows: list[Arrow]) -> set[tuple[str, str]]:
@@ -173,12 +167,6 @@ def find_circles(edges: set[tuple[str, str]]) -> list[list[str]]:
 def test_arrows_only_point_down():
     found = complaints(PACKAGE)
     assert not found, "\n".join(["", *found])
-
-
-def test_every_circle_that_is_excused_is_still_there():
-    arrows = {(arrow.importer, arrow.imported) for arrow in find_arrows(PACKAGE)}
-    gone = STILL_THERE - arrows
-    assert not gone, f"cut, well done: take {sorted(gone)} out of STILL_THERE"
 
 
 # A small house in order, for planting what is not.
