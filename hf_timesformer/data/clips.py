@@ -5,45 +5,25 @@ depends on the seed, the epoch and the clip alone, never on the worker or on wha
 skips keys, not videos, and goes on with the very clips that would have come next.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import Sampler
 
 from ..video.decoding import VideoDecodeError, decode_video
 from ..video.sampling import sample_indices
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .augmentation import ClipAugmentation, mix_clips
+from .faults import BadClipsError, Fault, describe_fault, list_faults
+from .row_source import ClipKey, ClipSource
 
 
 # Labels of what no loss and no metric counts: a place without a clip, and a clip that cannot be read.
 NO_CLIP = -100
 UNREADABLE = -101
-MAX_STAND_INS = 64
-
-
-class BadClipsError(ValueError):
-    """So many clips cannot be read that training would not be what was asked for."""
-
-
-class ClipKey(NamedTuple):
-    """One place in one epoch. `index` is a row of a map-style data set, or a place in stream number `stream`."""
-
-    epoch: int
-    index: int
-    stream: int = 0
-
-
-class Fault(NamedTuple):
-    """A clip that could not be read: its `video_id`, a short stable `reason`, and the decoder's message."""
-
-    video_id: str
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -71,42 +51,6 @@ class FrameSampling:
             target_fps=self.target_fps,
             generator=generator,
         )[0]
-
-
-class ClipSource(Protocol):
-    """Where the records of a data set come from: rows on disk, or tar shards read in order."""
-
-    num_keys: int
-
-    def __len__(self) -> int: ...
-
-    def make_sampler(self, seed: int) -> Sampler[ClipKey]: ...
-
-    def candidates(self, key: ClipKey) -> Iterator[Mapping[str, Any]]:
-        """The record of that key, then those that may stand in for it; `id` in each is unique in the data set."""
-
-
-class RecordSource:
-    """Rows of a map-style data set; the next rows stand in for one that cannot be read."""
-
-    def __init__(self, records: Dataset):
-        self.records = records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @property
-    def num_keys(self) -> int:
-        """Places in an epoch."""
-        return len(self.records)
-
-    def make_sampler(self, seed: int) -> "EpochSampler":
-        """Every row once an epoch in random order."""
-        return EpochSampler(len(self), seed=seed)
-
-    def candidates(self, key: ClipKey) -> Iterator[Mapping[str, Any]]:
-        for offset in range(min(len(self), MAX_STAND_INS)):
-            yield self.records[(key.index + offset) % len(self)]
 
 
 class TrainingClips(torch.utils.data.Dataset):
@@ -184,24 +128,6 @@ class EvaluationClips(torch.utils.data.Dataset):
         return blank if views > 1 else blank[0]
 
 
-class EpochSampler(Sampler[ClipKey]):
-    """Every row once an epoch, in an order that follows from the seed and the epoch."""
-
-    def __init__(self, num_clips: int, *, seed: int):
-        self.num_clips, self.seed, self.epoch = num_clips, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lay out that epoch from the next iteration on."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_clips
-
-    def __iter__(self) -> Iterator[ClipKey]:
-        for index in np.random.default_rng([self.seed, self.epoch]).permutation(self.num_clips):
-            yield ClipKey(self.epoch, int(index))
-
-
 class ClipCollator:
     """Batch with `pixel_values` `(B, T, 3, H, W)`, `labels`, and by the way `video_ids` and `faults`.
 
@@ -256,14 +182,3 @@ def _try_first_frame(record: Mapping[str, Any]) -> Fault | None:
     except (VideoDecodeError, OSError) as error:
         return describe_fault(record["video_id"], error)
     return None
-
-
-def describe_fault(video_id: str, error: VideoDecodeError | OSError) -> Fault:
-    """The fault that an exception of the decoder or the file system stands for."""
-    return Fault(video_id, getattr(error, "reason", None) or type(error).__name__, str(error))
-
-
-def list_faults(faults: Sequence[Fault], limit: int = 20) -> str:
-    """Names and reasons on one line, the first `limit` of them."""
-    shown = "; ".join(f"{fault.video_id}: {fault.reason}" for fault in faults[:limit])
-    return shown + (f"; and {len(faults) - limit} more" if len(faults) > limit else "")

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 
-from .readers.folder import canonical_split, find_split_folders, read_folder
+from .readers.diving48 import diving48_splits, read_diving48
+from .readers.folder import find_split_folders, read_folder
 from .readers.kinetics import kinetics_files, read_kinetics
-from .readers.ssv2 import diving48_splits, read_diving48, read_ssv2, ssv2_splits
+from .readers.ssv2 import read_ssv2, ssv2_splits
 from .readers.webdataset import find_class_names, find_shards, read_index, stream_shards, webdataset_splits
-from .records import report_missing
+from .records import canonical_split, report_missing
 
 
 RECORD_READERS = {"folder": read_folder, "kinetics": read_kinetics, "ssv2": read_ssv2, "diving48": read_diving48}
@@ -94,3 +96,21 @@ def available_splits(dataset: str, data_dir: str | Path) -> list[str]:
     if dataset in SPLIT_FINDERS:
         return list(SPLIT_FINDERS[dataset](Path(data_dir).expanduser()))
     raise ValueError(f"unknown dataset {dataset!r}: choose one of {', '.join(DATASETS)}")
+
+
+def hold_out(records: Dataset, fraction: float, *, seed: int) -> tuple[Dataset, Dataset]:
+    """Split into training and validation clips, class by class; a class of one clip stays whole in training.
+
+    Raises ValueError for a fraction outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation_fraction must lie between 0 and 1, got {fraction}")
+    generator = np.random.default_rng(seed)
+    labels = np.asarray(records["label"])
+    held_out = []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        count = max(1, round(fraction * len(rows))) if len(rows) > 1 else 0
+        held_out += rows[:count].tolist()
+    kept = sorted(set(range(len(labels))) - set(held_out))
+    return records.select(kept), records.select(sorted(held_out))

@@ -18,6 +18,12 @@ VIDEO_EXTENSIONS = frozenset(
     ("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "vob", "webm", "wmv")
 )
 
+SPLIT_ALIASES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "validate", "dev"),
+    "test": ("test", "testing"),
+}
+
 
 @dataclass
 class VideoRecords:
@@ -68,6 +74,14 @@ def video_features(class_names: list[str], *, video_type: str = "string") -> Fea
     return Features(
         {"video_id": Value("string"), "video": Value(video_type), "label": ClassLabel(names=list(class_names))}
     )
+
+
+def canonical_split(split: str) -> str:
+    """`train`, `validation` or `test` for any of their usual names; ValueError for another word."""
+    for name, aliases in SPLIT_ALIASES.items():
+        if split.lower() in aliases:
+            return name
+    raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLIT_ALIASES)}")
 
 
 def is_video(name: str) -> bool:
@@ -123,6 +137,13 @@ def parse_json(text: str, source: str, *kinds: type) -> Any:
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{source} should hold a JSON {wanted}, not {type(content).__name__}")
     return content
+
+
+def entry_field(entry: Any, name: str, path: Path) -> Any:
+    """One field of an entry of annotations; ValueError that names the file where the entry lacks it."""
+    if not isinstance(entry, dict) or name not in entry:
+        raise ValueError(f"{path}: entry {str(entry)[:80]} has no field {name!r}")
+    return entry[name]
 
 
 def parse_class_names(text: str, source: str) -> list[str]:

@@ -19,8 +19,8 @@ import numpy as np
 from datasets import IterableDataset
 from torch.utils.data import Sampler
 
-from .clips import MAX_STAND_INS, ClipKey
 from .records import is_video
+from .row_source import MAX_STAND_INS, ClipKey
 
 
 logger = logging.getLogger(__name__)

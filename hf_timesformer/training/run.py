@@ -13,14 +13,13 @@ from transformers.trainer_utils import IntervalStrategy
 from ..data.augmentation import ClipAugmentation
 from ..data.clips import (
     ClipCollator,
-    ClipSource,
     EvaluationClips,
     FrameSampling,
-    RecordSource,
     TrainingClips,
     check_every_class_is_readable,
 )
-from ..data.dataset_factory import FoundVideos, available_splits, find_videos
+from ..data.dataset_factory import FoundVideos, available_splits, find_videos, hold_out
+from ..data.row_source import ClipSource, RecordSource
 from ..data.shard_source import ShardSource, StreamLayout, count_clips, warn_of_few_shards
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
@@ -28,7 +27,7 @@ from .arguments import DataArguments, ModelArguments, VideoTrainingArguments
 from .checkpoints import find_checkpoint, list_checkpoints
 from .learning_curve import draw_curve
 from .optimization import freeze_parameters
-from .starting_point import hold_out, load_network, make_processor, parse_overrides
+from .starting_point import load_network, make_processor, parse_overrides
 from .trainer import VideoTrainer, clip_metrics
 
 

@@ -1,4 +1,4 @@
-"""What a fine-tuning run starts from: its clips in two splits, its labels, its network, its processor."""
+"""What a fine-tuning run starts from: its labels, its network, its processor."""
 
 import json
 import logging
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import Dataset
 from transformers.utils import PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
 
 from ..model.configuration_timesformer import TimeSformerConfig, pair
@@ -16,24 +14,6 @@ from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
 logger = logging.getLogger(__name__)
-
-
-def hold_out(records: Dataset, fraction: float, *, seed: int) -> tuple[Dataset, Dataset]:
-    """Split into training and validation clips, class by class; a class of one clip stays whole in training.
-
-    Raises ValueError for a fraction outside (0, 1).
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"validation_fraction must lie between 0 and 1, got {fraction}")
-    generator = np.random.default_rng(seed)
-    labels = np.asarray(records["label"])
-    held_out = []
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        count = max(1, round(fraction * len(rows))) if len(rows) > 1 else 0
-        held_out += rows[:count].tolist()
-    kept = sorted(set(range(len(labels))) - set(held_out))
-    return records.select(kept), records.select(sorted(held_out))
 
 
 def match_labels(class_names: Sequence[str], label2id: dict[str, int]) -> list[int]:

@@ -16,12 +16,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput, rotate_checkpoints
 
 from ..data.clips import NO_CLIP, UNREADABLE, EvaluationClips
+from ..data.faults import FaultTally
 from ..data.shard_source import ShardSource
 from ..evaluation.accuracy import classification_metrics
 from ..hub.publish import PublishMixin
 from .checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE, remove_half_written
 from .classifier_fit import fit_new_classifier
-from .learning_curve import FaultTally
 from .optimization import parameter_groups, step_schedule
 from .wait_clock import WaitClock
 

@@ -11,19 +11,15 @@ from hf_timesformer.data.augmentation import ClipAugmentation
 from hf_timesformer.data.clips import (
     NO_CLIP,
     UNREADABLE,
-    BadClipsError,
     ClipCollator,
-    ClipKey,
-    EpochSampler,
     EvaluationClips,
-    Fault,
     FrameSampling,
-    RecordSource,
     TrainingClips,
     check_every_class_is_readable,
-    list_faults,
 )
 from hf_timesformer.data.dataset_factory import load_videos
+from hf_timesformer.data.faults import BadClipsError, Fault, list_faults
+from hf_timesformer.data.row_source import ClipKey, EpochSampler, RecordSource
 from hf_timesformer.data.synthetic import make_motion_dataset
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 

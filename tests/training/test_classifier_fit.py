@@ -15,13 +15,12 @@ from torch.nn import functional
 from hf_timesformer.data.augmentation import ClipAugmentation
 from hf_timesformer.data.clips import (
     ClipCollator,
-    ClipKey,
     EvaluationClips,
     FrameSampling,
-    RecordSource,
     TrainingClips,
 )
 from hf_timesformer.data.dataset_factory import find_videos
+from hf_timesformer.data.row_source import ClipKey, RecordSource
 from hf_timesformer.data.shard_source import ShardSource, StreamLayout
 from hf_timesformer.data.synthetic import make_motion_dataset
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig

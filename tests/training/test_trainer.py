@@ -12,7 +12,7 @@ import torch
 from transformers import HfArgumentParser
 from transformers.trainer_utils import EvalPrediction
 
-from hf_timesformer.data.clips import NO_CLIP, UNREADABLE, BadClipsError
+from hf_timesformer.data.clips import NO_CLIP, UNREADABLE
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.training import checkpoints
@@ -25,11 +25,10 @@ from hf_timesformer.training.checkpoints import (
     only_run_in,
     remove_half_written,
 )
-from hf_timesformer.training.learning_curve import FaultTally, draw_curve
+from hf_timesformer.training.learning_curve import draw_curve
 from hf_timesformer.training.optimization import freeze_parameters, parameter_groups, step_schedule
 from hf_timesformer.training.recipes import RECIPES, apply_recipe, find_recipe, list_recipes, read_recipe
 from hf_timesformer.training.starting_point import (
-    hold_out,
     load_network,
     make_processor,
     match_labels,
@@ -209,40 +208,6 @@ def test_metrics_count_what_could_be_read():
         clip_metrics(EvalPrediction(predictions=logits, label_ids=np.full(5, UNREADABLE)))
 
 
-def test_faults_are_counted_once_and_too_many_stop_the_run(tmp_path):
-    tally = FaultTally(50, limit=0.1)
-    for number in (0, 1, 1, 2):
-        tally.add([(f"v{number}", "damaged" if number else "no-video-stream", "why")])
-    tally.sync()
-    assert tally.metrics() == {
-        "bad_clips": 3,
-        "bad_clips_by_reason": {"no-video-stream": 1, "damaged": 2},
-        "bad_clip_names": ["v0", "v1", "v2"],
-    }
-    tally.save(tmp_path / "faults.json")
-    resumed = FaultTally(50, limit=0.1)
-    resumed.load(tmp_path / "faults.json")
-    resumed.add([("v1", "damaged", "why"), ("v3", "damaged", "why"), ("v4", "damaged", "why")])
-    resumed.sync()  # five of 50 are not more than a tenth
-    resumed.add([("v5", "limit", "why")])
-    with pytest.raises(
-        BadClipsError, match=r"6 of 50 training clips .* 0\.1: v0: no-video-stream; .*v5: limit\. Repair"
-    ):
-        resumed.sync()
-    handful = FaultTally(6, limit=0.1)
-    handful.add([(f"v{number}", "damaged", "") for number in range(4)])
-    handful.sync()
-
-
-def test_faults_of_other_processes_count_too(monkeypatch):
-    tally = FaultTally(10, limit=0.4)
-    tally.add([("here", "damaged", "")])
-    others = [(f"there{number}", "damaged", "") for number in range(4)]
-    monkeypatch.setattr("hf_timesformer.training.learning_curve.gather_object", lambda mine: mine + others)
-    with pytest.raises(BadClipsError, match="5 of 10"):
-        tally.sync()
-
-
 def test_curve(tmp_path):
     history = [{"epoch": 0.5, "loss": 2.0}, {"epoch": 1.0, "eval_loss": 1.5, "eval_top1_accuracy": 0.4}]
     assert draw_curve(history, tmp_path / "curve.png")
@@ -369,21 +334,6 @@ def test_the_papers_recipe():
         "num_frames": 8, "sampling_rate": 32, "image_size": 224, "short_side": [256, 320],
     }  # fmt: skip
     assert {name: values[name] for name in expected} == expected
-
-
-def test_hold_out_is_stratified_and_follows_the_seed():
-    from hf_timesformer.data.records import VideoRecords
-
-    records = VideoRecords(["a", "b", "c"])
-    for label, count in enumerate((20, 10, 1)):
-        for number in range(count):
-            records.add(f"{label}/{number}", "x", label)
-    kept, held_out = hold_out(records.to_dataset(), 0.1, seed=0)
-    assert np.bincount(held_out["label"], minlength=3).tolist() == [2, 1, 0]
-    assert len(set(kept["video_id"]) | set(held_out["video_id"])) == len(kept) + len(held_out) == 31
-    assert hold_out(records.to_dataset(), 0.1, seed=0)[1]["video_id"] == held_out["video_id"]
-    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
-        hold_out(records.to_dataset(), 1.5, seed=0)
 
 
 def test_labels_of_the_data_and_of_the_checkpoint():

@@ -90,7 +90,8 @@ def pack(
         clips = [video for shard in todo for video in shard.videos]
         prepare = partial(prepare_clip, short_side=settings.short_side)
         with tqdm(total=len(videos), initial=len(videos) - len(clips), desc="pack", unit="video") as progress:
-            prepared = _in_order(clips, run_in_workers(prepare, clips, num_workers=num_workers), progress)
+            results = run_in_workers(prepare, clips, num_workers=num_workers, preload=[__name__])
+            prepared = _in_order(clips, results, progress)
             for shard in todo:
                 packed[shard.path.name] = _write_shard(shard, prepared)
                 append({"shard": shard.path.name, "videos": packed[shard.path.name]})

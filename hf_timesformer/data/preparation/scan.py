@@ -159,7 +159,8 @@ def scan(
             logger.info("%d of %d videos were scanned before", len(rows), len(videos))
         faults = Counter(row["reason"] for row in rows.values() if row["status"] != "ok")
         with tqdm(total=len(videos), initial=len(rows), desc="scan", unit="video") as progress:
-            for video, row in run_in_workers(partial(scan_video, check=check), todo, num_workers=num_workers):
+            scan_one = partial(scan_video, check=check)
+            for video, row in run_in_workers(scan_one, todo, num_workers=num_workers, preload=[__name__]):
                 if row is PROCESS_DIED:
                     row = _row(video) | _died(video) | {"check": check}
                 append(row)

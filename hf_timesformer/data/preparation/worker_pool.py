@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -16,30 +16,48 @@ PROCESS_DIED = object()  # the result of an input whose process died (a crash of
 
 
 def run_in_workers(
-    function: Callable[[Any], Any], items: Iterable[Any], *, num_workers: int
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    *,
+    num_workers: int,
+    preload: Sequence[str] = (),
 ) -> Iterator[tuple[Any, Any]]:
-    """`(item, function(item))` as they come from `num_workers` processes; `PROCESS_DIED` for a fatal item.
+    """`(item, function(item))` as they come from worker processes, in whichever order they are done.
 
-    An exception of `function` ends the run and is raised here. When this process is killed, the workers end too.
-    With `num_workers=0` all is done in this process, which a fatal item then ends.
+    When this process is killed, the workers end too.
+
+    Args:
+        function: what is done to each item; it and the items must be picklable.
+        items: read only as fast as the workers take them.
+        num_workers: processes; with 0 all is done in this process, which a fatal item then ends.
+        preload: names of modules that are imported once, in the process that all workers are forked from; without it
+            each worker spends the seconds of `function`'s imports itself.
+
+    Yields:
+        Each item with its result, or with `PROCESS_DIED` where it killed its process.
+
+    Raises:
+        Exception: whatever `function` raises ends the run and is raised here.
     """
     items = iter(items)
     if num_workers == 0:
         yield from ((item, function(item)) for item in items)
         return
     while True:
-        suspects = yield from _run_pool(function, items, num_workers)
+        suspects = yield from _run_pool(function, items, num_workers, preload)
         if not suspects:
             return
         for item in suspects:  # one of these was fatal: each alone tells which
-            if (yield from _run_pool(function, iter([item]), 1)):
+            if (yield from _run_pool(function, iter([item]), 1, preload)):
                 yield item, PROCESS_DIED
 
 
-def _run_pool(function: Callable, items: Iterator, num_workers: int) -> Iterator[tuple[Any, Any]]:
+def _run_pool(
+    function: Callable, items: Iterator, num_workers: int, preload: Sequence[str]
+) -> Iterator[tuple[Any, Any]]:
     """Run until `items` end (returns []) or a process dies (returns the items that were under way)."""
     context = multiprocessing.get_context("forkserver")  # plain fork would copy torch's threads in a broken state
-    context.set_forkserver_preload(["hf_timesformer.preparation_shards"])  # imported once, not by every worker
+    context.set_forkserver_preload(list(preload))
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
     pending: dict[Future, Any] = {}
     refused = []

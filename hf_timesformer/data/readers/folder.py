@@ -3,24 +3,10 @@
 import logging
 from pathlib import Path
 
-from ..records import VideoRecords, is_video, walk_files
+from ..records import SPLIT_ALIASES, VideoRecords, canonical_split, is_video, walk_files
 
 
 logger = logging.getLogger(__name__)
-
-SPLIT_ALIASES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "validate", "dev"),
-    "test": ("test", "testing"),
-}
-
-
-def canonical_split(split: str) -> str:
-    """`train`, `validation` or `test` for any of their usual names; ValueError for another word."""
-    for name, aliases in SPLIT_ALIASES.items():
-        if split.lower() in aliases:
-            return name
-    raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLIT_ALIASES)}")
 
 
 def find_split_folders(data_dir: Path) -> dict[str, Path]:

@@ -5,8 +5,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..records import VideoRecords, find_annotations, index_by_stem, read_class_names
-from .folder import SPLIT_ALIASES, canonical_split
+from ..records import (
+    SPLIT_ALIASES,
+    VideoRecords,
+    canonical_split,
+    find_annotations,
+    index_by_stem,
+    read_class_names,
+)
 
 
 OFFICIAL_COLUMNS = ("label", "youtube_id", "time_start", "time_end")

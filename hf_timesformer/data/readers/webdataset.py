@@ -16,8 +16,7 @@ import fsspec
 from datasets import IterableDataset
 from datasets.utils.file_utils import xopen
 
-from ..records import is_video, parse_class_names, parse_json, video_features
-from .folder import SPLIT_ALIASES, canonical_split
+from ..records import SPLIT_ALIASES, canonical_split, is_video, parse_class_names, parse_json, video_features
 
 
 logger = logging.getLogger(__name__)
