@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a checkpoint of the official TimeSformer code into a folder for `from_pretrained` and `pipeline`.
+"""Convert a checkpoint of the official code or of mmaction2 into a folder for `from_pretrained` and `pipeline`.
 
     python scripts/convert_checkpoint.py TimeSformer_divST_8x32_224_K400.pyth timesformer-k400 --labels kinetics.json
 
@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from ..conversion.official_checkpoint import convert_checkpoint, read_label_names
+from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from .common import user_errors
 
 
@@ -44,9 +45,12 @@ def main() -> None:
         model.save_pretrained(args.folder)
         processor.save_pretrained(args.folder)
     config = model.config
+    labels = f"{config.num_labels} labels{'' if names else ' without names (--labels)'}"
+    if not isinstance(model, TimeSformerForVideoClassification):
+        labels = "no classifier in the file (train it with --new_head)"
     print(
         f"{args.folder}: {config.attention_type}, {config.num_frames} frames of {config.image_size} pixels, "
-        f"{config.num_labels} labels{'' if names else ' without names (--labels)'}; {sampling}"
+        f"{labels}; {sampling}"
     )
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 
 from hf_timesformer import TimeSformerForVideoClassification, TimeSformerVideoProcessor
 from hf_timesformer.conversion.official_checkpoint import convert_checkpoint, read_checkpoint, read_label_names
+from hf_timesformer.model.modeling_timesformer import TimeSformerModel
 
 
 KINDS = ("space_only", "joint_space_time", "divided_space_time")
@@ -121,6 +122,10 @@ def reference_logits(state: dict[str, torch.Tensor], kind: str, clips: torch.Ten
 def wrapped(state: dict[str, torch.Tensor], wrapper: str) -> dict:
     if wrapper == "none":
         return state
+    if wrapper in ("model", "state_dict"):  # as other programs save: also with the prefix of data parallelism
+        return {wrapper: {f"module.{name}": value for name, value in state.items()}, "epoch": 3}
+    if wrapper == "nested":
+        return {"model": {"state_dict": {f"module.model.{name}": value for name, value in state.items()}}}
     state = {f"model.{name}": value for name, value in state.items()}
     if wrapper == "model.":
         return state
@@ -128,7 +133,7 @@ def wrapped(state: dict[str, torch.Tensor], wrapper: str) -> dict:
     return {"epoch": 14, "model_state": state, "optimizer_state": optimizer, "cfg": "DATA: {}\n"}
 
 
-@pytest.mark.parametrize("wrapper", ["none", "model.", "model_state"])
+@pytest.mark.parametrize("wrapper", ["none", "model.", "model_state", "model", "state_dict", "nested"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_of_converted_files(kind, wrapper, tmp_path):
     """Converted, saved, opened through the Auto classes: the logits of the forward above."""
@@ -284,6 +289,25 @@ def test_weights_that_are_no_timesformer(change, complaint, tmp_path):
     torch.save(state, tmp_path / "official.pyth")
     with pytest.raises(ValueError, match=complaint):
         convert_checkpoint(tmp_path / "official.pyth")
+
+
+def test_a_file_without_a_classifier_gives_the_network_below_it(tmp_path):
+    state = official_weights("divided_space_time")
+    head = {kind: state.pop(f"head.{kind}") for kind in ("weight", "bias")}
+    torch.save({"model": state}, tmp_path / "headless.pyth")
+    model, processor, _ = convert_checkpoint(tmp_path / "headless.pyth")
+    assert type(model) is TimeSformerModel
+    model.save_pretrained(tmp_path / "converted")
+    full, loading = TimeSformerForVideoClassification.from_pretrained(
+        tmp_path / "converted", num_labels=5, output_loading_info=True
+    )
+    assert set(loading["missing_keys"]) == {"classifier.weight", "classifier.bias"}
+    full.classifier.load_state_dict(head)
+    clips = torch.randn(1, 3, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    whole = state | {f"head.{kind}": value for kind, value in head.items()}
+    with torch.no_grad():
+        found = full.eval()(clips.transpose(1, 2)).logits
+    torch.testing.assert_close(found, reference_logits(whole, "divided_space_time", clips, 2), rtol=1e-4, atol=1e-5)
 
 
 def test_tensor_alone_is_refused(tmp_path):
