@@ -1,13 +1,26 @@
-"""A model with its processor from a folder or the Hub, and the views of one video."""
+"""A model with its processor from a folder or the Hub, the views of one video, and what the model says of them."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig
+from transformers.video_utils import VideoMetadata
 
 from .model.configuration_timesformer import TimeSformerConfig
 from .model.modeling_timesformer import TimeSformerForVideoClassification
 from .video.video_processing_timesformer import TimeSformerVideoProcessor
+
+
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
+
+# What `--dtype` takes.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Instruction sets that multiply bfloat16 numbers, as `torch.cpu.get_capabilities` names them.
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def load_model_and_processor(
@@ -31,7 +44,126 @@ def load_model_and_processor(
     return TimeSformerForVideoClassification.from_pretrained(model), processor
 
 
-def make_views(processor: TimeSformerVideoProcessor, source: str | bytes, *, allow_urls: bool = False) -> torch.Tensor:
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name; without one the GPU if there is one. ValueError for a name that torch does not know."""
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: {error}") from error
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; `"auto"` is bfloat16 where `device` computes in it, float32 elsewhere.
+
+    A CPU computes in bfloat16 if it has instructions for it (AVX512-BF16, AMX); one that only stores it is slower
+    with it. Raises ValueError for another name.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise ValueError(f"--dtype {name} is unknown: choose auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type == "cuda":
+        computes = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        computes = _cpu_computes_in_bfloat16()
+    else:
+        computes = False
+    return torch.bfloat16 if computes else torch.float32
+
+
+def _cpu_computes_in_bfloat16() -> bool:
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.10 has none
+    if get_capabilities is None:
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    capabilities = get_capabilities()
+    return any(capabilities.get(name) for name in BFLOAT16_INSTRUCTIONS)
+
+
+def make_views(
+    processor: TimeSformerVideoProcessor, source: str | bytes, *, allow_urls: bool = False, **settings: Any
+) -> torch.Tensor:
     """Views of one video, `(views, frames, channels, height, width)`; raises VideoDecodeError."""
-    pixel_values = processor(videos=[source], return_tensors="pt", allow_urls=allow_urls)["pixel_values"]
-    return pixel_values if pixel_values.ndim == 5 else pixel_values[0]  # one view: (1, T, C, H, W) already
+    return look_at(processor, source, allow_urls=allow_urls, **settings)[0]
+
+
+def look_at(
+    processor: TimeSformerVideoProcessor, source: str | bytes, *, allow_urls: bool = False, **settings: Any
+) -> tuple[torch.Tensor, VideoMetadata]:
+    """As `make_views`, with the video's metadata: `frames_indices` names the frames that were taken, clip by clip.
+
+    `settings` are those of the processor for this call (`num_clips=...`).
+    """
+    inputs = processor(
+        videos=[source], return_tensors="pt", return_metadata=True, allow_urls=allow_urls, **settings
+    )
+    pixel_values = inputs["pixel_values"]
+    # One view: (1, t, c, h, w) already. Several: (1, views, t, c, h, w).
+    views = pixel_values if pixel_values.ndim == 5 else pixel_values[0]
+    return views, inputs["video_metadata"][0]
+
+
+def seconds_looked_at(metadata: VideoMetadata, num_clips: int) -> tuple[float, float] | None:
+    """How many seconds the clips of a video span, and how many it lasts; None where its frame rate is unknown.
+
+    Clips that overlap count once. A clip spans from its first frame to the end of its last one:
+
+        a video of 20 frames at 10 a second, clips of the frames 0, 4, 8 and 6, 10, 14: 0.0 to 1.5 s of 2 s
+    """
+    if not metadata.fps or not metadata.frames_indices:
+        return None
+    clips = np.asarray(metadata.frames_indices).reshape(num_clips, -1)
+    seen = np.zeros(metadata.total_num_frames, bool)
+    for clip in clips:
+        seen[clip.min() : clip.max() + 1] = True
+    return float(seen.sum() / metadata.fps), metadata.total_num_frames / metadata.fps
+
+
+def problem_type_of(config: TimeSformerConfig) -> str:
+    """What the model was trained to say: one class of many, several classes, or numbers.
+
+    As transformers' losses take it where the config does not say: one output is a number.
+    """
+    return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
+
+
+def scores_of(logits: torch.Tensor, config: TimeSformerConfig) -> torch.Tensor:
+    """Logits `(..., labels)` as what they stand for, float32 of the same shape.
+
+    Probabilities that sum to one for one class of many, a probability for each class where several may hold, the
+    number itself for regression. The stock pipeline does the same.
+    """
+    logits = logits.float()
+    problem = problem_type_of(config)
+    if problem == REGRESSION:
+        return logits
+    return logits.sigmoid() if problem == MULTI_LABEL else logits.softmax(-1)
+
+
+def name_scores(scores: torch.Tensor, config: TimeSformerConfig, top_k: int | None = None) -> list[dict[str, Any]]:
+    """Scores of one video `(labels,)` with their names: `{"label", "score"}`, the `top_k` largest first.
+
+    A regression's numbers are `{"label", "value"}`, all of them, in the order of the model's outputs.
+    """
+    names = [str(config.id2label[index]) for index in range(len(scores))]
+    if problem_type_of(config) == REGRESSION:
+        return [{"label": name, "value": round(value, 6)} for name, value in zip(names, scores.tolist())]
+    count = len(scores) if top_k is None else min(top_k, len(scores))
+    best, classes = scores.topk(count)
+    return [
+        {"label": names[index], "score": round(score, 6)} for score, index in zip(best.tolist(), classes.tolist())
+    ]
+
+
+@torch.inference_mode()
+def classify(
+    model: torch.nn.Module, pixel_values: torch.Tensor, *, top_k: int | None = None
+) -> list[dict[str, Any]]:
+    """What the model says of one video, from its views `(views, frames, channels, height, width)`.
+
+    The logits are averaged over the views. See `name_scores` for what comes back.
+    """
+    parameter = next(model.parameters(), None)  # an exported graph has none
+    if parameter is not None:
+        pixel_values = pixel_values.to(parameter.device, parameter.dtype)
+    logits = model(pixel_values=pixel_values[None]).logits[0]  # (views, ...) -> (1, views, ...) -> (labels,)
+    return name_scores(scores_of(logits, model.config).cpu(), model.config, top_k)

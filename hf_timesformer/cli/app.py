@@ -2,9 +2,9 @@
 """A page to try a TimeSformer: drop a video, see what it is, which frames were looked at, and where.
 
     pip install "hf-timesformer[app]"
-    python scripts/app.py --model runs/mine
+    timesformer app --model runs/mine
 
-As a Hub Space: `python scripts/app.py --model me/my-model --export_space my-space` writes a folder that is one, for
+As a Hub Space: `timesformer app --model me/my-model --export_space my-space` writes a folder that is one, for
 `hf upload me/my-space my-space --repo-type space`. Setting the variable MODEL there chooses another model.
 """
 
@@ -21,9 +21,10 @@ import transformers
 from PIL import Image
 
 from ..hub.space import export_space
-from ..inference import load_model_and_processor
+from ..inference import REGRESSION, choose_device, choose_dtype, load_model_and_processor, problem_type_of
+from ..model.configuration_timesformer import TimeSformerConfig
 from ..video.decoding import VideoDecodeError
-from ..visualization.pictures import contact_sheet, explain, write_attention_video
+from ..visualization.pictures import Explanation, contact_sheet, explain, write_attention_video
 from .common import user_errors
 
 
@@ -47,21 +48,37 @@ def default_model() -> str | None:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; a Space has none."""
-    parser = argparse.ArgumentParser(description="A page to try a TimeSformer.")
+    parser = argparse.ArgumentParser(prog="timesformer app", description="A page to try a TimeSformer.")
     parser.add_argument("--model", default=default_model(), help="folder or Hub id (default: $MODEL)")
     parser.add_argument("--top_k", type=int, default=5, help="classes to show (default 5)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="default auto: bfloat16 where the processor or GPU computes in it, else float32",
+    )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--export_space", type=Path, metavar="FOLDER", help="write a Hub Space there and leave")
     return parser.parse_args(argv)
 
 
+def label_value(explanation: Explanation, config: TimeSformerConfig) -> dict[str, float] | str:
+    """What `gradio.Label` shows: a bar for each class, or a regression's numbers as text."""
+    if problem_type_of(config) == REGRESSION:
+        return explanation.title
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    return dict(zip(labels, map(float, explanation.scores)))
+
+
 def make_page(args: argparse.Namespace) -> gradio.Blocks:
     """The page over one model, which is loaded here. Raises OSError or ValueError where there is none."""
+    device = choose_device()
+    dtype = choose_dtype(args.dtype, device)
     model, processor = load_model_and_processor(args.model, num_clips=1, num_crops=1)
-    model.eval()
+    model.to(device, dtype).eval()
     films = tempfile.TemporaryDirectory()  # lives as long as the page
 
-    def look(video: str | None) -> tuple[str, dict[str, float] | None, Image.Image | None, str | None]:
+    def look(video: str | None) -> tuple[str, dict[str, float] | str | None, Image.Image | None, str | None]:
         """What the page shows for an uploaded file: a message, class scores, contact sheet, film."""
         if video is None:
             return "", None, None, None
@@ -69,14 +86,14 @@ def make_page(args: argparse.Namespace) -> gradio.Blocks:
             explanation = explain(model, processor, video)
         except VideoDecodeError as error:
             return html.escape(f"This file cannot be read as a video: it {error.message}"), None, None, None
-        labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
         film = write_attention_video(Path(new_folder(films.name), "attention.mp4"), explanation)
-        return "", dict(zip(labels, map(float, explanation.probabilities))), contact_sheet(explanation), str(film)
+        return "", label_value(explanation, model.config), contact_sheet(explanation), str(film)
 
     with gradio.Blocks(
         title="TimeSformer", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
     ) as page:
-        gradio.Markdown(f"# What happens in this video?\nAnswered by the TimeSformer `{Path(args.model).name}`.")
+        name, computed = Path(args.model).name, str(dtype).removeprefix("torch.")
+        gradio.Markdown(f"# What happens in this video?\nAnswered by the TimeSformer `{name}`, in {computed}.")
         with gradio.Row():
             # No gradio.Video: it calls good files broken that the browser cannot play (.avi, MPEG-4).
             video = gradio.File(label="Drop a video here", file_types=["video"], elem_id="video", height=160)
@@ -93,9 +110,9 @@ def make_page(args: argparse.Namespace) -> gradio.Blocks:
     return page
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Serve the page, or write the Space."""
-    args = parse_arguments()
+    args = parse_arguments(argv)
     transformers.logging.disable_progress_bar()
     with user_errors():
         if not args.model:

@@ -1,9 +1,12 @@
 #!/usr/bin/env python
 """Classify videos with a TimeSformer and print the most likely classes of each.
 
-    python scripts/predict.py clip.mp4 other.webm --model runs/mine --top_k 3
-    python scripts/predict.py https://example.com/clip.mp4 --allow_urls --model ... --json
-    python scripts/predict.py clip.mp4 --model runs/mine-onnx --onnx int8
+    timesformer predict clip.mp4 other.webm --model runs/mine --top_k 3
+    timesformer predict https://example.com/clip.mp4 --allow_urls --model ... --json
+    timesformer predict clip.mp4 --model runs/mine-onnx --onnx int8
+
+A model of several classes at a time gives each its own probability, and a regression gives its number. Beside each
+video stands how much of it was looked at; `timesformer label` looks at all of a long one.
 
 Exit code 1 where a video could not be read (the others are still classified), 2 for a wrong argument.
 """
@@ -11,19 +14,22 @@ Exit code 1 where a video could not be read (the others are still classified), 2
 import argparse
 import json
 import sys
-
-import torch
-import transformers
-
-from ..conversion.onnx_export import load_graph_and_processor
-from ..inference import load_model_and_processor, make_views
-from ..video.decoding import VideoDecodeError
-from .common import user_errors
+from typing import TYPE_CHECKING, Any
 
 
-def parse_arguments() -> argparse.Namespace:
+if TYPE_CHECKING:
+    import torch
+
+    from ..video.video_processing_timesformer import TimeSformerVideoProcessor
+
+
+# Below this share of a video that was looked at, the answer says how to look at more.
+ENOUGH = 0.5
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Classify videos with a TimeSformer.")
+    parser = argparse.ArgumentParser(prog="timesformer predict", description="Classify videos with a TimeSformer.")
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files, or URLs with --allow_urls")
     parser.add_argument("--model", required=True, help="folder or Hub id of the model and its processor")
     parser.add_argument("--top_k", type=int, default=5, help="classes to print for each video (default 5)")
@@ -31,41 +37,46 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_clips", type=int, default=1, help="clips a video, spread evenly (default 1)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="default auto: bfloat16 where the processor or GPU computes in it, else float32",
+    )
+    parser.add_argument(
         "--onnx",
         nargs="?",
         const="fp32",
         choices=["fp32", "int8"],
-        help="--model is a folder that export_onnx.py wrote: run its graph on the CPU (default fp32)",
+        help="--model is a folder that `timesformer export` wrote: run its graph on the CPU (default fp32)",
     )
     parser.add_argument("--allow_urls", action="store_true", help="fetch http(s) URLs")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of tables")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Classify every video; go on after one that cannot be read."""
-    args = parse_arguments()
+    args = parse_arguments(argv)
+    import transformers  # after the command line: `--help` answers at once
+
+    from ..video.decoding import VideoDecodeError
+    from .common import user_errors
+
     transformers.logging.disable_progress_bar()
     with user_errors():
         if args.top_k < 1:
             raise ValueError(f"--top_k must be at least 1, got {args.top_k}")
-        device = choose_device("cpu" if args.onnx else args.device)
-        views = {"num_crops": args.num_crops, "num_clips": args.num_clips}
-        if args.onnx:
-            model, processor = load_graph_and_processor(args.model, args.onnx, **views)
-        else:
-            model, processor = load_model_and_processor(args.model, **views)
-        model = model.to(device).eval()
+        model, processor, dtype = load(args)
     answers = []
     for video in args.videos:
         answer = {"video": video}
         try:
-            pixel_values = make_views(processor, video, allow_urls=args.allow_urls)[None].to(device)
+            answer |= answer_for(video, model, processor, args)
         except VideoDecodeError as error:
             answer["error"] = str(error)
             print(f"error: {error}", file=sys.stderr)
         else:
-            answer["predictions"] = classify(model, pixel_values, args.top_k)
+            answer["dtype"] = dtype
         answers.append(answer)
         if not args.json and "predictions" in answer:
             print_table(answer)
@@ -74,30 +85,55 @@ def main() -> None:
     sys.exit(int(any("error" in answer for answer in answers)))
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name; without one the GPU if there is one. ValueError for a name that torch does not know."""
-    try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: {error}") from error
+def load(args: argparse.Namespace) -> "tuple[torch.nn.Module, TimeSformerVideoProcessor, str]":
+    """The model on its device, its processor, and the name of the dtype that it computes in."""
+    from ..inference import choose_device, choose_dtype, load_model_and_processor
+
+    views = {"num_crops": args.num_crops, "num_clips": args.num_clips}
+    if args.onnx:
+        from ..conversion.onnx_export import load_graph_and_processor
+
+        if args.dtype != "auto":
+            raise ValueError(f"--dtype {args.dtype} does not go with --onnx: a graph computes in what it was made for")
+        model, processor = load_graph_and_processor(args.model, args.onnx, **views)
+        return model.eval(), processor, {"fp32": "float32"}.get(args.onnx, args.onnx)
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    model, processor = load_model_and_processor(args.model, **views)
+    return model.to(device, dtype).eval(), processor, str(dtype).removeprefix("torch.")
 
 
-@torch.inference_mode()
-def classify(model: torch.nn.Module, pixel_values: torch.Tensor, top_k: int) -> list[dict]:
-    """The `top_k` classes of one video's views `(1, views, frames, channels, height, width)`, most likely first."""
-    probabilities = model(pixel_values=pixel_values).logits[0].float().softmax(-1)
-    scores, classes = probabilities.topk(min(top_k, len(probabilities)))
-    return [
-        {"label": model.config.id2label[index], "score": round(score, 6)}
-        for score, index in zip(scores.tolist(), classes.tolist())
-    ]
+def answer_for(
+    video: str, model: "torch.nn.Module", processor: "TimeSformerVideoProcessor", args: argparse.Namespace
+) -> dict[str, Any]:
+    """What the model says of one video, and how much of it was looked at. Raises VideoDecodeError."""
+    from ..inference import classify, look_at, seconds_looked_at
+
+    views, metadata = look_at(processor, video, allow_urls=args.allow_urls)
+    answer: dict[str, Any] = {"predictions": classify(model, views, top_k=args.top_k)}
+    seconds = seconds_looked_at(metadata, args.num_clips)
+    if seconds is not None:
+        answer["seconds_looked_at"], answer["seconds"] = (round(value, 3) for value in seconds)
+    return answer
 
 
-def print_table(answer: dict) -> None:
-    """One video's classes as a table."""
-    print(answer["video"])
+def print_table(answer: dict[str, Any]) -> None:
+    """One video's classes, or numbers, as a table."""
+    print(f"{answer['video']}  ({looked_at(answer)}{answer['dtype']})")
     for row in answer["predictions"]:
-        print(f"  {100 * row['score']:6.2f} %  {row['label']}")
+        figure = f"{row['value']:12.6g}" if "value" in row else f"{100 * row['score']:6.2f} %"
+        print(f"  {figure}  {row['label']}")
+
+
+def looked_at(answer: dict[str, Any]) -> str:
+    """How much of the video the answer rests on, with the cure where that is little."""
+    if "seconds" not in answer:
+        return ""
+    looked, lasts = answer["seconds_looked_at"], answer["seconds"]
+    text = f"looked at {looked:.1f} s of {lasts:.1f} s; "
+    if looked < ENOUGH * lasts:
+        text += "--num_clips or `timesformer label` look at more; "
+    return text
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
+from ..inference import MULTI_LABEL, REGRESSION, name_scores, problem_type_of, scores_of
+from ..model.configuration_timesformer import TimeSformerConfig
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..model.schemes import SCHEMES, Grid
 from ..video.encoding import write_video
@@ -31,13 +33,14 @@ MIN_WIDTH = 100  # pixels of a frame on a contact sheet
 class Explanation:
     """What the network saw in one view of a video, what it said, and where it looked.
 
-    `frames` uint8 `(t, height, width, 3)`; `seconds` `(t,)` their times, None where the rate is unknown;
-    `probabilities` `(labels,)`; `attention` `(t, h, w)`, the share of each patch, which with that of CLS sums to one.
+    `frames` uint8 `(t, height, width, 3)`; `seconds` `(t,)` their times, None where the rate is unknown; `scores`
+    `(labels,)`, probabilities or a regression's numbers; `attention` `(t, h, w)`, the share of each patch, which with
+    that of CLS sums to one.
     """
 
     frames: np.ndarray
     seconds: np.ndarray | None
-    probabilities: np.ndarray
+    scores: np.ndarray
     attention: np.ndarray
     cls_share: float
     title: str
@@ -64,16 +67,27 @@ def explain(
     pixel_values, metadata = inputs["pixel_values"].to(model.device, model.dtype), inputs["video_metadata"][0]
     recorded = record_attention(model, pixel_values, head)
     cls, patches = attention_rollout(recorded, query=query, layers=layers)
-    probabilities = recorded.logits[0].float().softmax(dim=-1).cpu().numpy()
-    best = int(probabilities.argmax())
+    scores = scores_of(recorded.logits[0], model.config).cpu()
     return Explanation(
         frames=restore_frames(pixel_values[0], processor),
         seconds=np.array(metadata.frames_indices) / metadata.fps if metadata.fps else None,
-        probabilities=probabilities,
+        scores=scores.numpy(),
         attention=patches[0].permute(2, 0, 1).float().cpu().numpy(),  # (h, w, t) -> (t, h, w)
         cls_share=float(cls[0]),
-        title=f"{model.config.id2label[best]} {probabilities[best]:.0%}",
+        title=describe_scores(scores, model.config),
     )
+
+
+def describe_scores(scores: torch.Tensor, config: TimeSformerConfig) -> str:
+    """The answer on one line, from scores `(labels,)`: the best class, the classes from 50 % on, or the numbers."""
+    if problem_type_of(config) == REGRESSION:
+        return ", ".join(f"{row['label']} {row['value']:.4g}" for row in name_scores(scores, config))
+    rows = name_scores(scores, config)
+    if problem_type_of(config) == MULTI_LABEL:
+        rows = [row for row in rows if row["score"] >= 0.5] or rows[:1]
+    else:
+        rows = rows[:1]
+    return ", ".join(f"{row['label']} {row['score']:.0%}" for row in rows)
 
 
 def restore_frames(pixel_values: torch.Tensor, processor: TimeSformerVideoProcessor) -> np.ndarray:

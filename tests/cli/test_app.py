@@ -69,7 +69,7 @@ def page(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_page_in_a_browser(page: str, place: Path) -> None:
     model, processor = load_model_and_processor(str(place / "model"), num_clips=1, num_crops=1)
     expected = explain(model.eval(), processor, str(place / "clip.avi"))
-    order = expected.probabilities.argsort()[::-1][:3]
+    order = expected.scores.argsort()[::-1][:3]
     with Browser() as browser:
         browser.open(page)
         browser.wait_for("document.querySelector('#video input[type=file]') !== null")
@@ -89,7 +89,7 @@ def test_page_in_a_browser(page: str, place: Path) -> None:
             "bar.value])"
         )
         assert [name for name, _ in bars] == [list(MOTIONS)[index] for index in order]
-        assert [value for _, value in bars] == pytest.approx(expected.probabilities[order].tolist(), abs=1e-4)
+        assert [value for _, value in bars] == pytest.approx(expected.scores[order].tolist(), abs=1e-4)
         assert "cannot be read" not in browser.text()
         browser.screenshot(screenshot := Path(os.environ.get("APP_SCREENSHOT", place / "page.png")))
         assert screenshot.stat().st_size > 20_000
