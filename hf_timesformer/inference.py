@@ -93,9 +93,7 @@ def look_at(
 
     `settings` are those of the processor for this call (`num_clips=...`).
     """
-    inputs = processor(
-        videos=[source], return_tensors="pt", return_metadata=True, allow_urls=allow_urls, **settings
-    )
+    inputs = processor(videos=[source], return_tensors="pt", return_metadata=True, allow_urls=allow_urls, **settings)
     pixel_values = inputs["pixel_values"]
     # One view: (1, t, c, h, w) already. Several: (1, views, t, c, h, w).
     views = pixel_values if pixel_values.ndim == 5 else pixel_values[0]
@@ -149,15 +147,11 @@ def name_scores(scores: torch.Tensor, config: TimeSformerConfig, top_k: int | No
         return [{"label": name, "value": round(value, 6)} for name, value in zip(names, scores.tolist())]
     count = len(scores) if top_k is None else min(top_k, len(scores))
     best, classes = scores.topk(count)
-    return [
-        {"label": names[index], "score": round(score, 6)} for score, index in zip(best.tolist(), classes.tolist())
-    ]
+    return [{"label": names[index], "score": round(score, 6)} for score, index in zip(best.tolist(), classes.tolist())]
 
 
 @torch.inference_mode()
-def classify(
-    model: torch.nn.Module, pixel_values: torch.Tensor, *, top_k: int | None = None
-) -> list[dict[str, Any]]:
+def classify(model: torch.nn.Module, pixel_values: torch.Tensor, *, top_k: int | None = None) -> list[dict[str, Any]]:
     """What the model says of one video, from its views `(views, frames, channels, height, width)`.
 
     The logits are averaged over the views. See `name_scores` for what comes back.
