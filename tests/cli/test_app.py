@@ -58,7 +58,7 @@ def page(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of the page, served by this process."""
     monkeypatch.setenv("MODEL", str(place / "model"))
     app = importlib.import_module("hf_timesformer.cli.app")
-    page = app.make_page(app.parse_arguments(["--top_k", "3"]))
+    page = app.make_page(app.parse_arguments(["--top_k", "3", "--dtype", "float32"]))
     page.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
     yield page.local_url
     page.close()
