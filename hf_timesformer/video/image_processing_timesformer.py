@@ -6,7 +6,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .memory_frames import frames_to_tensor, split_videos
+from .memory_frames import split_videos
 from .views import TimeSformerViewsMixin
 
 
@@ -20,12 +20,20 @@ class TimeSformerImageProcessor(TimeSformerViewsMixin, TorchvisionBackend):
     """Frames in memory to `pixel_values`, pixel for pixel as `TimeSformerVideoProcessor` makes them.
 
     `processor(video)`: a video is a list of PIL images, arrays or tensors, or one 4D array, channels first or last,
-    values 0 to 255; a batch is a list of such videos, or a 5D array. Every frame that is handed over is used: choosing
-    them is left to the caller (`hf_timesformer.sampling`). Frames are scaled to `size`, cut to `crop_size`
-    (`num_crops` 1: the centre; 3: left, centre, right, in portrait top, centre, bottom) and normalised.
+    of any type (`memory_frames.to_levels` has the table of their ranges); a batch is a list of such videos, or a 5D
+    array. Every frame that is handed over is used: choosing them is left to the caller
+    (`hf_timesformer.video.sampling`). Frames are scaled to `size`, cut to `crop_size` (`num_crops` 1: the centre; 3:
+    left, centre, right, in portrait top, centre, bottom) and normalised.
 
-    Returns `pixel_values`: float `(B, T, C, H, W)`, with three crops `(B, 3, T, C, H, W)`. Raises `ValueError` for
-    input that is no video in memory, and for frames of several sizes in one video.
+    As many channels as `image_mean` has numbers: with three, grey frames become RGB and PIL pictures with transparency
+    are laid on white; with one, colour becomes grey; with another number, frames must have that many channels.
+
+    Returns:
+        `pixel_values`: float `(B, T, C, H, W)`, with three crops `(B, 3, T, C, H, W)`.
+
+    Raises:
+        ValueError: input that is no video in memory, frames of several sizes or types in one video, values of no known
+            range, or channels that do not fit.
     """
 
     valid_kwargs = TimeSformerImageProcessorKwargs
@@ -43,18 +51,12 @@ class TimeSformerImageProcessor(TimeSformerViewsMixin, TorchvisionBackend):
         self,
         images: ImageInput,
         *args,
-        do_convert_rgb: bool | None = None,
-        image_mean: float | tuple[float, ...] | None = None,
         input_data_format: str | ChannelDimension | None = None,
         device: str | torch.device | None = None,
         **kwargs,
     ) -> list[torch.Tensor]:
-        videos = [frames_to_tensor(video, input_data_format) for video in split_videos(images)]
-        if do_convert_rgb:
-            # Four means (or one) are for frames of four channels (or one): these are not meant to become RGB.
-            num_channels = len(image_mean) if isinstance(image_mean, tuple) else 3
-            videos = [video if video.shape[1] == num_channels else self.convert_to_rgb(video) for video in videos]
-        return [video.to(device) for video in videos]
+        videos = split_videos(images)
+        return [self._frames_in_memory(video, input_data_format, kwargs).to(device) for video in videos]
 
 
 __all__ = ["TimeSformerImageProcessor"]

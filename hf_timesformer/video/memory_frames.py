@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# PIL's modes with transparency, and those of grey pictures that are kept as they are: 8 bits, 16 bits, whole numbers
+# of 32 bits, floats. Every other mode (palettes, CMYK, bitmaps, ...) becomes RGB.
+ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+GREY_MODES = ("L", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
 def is_source(video: object) -> bool:
@@ -47,11 +57,22 @@ def split_videos(videos: Any) -> list:
     )
 
 
-def frames_to_tensor(video: Any, input_data_format: str | ChannelDimension | None = None) -> torch.Tensor:
-    """Frames of one video, `(T, H, W, C)` or `(T, C, H, W)` or a list of pictures, as a tensor `(T, C, H, W)`.
+def frames_to_tensor(
+    video: Any, input_data_format: str | ChannelDimension | None = None, num_channels: int | None = None
+) -> torch.Tensor:
+    """Frames of one video as one tensor.
 
-    Where `input_data_format` is None the side of length 1, 3 or 4 is taken for the channels. Raises `ValueError` where
-    there is none, for a video without frames, and for frames that differ in size.
+    Args:
+        video: `(T, H, W, C)`, `(T, C, H, W)`, or a list of pictures, arrays or tensors, one a frame.
+        input_data_format: where arrays have their channels; None: the side of length 1, 3 or 4 is taken for them.
+        num_channels: how many channels the network takes. Unless it takes 4, PIL pictures with transparency are
+            laid on white. None: channels are kept as they are.
+
+    Returns:
+        `(T, C, H, W)`, values and type as given.
+
+    Raises:
+        ValueError: no side can be the channels, a video without frames, or frames that differ in size or type.
     """
     if is_source(video):
         raise ValueError(
@@ -61,50 +82,68 @@ def frames_to_tensor(video: Any, input_data_format: str | ChannelDimension | Non
     if len(video) == 0:
         raise ValueError("a video without frames cannot be processed")
     if isinstance(video, list):
-        return _stack_frames([_frame_to_tensor(frame, input_data_format) for frame in video])
-    return _channels_first(_array_to_tensor(video), input_data_format).contiguous()
+        return _stack_frames([_frame_to_tensor(frame, input_data_format, num_channels) for frame in video])
+    return _channels_first(_array_to_tensor(video), input_data_format, num_channels).contiguous()
 
 
 def _stack_frames(frames: list[torch.Tensor]) -> torch.Tensor:
-    """Frames `(C, H, W)` of one size to a video `(T, C, H, W)`."""
+    """Frames `(C, H, W)` of one size and type to a video `(T, C, H, W)`."""
+    first = frames[0]
     for index, frame in enumerate(frames):
-        if frame.shape != frames[0].shape:
+        if frame.shape != first.shape:
             raise ValueError(
                 "the frames of one video must have one size and as many channels: frame 0 has shape "
-                f"{tuple(frames[0].shape)}, frame {index} has {tuple(frame.shape)}, channels first"
+                f"{tuple(first.shape)}, frame {index} has {tuple(frame.shape)}, channels first"
+            )
+        if frame.dtype != first.dtype:
+            raise ValueError(
+                f"the frames of one video must have one type: frame 0 has {_name(first.dtype)}, frame {index} has "
+                f"{_name(frame.dtype)}; convert them to the same"
             )
     return torch.stack(frames)
 
 
-def _frame_to_tensor(frame: Any, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
+def _frame_to_tensor(
+    frame: Any, input_data_format: str | ChannelDimension | None, num_channels: int | None
+) -> torch.Tensor:
     """One picture, array or tensor to `(C, H, W)`: each may have its channels elsewhere, a PIL image has them last."""
     if isinstance(frame, PIL.Image.Image):
-        frame, input_data_format = _picture_to_array(frame), ChannelDimension.LAST
+        frame = _picture_to_array(frame, num_channels)
+        input_data_format = ChannelDimension.LAST
     frame = _array_to_tensor(frame)
     if frame.ndim == 2:  # grey: (h, w) -> (1, h, w)
         return frame[None]
-    return _channels_first(frame, input_data_format)
+    return _channels_first(frame, input_data_format, num_channels)
 
 
-def _picture_to_array(picture: PIL.Image.Image) -> np.ndarray:
-    if picture.mode in ("LA", "PA") or "transparency" in picture.info:
+def _picture_to_array(picture: PIL.Image.Image, num_channels: int | None) -> np.ndarray:
+    """`(H, W, C)`, or `(H, W)` of a grey picture; transparency becomes white where the network has no place for it."""
+    if picture.mode in GREY_MODES and "transparency" not in picture.info:
+        return np.array(picture)
+    if picture.mode in ALPHA_MODES or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-    elif picture.mode not in ("RGB", "RGBA", "L"):
+        if num_channels not in (None, 4):
+            white = PIL.Image.new("RGBA", picture.size, "white")
+            picture = PIL.Image.alpha_composite(white, picture).convert("RGB")
+    else:
         picture = picture.convert("RGB")
     return np.array(picture)
 
 
-def _channels_first(frames: torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
+def _channels_first(
+    frames: torch.Tensor, input_data_format: str | ChannelDimension | None, num_channels: int | None
+) -> torch.Tensor:
     """`(..., H, W, C)` or `(..., C, H, W)`, as `input_data_format` says or the sides tell, to `(..., C, H, W)`."""
     if input_data_format is None:
-        input_data_format = _infer_data_format(frames)
+        input_data_format = _infer_data_format(frames, num_channels)
     is_last = ChannelDimension(input_data_format) == ChannelDimension.LAST
     return frames.movedim(-1, -3) if is_last else frames
 
 
-def _infer_data_format(frames: torch.Tensor) -> ChannelDimension:
+def _infer_data_format(frames: torch.Tensor, num_channels: int | None) -> ChannelDimension:
+    usual = {1, 3, 4} if num_channels is None else {1, 3, 4, num_channels}
     try:
-        return infer_channel_dimension_format(frames, num_channels=(1, 3, 4))
+        return infer_channel_dimension_format(frames, num_channels=tuple(sorted(usual)))
     except ValueError as error:
         raise ValueError(
             f"no side of frames of shape {tuple(frames.shape[-3:])} has length 1, 3 or 4: where are the channels? "
@@ -115,4 +154,90 @@ def _infer_data_format(frames: torch.Tensor) -> ChannelDimension:
 def _array_to_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
     if isinstance(array, torch.Tensor):
         return array
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # torch wants memory it may write to
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch knows only this machine's byte order
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # and wants memory it may write to
+
+
+# ---- values: 0 to 255, whatever the type
+
+
+def to_levels(frames: torch.Tensor) -> torch.Tensor:
+    """Frames of any type to values from 0 to 255, those that 8-bit frames have.
+
+    | type | what its values are | becomes |
+    |---|---|---|
+    | uint8 | 0 to 255 | stays |
+    | bool | 0 or 1 | uint8, times 255 |
+    | uint16 | 0 to 65535 | float32, divided by 257 |
+    | other whole numbers | must lie from 0 to 255 | uint8 |
+    | floats of at most 1.5 | 0 to 1, somewhat more where an interpolation overshoots | float32, times 255 |
+    | floats up to 320 | 0 to 255, likewise | float32 |
+
+    Raises `ValueError` for every other range: no scale is known that would make a picture of it.
+    """
+    if frames.dtype == torch.uint8:
+        return frames
+    if frames.dtype == torch.bool:
+        return frames.to(torch.uint8) * 255
+    if frames.dtype == torch.uint16:
+        return frames.to(torch.float32) / 257
+    if frames.is_complex():
+        raise ValueError(f"frames of type {_name(frames.dtype)} are no pictures")
+    low, high = (bound.item() for bound in frames.aminmax())
+    if not frames.is_floating_point():
+        if low < 0 or high > 255:
+            raise ValueError(_range_error(frames, low, high))
+        return frames.to(torch.uint8)
+    # An interpolation overshoots by a part of the range; what is normalised already goes as far below 0 as above.
+    if not (-0.25 * high <= low and high <= 320):  # NaN fails too
+        raise ValueError(_range_error(frames, low, high))
+    if high > 1.5:
+        return frames.to(torch.float32)
+    if high > 0:
+        logger.warning_once(
+            f"float frames with values up to {high:g} are taken to go from 0 to 1, not from 0 to 255; "
+            "pass uint8 frames if they are dark ones"
+        )
+    return frames.to(torch.float32) * 255
+
+
+def to_numbers(frames: torch.Tensor) -> torch.Tensor:
+    """Frames of any type with the values that they have: uint8 stays, anything else becomes float32."""
+    return frames if frames.dtype == torch.uint8 else frames.to(torch.float32)
+
+
+def _range_error(frames: torch.Tensor, low: float, high: float) -> str:
+    return (
+        f"frames of type {_name(frames.dtype)} have values from {low:g} to {high:g}: expected 0 to 255, for floats "
+        "also 0 to 1 (unsigned frames of 8 and 16 bits are scaled by their type). Scale them, or pass "
+        "do_rescale=False to have them normalised as they are, and do_normalize=False if they are normalised already"
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# ---- channels
+
+
+def to_channels(frames: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """`(T, C, H, W)` to `(T, num_channels, H, W)`: grey to RGB by repeating it, RGB to grey by its BT.601 luminance.
+
+    Raises `ValueError` for every other pair of numbers: whether a fourth channel is transparency, depth or infrared,
+    only the caller knows.
+    """
+    found = frames.shape[1]
+    if found == num_channels:
+        return frames
+    if (found, num_channels) == (1, 3):
+        return tvF.grayscale_to_rgb(frames)
+    if (found, num_channels) == (3, 1):
+        return tvF.rgb_to_grayscale(frames)
+    message = f"frames have {found} channels, image_mean of this processor has {num_channels}"
+    if found == 4:
+        message += (
+            ": if the fourth is transparency, pass PIL images of mode 'RGBA' or leave it out; if the network takes "
+            "four channels, pass four image_mean and image_std"
+        )
+    raise ValueError(message)

@@ -18,10 +18,10 @@ from transformers.video_utils import VideoInput, VideoMetadata, make_batched_met
 
 from .decoding import decode_video
 from .image_processing_timesformer import TimeSformerImageProcessor
-from .memory_frames import frames_to_tensor, is_source, split_videos
+from .memory_frames import is_source, split_videos, to_channels
 from .processor_type import forget_class
 from .sampling import check_sampling, sample_indices
-from .views import TimeSformerViewsMixin
+from .views import TimeSformerViewsMixin, count_channels
 
 
 logger = logging.get_logger(__name__)
@@ -45,17 +45,19 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
 
     `processor(videos)`: one video or a list of them, of any sizes and lengths. A video is a path, `bytes`, a binary
     file object (decoded by this package; URLs only with `allow_urls=True`, which is never taken from a saved file),
-    or frames in memory: a list of PIL images, arrays or tensors, or one 4D array, channels first or last, values 0 to
-    255.
+    or frames in memory: a list of PIL images, arrays or tensors, or one 4D array, channels first or last, of any type
+    (`memory_frames.to_levels` has the table of their ranges).
 
-    * Sampling (`hf_timesformer.sampling`): `num_clips` clips of `num_frames` frames by the policy `sampling` (`"clip"`
-      with `sampling_rate` and `target_fps`, or `"segments"`). `fps=` in a call instead takes that many frames a
-      second of the whole video. A video that is too short repeats frames.
+    * Sampling (`hf_timesformer.video.sampling`): `num_clips` clips of `num_frames` frames by the policy `sampling`
+      (`"clip"` with `sampling_rate` and `target_fps`, or `"segments"`). `fps=` in a call instead takes that many
+      frames a second of the whole video. A video that is too short repeats frames.
     * Frames in memory are sampled in the same way, with `video_metadata` or without, but for two cases that are passed
       as they are: without metadata, exactly `num_frames` frames for one clip; with metadata, frames that its
       `frames_indices` shows to be sampled already. A call whose own `num_frames` exceeds the frames in memory raises,
       as stock's does, unless it has `do_sample_frames=True` or `video_metadata`.
     * `do_sample_frames=False` takes every frame, of files too, as one clip.
+    * As many channels as `image_mean` has numbers: with three, grey frames become RGB and PIL pictures with
+      transparency are laid on white; with one, colour becomes grey; else frames must have that many channels.
     * Views: the short side is scaled to `size`; `num_crops=1` cuts the centre, `num_crops=3` left, centre and right,
       in portrait top, centre and bottom. Three crops of square frames scaled to the crop's size are one and the same.
 
@@ -102,10 +104,18 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             if is_source(video):
                 opened.append(self.fetch_videos(video, sample, allow_urls=kwargs.get("allow_urls")))
             else:
-                frames = frames_to_tensor(video, kwargs.get("input_data_format"))
+                frames = self._frames_in_memory(video, kwargs.get("input_data_format"), kwargs)
                 opened.append(self._sample_in_memory(frames, about, sample, kwargs))
         frames, metadata = map(list, zip(*opened))
-        kwargs |= {"do_sample_frames": False, "video_metadata": metadata, "input_data_format": ChannelDimension.FIRST}
+        if kwargs.get("do_convert_rgb", self.do_convert_rgb):
+            num_channels = count_channels(kwargs.get("image_mean", self.image_mean))
+            frames = [to_channels(video, num_channels) for video in frames]  # of files they are RGB
+        kwargs |= {
+            "do_convert_rgb": False,
+            "do_sample_frames": False,
+            "video_metadata": metadata,
+            "input_data_format": ChannelDimension.FIRST,
+        }
         kwargs["num_clips"] = 1 if sample is None else sample.keywords["num_clips"]
         return super().preprocess(frames, **kwargs)
 

@@ -1,21 +1,40 @@
 """From the frames of a video to normalised views: the settings and arithmetic that both processors share."""
 
 import os
+from collections.abc import Mapping, Sequence
+from math import isclose
 from typing import Any
 
 import torch
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
-from transformers.utils import IMAGE_PROCESSOR_NAME, logging
+from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.video_utils import convert_to_rgb
 
+from .memory_frames import frames_to_tensor, to_channels, to_levels, to_numbers
 from .processor_type import forget_class, name_class
 
 
-logger = logging.get_logger(__name__)
-
 NUM_CROPS = (1, 3)
+# The factors that take frames of 8 bits to 0..1, and to 0..2 for the kind that then subtracts 1.
+LEVEL_FACTORS = (1 / 255, 1 / 127.5)
+# What decides how frames in memory are read.
+FRAME_SETTINGS = ("image_mean", "do_convert_rgb", "do_rescale", "rescale_factor")
+
+
+def count_channels(image_mean: float | Sequence[float] | None) -> int:
+    """How many channels a network takes: one for each mean; a bare number, or none, is for all three of RGB."""
+    return len(image_mean) if isinstance(image_mean, (list, tuple)) else 3
+
+
+def _check_means(frames: torch.Tensor, image_mean: float | Sequence[float] | None) -> None:
+    """Raise `ValueError` where frames `(T, C, H, W)` have not as many channels as there are means."""
+    if isinstance(image_mean, (list, tuple)) and len(image_mean) not in (1, frames.shape[1]):
+        raise ValueError(
+            f"frames have {frames.shape[1]} channels, image_mean has {len(image_mean)} numbers: pass as many, or "
+            "do_convert_rgb=True"
+        )
 
 
 def uniform_crops(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -95,6 +114,22 @@ class TimeSformerViewsMixin:
             raise ValueError(f"frames must have 1, 3 or 4 channels to become RGB, got {video.shape[-3]}")
         return convert_to_rgb(tvF.grayscale_to_rgb(video), input_data_format=ChannelDimension.FIRST)
 
+    def _frames_in_memory(
+        self, video: Any, input_data_format: str | ChannelDimension | None, settings: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """One video in memory to `(T, C, H, W)`: as many channels as means, values as `rescale_factor` expects them.
+
+        `settings` are those of the call; the processor's own stand in for what they lack.
+        """
+        setting = {name: settings.get(name, getattr(self, name)) for name in FRAME_SETTINGS}
+        num_channels = count_channels(setting["image_mean"]) if setting["do_convert_rgb"] else None
+        frames = frames_to_tensor(video, input_data_format, num_channels)
+        # Another factor, or none, is arithmetic of the caller's own: then values are left as they come.
+        factor = setting["rescale_factor"]
+        is_for_levels = setting["do_rescale"] and any(isclose(factor, level) for level in LEVEL_FACTORS)
+        frames = to_levels(frames) if is_for_levels else to_numbers(frames)
+        return frames if num_channels is None else to_channels(frames, num_channels)
+
     def _crop(self, frames: torch.Tensor, crop_size: SizeDict, num_crops: int) -> torch.Tensor:
         """`(T, C, H, W)` -> `(crops, T, C, h, w)`; frames smaller than the crop get a black border."""
         if num_crops == 1:
@@ -124,11 +159,8 @@ class TimeSformerViewsMixin:
         """Videos `(num_clips * T, C, H, W)` to `pixel_values`: a view is a crop of a clip, clips before crops."""
         pixel_values = []
         for frames in videos:
-            if do_rescale and frames.is_floating_point() and frames.max() <= 1:
-                logger.warning_once(
-                    "frames with values of at most 1 are multiplied by rescale_factor as if they went to 255: pass "
-                    "do_rescale=False where they go from 0 to 1"
-                )
+            if do_normalize:
+                _check_means(frames, image_mean)
             if do_resize:
                 frames = self.resize(frames, size=size, resample=resample)
             crops = self._crop(frames, crop_size, num_crops) if do_center_crop else frames[None]

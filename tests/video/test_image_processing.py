@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, VideoMAEImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.utils import PushToHubMixin
 
-import hf_timesformer.video.views as module
+import hf_timesformer.video.memory_frames as module
 from hf_timesformer import TimeSformerConfig, TimeSformerImageProcessor, TimeSformerVideoProcessor
 from hf_timesformer.video.views import uniform_crops
 
@@ -194,17 +194,20 @@ def test_frames_of_one_list_may_have_their_channels_in_several_places():
     assert torch.equal(processor(mixed, return_tensors="pt").pixel_values, expected)
 
 
-def test_frames_that_seem_to_be_scaled_already_are_warned_of(monkeypatch):
+def test_floats_from_0_to_1_are_taken_as_such_and_said_to_be(monkeypatch):
     warnings = []
     monkeypatch.setattr(module.logger, "warning_once", warnings.append)
     processor = TimeSformerImageProcessor(**SMALL)
     scaled = (random_frames(2) / 255).astype(np.float32)
-    processor(scaled)
-    assert len(warnings) == 1
-    assert "do_rescale=False" in warnings[0]
     expected = processor(random_frames(2), return_tensors="pt").pixel_values
-    pixel_values = processor(scaled, do_rescale=False, return_tensors="pt").pixel_values
+    processor(np.zeros_like(scaled))
+    assert not warnings
+    pixel_values = processor(scaled, return_tensors="pt").pixel_values
+    assert len(warnings) == 1
+    assert "taken to go from 0 to 1" in warnings[0]
     torch.testing.assert_close(pixel_values, expected, atol=0.02, rtol=0)  # uint8 is scaled to the nearest level
+    as_they_are = processor(scaled, do_rescale=False, return_tensors="pt").pixel_values
+    torch.testing.assert_close(as_they_are, pixel_values, atol=2e-6, rtol=0)
     assert len(warnings) == 1
 
 

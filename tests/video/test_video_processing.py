@@ -260,8 +260,131 @@ def test_grey_arrays_and_transparency():
     expected = torch.from_numpy(np.repeat(grey, 3, axis=3)).permute(0, 3, 1, 2)[None] / 255
     for form in (grey, list(grey[..., 0])):
         torch.testing.assert_close(processor(form, return_tensors="pt").pixel_values, expected)
-    clear = np.zeros((8, 32, 32, 4), np.uint8)
+    clear = [PIL.Image.new("RGBA", (32, 32), (9, 9, 9, 0))] * 8
     assert (processor(clear, return_tensors="pt").pixel_values == 1).all()
+
+
+def both_processors(**settings) -> list:
+    """A function from a video in memory to its pixels, `(T, C, H, W)`, by each of our processors."""
+    options = {"do_resize": False, "crop_size": {"height": 24, "width": 20}, **settings}
+    return [
+        lambda video: TimeSformerVideoProcessor(**options)(
+            video, do_sample_frames=False, return_tensors="pt"
+        ).pixel_values[0],
+        lambda video: TimeSformerImageProcessor(**options)(video, return_tensors="pt").pixel_values[0],
+    ]
+
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (3, 24, 20, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("uint16", lambda levels: levels.astype(np.uint16) * 257),
+        ("uint16, big-endian", lambda levels: (levels.astype(np.uint16) * 257).astype(">u2")),
+        ("uint16 tensor", lambda levels: torch.from_numpy(levels.astype(np.uint16) * 257)),
+        ("int64", lambda levels: levels.astype(np.int64)),
+        ("float64", lambda levels: levels.astype(np.float64)),
+        ("0 to 1", lambda levels: levels / 255),
+        ("0 to 1, half", lambda levels: torch.from_numpy(levels).to(torch.float16) / 255),
+        ("list", lambda levels: [frame.astype(np.uint16) * 257 for frame in levels]),
+    ],
+)
+def test_frames_of_other_types_are_scaled_by_their_range(kind, make):
+    expected = (torch.from_numpy(LEVELS).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225
+    for process in both_processors():
+        tolerance = 2e-6 if "half" not in kind else 3e-3
+        torch.testing.assert_close(process(make(LEVELS)), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "F", "1"])
+def test_grey_pictures_of_other_depths_are_scaled_by_their_range(mode):
+    grey = LEVELS[..., 0]
+    if mode == "1":
+        grey = np.where(grey > 127, 255, 0).astype(np.uint8)
+        pictures = [PIL.Image.fromarray(frame).convert("1", dither=PIL.Image.Dither.NONE) for frame in grey]
+    elif mode == "F":
+        pictures = [PIL.Image.fromarray(frame.astype(np.float32)) for frame in grey]
+    else:
+        sixteen = grey.astype(np.uint16) * 257
+        pictures = [
+            PIL.Image.frombytes(mode, (20, 24), frame.astype(">u2" if "B" in mode else "<u2")) for frame in sixteen
+        ]
+    assert {picture.mode for picture in pictures} == {mode}
+    expected = ((torch.from_numpy(grey) / 255 - 0.45) / 0.225)[:, None].expand(3, 3, 24, 20)
+    for process in both_processors():
+        torch.testing.assert_close(process(pictures), expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (np.full((3, 24, 20, 3), 4000, np.int32), "type int32 have values from 4000 to 4000: expected 0 to 255"),
+        (np.full((3, 24, 20, 3), -1, np.int16), "type int16 have values from -1 to -1"),
+        (np.linspace(0, 4095, 4320).reshape(3, 24, 20, 3), "type float64 have values from 0 to 4095"),
+        (np.linspace(-2.1, 2.6, 4320).reshape(3, 24, 20, 3), r"from -2.1 to 2.6: .* do_normalize=False"),
+        (np.full((3, 24, 20, 3), np.nan), "from nan to nan"),
+        ([PIL.Image.new("I", (20, 24), 5000)], "type int32 have values from 5000 to 5000"),
+        ([LEVELS[0], LEVELS[1].astype(np.uint16)], "frame 0 has uint8, frame 1 has uint16"),
+    ],
+)
+def test_frames_of_no_known_range_are_refused_with_the_cure(frames, message):
+    for process in both_processors():
+        with pytest.raises(ValueError, match=message):
+            process(frames)
+
+
+def test_numbers_are_the_callers_own_where_he_rescales_himself():
+    depth = np.random.default_rng(1).integers(0, 60000, (3, 24, 20, 3), dtype=np.uint16)
+    pixels = torch.from_numpy(depth.astype(np.float32)).permute(0, 3, 1, 2)
+    for process in both_processors(rescale_factor=1 / 65535):
+        torch.testing.assert_close(process(depth), (pixels / 65535 - 0.45) / 0.225, atol=2e-6, rtol=0)
+    for process in both_processors(do_rescale=False, do_normalize=False):
+        torch.testing.assert_close(process(depth.astype(np.int32)), pixels, atol=0, rtol=0)
+
+
+def test_a_fourth_channel_is_transparency_only_where_the_picture_says_so():
+    alpha = np.concatenate([LEVELS, np.full((3, 24, 20, 1), 51, np.uint8)], axis=-1)
+    blended = 0.2 * LEVELS.astype(np.float64) + 0.8 * 255
+    expected = (torch.from_numpy(blended).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225
+    for process in both_processors():
+        with pytest.raises(ValueError, match="frames have 4 channels, image_mean of this processor has 3"):
+            process(alpha)
+        got = process([PIL.Image.fromarray(frame) for frame in alpha])
+        torch.testing.assert_close(got.double(), expected, atol=1 / 255 / 0.225, rtol=0)  # to the nearest level
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 4])
+def test_as_many_channels_as_means(num_channels):
+    mean, std = [0.1, 0.2, 0.3, 0.4][:num_channels], [0.5, 0.6, 0.7, 0.8][:num_channels]
+    frames = np.random.default_rng(2).integers(0, 256, (3, num_channels, 24, 20), dtype=np.uint8)
+    shape = (num_channels, 1, 1)
+    expected = (torch.from_numpy(frames) / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    for process in both_processors(image_mean=mean, image_std=std):
+        torch.testing.assert_close(process(frames), expected, atol=2e-6, rtol=0)
+        torch.testing.assert_close(process(frames.transpose(0, 2, 3, 1)), expected, atol=2e-6, rtol=0)
+        if num_channels != 1:
+            with pytest.raises(ValueError, match=f"frames have 3 channels, image_mean .* has {num_channels}"):
+                process(LEVELS)
+
+
+def test_a_grey_network_takes_files_pictures_and_colour(clip):
+    options = {"image_mean": [0.5], "image_std": [0.25], "num_frames": 4, "sampling_rate": 5}
+    colour = decode_all(clip)[[10, 16, 22, 29]]
+    grey = np.stack([np.array(PIL.Image.fromarray(frame).convert("L")) for frame in colour])  # PIL's own luminance
+    expected = tvF.resize(torch.from_numpy(grey)[:, None], [40], antialias=True)[:, :, 4:36, 14:46]
+    expected = (expected / 255 - 0.5) / 0.25
+    processor = TimeSformerVideoProcessor(**SMALL, **options)
+    from_file = processor(clip, return_tensors="pt").pixel_values
+    assert from_file.shape == (1, 4, 1, 32, 32)
+    for pixel_values in (
+        from_file,
+        processor(colour, return_tensors="pt").pixel_values,
+        processor(list(grey), return_tensors="pt").pixel_values,
+        processor([PIL.Image.fromarray(frame) for frame in grey], return_tensors="pt").pixel_values,
+    ):
+        torch.testing.assert_close(pixel_values[0], expected, atol=2 / 255 / 0.25, rtol=0)  # to the nearest levels
 
 
 @pytest.mark.parametrize("with_metadata", [False, True])
