@@ -11,7 +11,8 @@ released checkpoints of that kind have: what was taken is printed, and --samplin
 import argparse
 from pathlib import Path
 
-from ..conversion.official_checkpoint import convert_checkpoint, read_label_names
+from ..conversion.official_checkpoint import convert_checkpoint
+from ..data.labels import read_class_names
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from .common import user_errors
 
@@ -21,7 +22,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Convert a checkpoint of the official TimeSformer code.")
     parser.add_argument("checkpoint", type=Path, help=".pyth or .pth file; read without running any code in it")
     parser.add_argument("folder", type=Path, help="folder to write; it must not hold a model yet")
-    parser.add_argument("--labels", type=Path, help="JSON: list of class names, or object name -> number or reverse")
+    parser.add_argument("--labels", type=Path, help="class names: one a line, or JSON, a list or an object")
     parser.add_argument("--num_attention_heads", type=int, help="default: width / 64, as in all released files")
     parser.add_argument("--sampling", choices=("clip", "segments"), help="frames of one window, or of equal parts")
     parser.add_argument("--sampling_rate", type=int, help="a clip takes one frame in so many of the video")
@@ -34,7 +35,7 @@ def main() -> None:
     with user_errors():
         if (args.folder / "config.json").exists():
             raise ValueError(f"{args.folder} holds a model already: give a new folder")
-        names = None if args.labels is None else read_label_names(args.labels)
+        names = None if args.labels is None else read_class_names(args.labels)
         model, processor, sampling = convert_checkpoint(
             args.checkpoint,
             label_names=names,

@@ -11,13 +11,15 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import transformers
 from accelerate import Accelerator
 from transformers import HfArgumentParser
 
 from ..conversion.onnx_export import load_graph_and_processor
 from ..data.dataset_factory import DATASETS, find_videos
-from ..evaluation.predictions import AUTOCAST_DTYPES, align_labels, predict_dataset
+from ..data.labels import match_labels
+from ..evaluation.predictions import AUTOCAST_DTYPES, predict_dataset
 from ..evaluation.rank_exchange import make_accelerator
 from ..evaluation.report import describe_protocol, installed_versions, summarize, write_report
 from ..inference import load_model_and_processor
@@ -67,7 +69,8 @@ def main() -> None:
             model, processor = load_model_and_processor(args.model, **overrides)
         missing_file = output_dir / "missing_videos.txt" if accelerator.is_main_process else None
         found = find_videos(args.dataset, args.data_dir, args.split, missing_file=missing_file)
-        model_label = align_labels(found.class_names, model.config.id2label)
+        cure = "Use the data set that the model was trained on, or rename the class folders"
+        model_label = np.array(match_labels(found.class_names, model.config.id2label, cure=cure), np.int64)
     predictions = predict_dataset(
         model,
         processor,

@@ -1,6 +1,5 @@
 """Checkpoints of the official code (`.pyth`) and of mmaction2 as models and processors of this package."""
 
-import json
 import os
 import pickle
 import re
@@ -55,7 +54,7 @@ def convert_checkpoint(
     Args:
         path: a file that the official code or mmaction2 wrote, with or without wrappers (`model_state`, `state_dict`,
             `model`; `module.` and `model.` before every name).
-        label_names: names of the classes, in order (`read_label_names`).
+        label_names: names of the classes, in order (`data.labels.read_class_names` reads them from a file).
         num_attention_heads: where they are not of 64 channels, as in all released files: weights do not tell.
         sampling, sampling_rate: "clip" or "segments", and one frame in how many. Where they are None: as the training
             configuration inside the file says, else as the released checkpoints with these labels and frames have it.
@@ -197,31 +196,6 @@ def _prefix_of(state: State) -> str | None:
     if not state:
         return None
     return next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None)
-
-
-def read_label_names(path: str | os.PathLike) -> list[str]:
-    """Class names in order from a JSON file: a list, or an object of name -> number or number -> name.
-
-    These are the forms of the label files of Kinetics and Something-Something-V2. Raises ValueError for anything else,
-    for numbers that are not 0, 1, ... without gap, and for a name that stands twice.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is no JSON file: {error}") from None
-    if isinstance(content, Mapping):
-        pairs = content.items() if all(str(key).isdigit() for key in content) else map(reversed, content.items())
-        pairs = [tuple(entry) for entry in pairs]
-        if sorted(str(number) for number, _ in pairs) != sorted(str(number) for number in range(len(pairs))):
-            raise ValueError(f"{str(path)!r}: the classes must be numbered 0 to {len(pairs) - 1}, each number once.")
-        content = [name for _, name in sorted(pairs, key=lambda entry: int(entry[0]))]
-    if not isinstance(content, list) or not content or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"{str(path)!r} must hold a list of class names, or an object of names and numbers.")
-    names = [name.strip().strip('"') for name in content]  # Kinetics' own file has names in quotes within quotes
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{str(path)!r} names a class twice: {', '.join(twice[:5])}.")
-    return names
 
 
 def _config_and_weights(state: State, source: str) -> tuple[dict[str, Any], State]:

@@ -146,22 +146,6 @@ def entry_field(entry: Any, name: str, path: Path) -> Any:
     return entry[name]
 
 
-def parse_class_names(text: str, source: str) -> list[str]:
-    """Class names in order from a JSON list of names, or a JSON object name -> index; ValueError names `source`."""
-    content = parse_json(text, source, list, dict)
-    if isinstance(content, list):
-        return [str(name) for name in content]
-    by_index = {int(index): str(name) for name, index in content.items()}
-    if sorted(by_index) != list(range(len(content))):
-        raise ValueError(f"{source} should number its {len(content)} classes from 0 without a gap")
-    return [by_index[index] for index in range(len(content))]
-
-
-def read_class_names(path: Path) -> list[str]:
-    """`parse_class_names` of a file."""
-    return parse_class_names(path.read_text(encoding="utf-8"), str(path))
-
-
 def report_missing(records: VideoRecords, missing_file: str | Path | None) -> None:
     """Say how many listed videos are not on disk, and write their names to `missing_file`, one a line.
 

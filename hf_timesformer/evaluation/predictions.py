@@ -80,32 +80,6 @@ def read_views(record: dict, processor: TimeSformerVideoProcessor) -> Views:
     return views
 
 
-def align_labels(class_names: Sequence[str], id2label: dict[int, str]) -> np.ndarray:
-    """The model's class index for each class of the data set, matched by name (case, `_` and quotes set aside).
-
-    A model without names of its own (`LABEL_0`, ...) and as many classes is taken in order. Raises ValueError that
-    lists the classes that the model does not know.
-    """
-    model_names = [str(id2label[index]) for index in range(len(id2label))]
-    if model_names == [f"LABEL_{index}" for index in range(len(model_names))] and len(class_names) == len(model_names):
-        logger.warning("the model has no class names: its classes are taken in the order of the data set's")
-        return np.arange(len(class_names))
-    known = {_plain(name): index for index, name in enumerate(model_names)}
-    unknown = [name for name in class_names if _plain(name) not in known]
-    if unknown:
-        some = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise ValueError(
-            f"{len(unknown)} of the data set's {len(class_names)} classes are not among the model's "
-            f"{len(model_names)}: {some} (the model has {', '.join(model_names[:5])}, ...); use the data set that the "
-            "model was trained on, or rename the class folders"
-        )
-    return np.array([known[_plain(name)] for name in class_names], np.int64)
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").replace('"', "").casefold().split())
-
-
 def predict_dataset(
     model: TimeSformerForVideoClassification,
     processor: TimeSformerVideoProcessor,

@@ -8,25 +8,13 @@ from typing import Any
 
 from transformers.utils import PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
 
+from ..data.labels import has_no_names, match_labels
 from ..model.configuration_timesformer import TimeSformerConfig, pair
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
 logger = logging.getLogger(__name__)
-
-
-def match_labels(class_names: Sequence[str], label2id: dict[str, int]) -> list[int]:
-    """The checkpoint's id of each class of the data. Raises ValueError that names the classes it does not know."""
-    unknown = [name for name in class_names if name not in label2id]
-    if unknown:
-        shown = ", ".join(map(repr, unknown[:10])) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
-        some = ", ".join(map(repr, list(label2id)[:5]))
-        raise ValueError(
-            f"{len(unknown)} of {len(class_names)} classes of the data are no labels of the checkpoint: {shown} "
-            f"(its {len(label2id)} labels begin with {some}). Pass --new_head to train a new classifier for the data"
-        )
-    return [label2id[name] for name in class_names]
 
 
 def load_network(
@@ -66,9 +54,10 @@ def _load_checkpoint(
     config = TimeSformerConfig.from_pretrained(model)
     # The embeddings stay as long as the checkpoint has them; the network resizes them to the clips that it sees.
     overrides = {name: value for name, value in overrides.items() if name not in ("num_frames", "image_size")}
-    is_unnamed = all(name.startswith("LABEL_") for name in config.label2id)
-    if not new_head and not (is_unnamed and len(class_names) == config.num_labels):
-        ids = match_labels(class_names, config.label2id)
+    is_unnamed = has_no_names(list(config.id2label.values())) and len(class_names) == config.num_labels
+    if not new_head and not is_unnamed:
+        cure = "Pass --new_head to train a new classifier for the data"
+        ids = match_labels(class_names, config.id2label, cure=cure)
         return TimeSformerForVideoClassification.from_pretrained(model, **overrides), ids
     network = TimeSformerForVideoClassification.from_pretrained(
         model, **labels, **overrides, ignore_mismatched_sizes=new_head

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 
 from hf_timesformer import TimeSformerForVideoClassification, TimeSformerVideoProcessor
-from hf_timesformer.conversion.official_checkpoint import convert_checkpoint, read_checkpoint, read_label_names
+from hf_timesformer.conversion.official_checkpoint import convert_checkpoint, read_checkpoint
 from hf_timesformer.model.modeling_timesformer import TimeSformerModel
 
 
@@ -202,39 +202,6 @@ def test_where_sampling_is_from(cfg, arguments, expected, origin, tmp_path):
     _, processor, told = convert_checkpoint(tmp_path / "official.pyth", **arguments)
     assert (processor.sampling, processor.sampling_rate) == expected
     assert origin in told
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        ["jump", "run", "walk"],
-        {"jump": 0, "walk": 2, "run": 1},
-        {"jump": "0", "walk": "2", "run": "1"},
-        {"0": "jump", "2": "walk", "1": "run"},
-        {'"jump"': 0, '"walk"': 2, "run": 1},
-    ],
-)
-def test_label_names(content, tmp_path):
-    (tmp_path / "labels.json").write_text(json.dumps(content))
-    assert read_label_names(tmp_path / "labels.json") == ["jump", "run", "walk"]
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ('["a", "a"]', "twice: a"),
-        ('{"a": 0, "b": 2}', "numbered 0 to 1"),
-        ('{"a": 0, "b": 0}', "numbered 0 to 1"),
-        ("[1, 2]", "list of class names"),
-        ("[]", "list of class names"),
-        ('"a"', "list of class names"),
-        ("[oops", "no JSON"),
-    ],
-)
-def test_label_files_that_make_no_sense(content, complaint, tmp_path):
-    (tmp_path / "labels.json").write_text(content)
-    with pytest.raises(ValueError, match=complaint):
-        read_label_names(tmp_path / "labels.json")
 
 
 class Payload:

@@ -20,7 +20,7 @@ from hf_timesformer.data.readers.folder import read_folder
 from hf_timesformer.evaluation import metric as metric_module
 from hf_timesformer.evaluation.accuracy import classification_metrics
 from hf_timesformer.evaluation.metric import VideoClassificationMetric
-from hf_timesformer.evaluation.predictions import Predictions, align_labels, predict_dataset
+from hf_timesformer.evaluation.predictions import Predictions, predict_dataset
 from hf_timesformer.evaluation.rank_exchange import make_accelerator
 from hf_timesformer.evaluation.report import describe_protocol, draw_confusion_matrix, summarize, write_report
 from hf_timesformer.inference import load_model_and_processor, make_views
@@ -69,24 +69,6 @@ def test_equal_logits_are_no_luck():
 def test_metric_mistakes(logits, labels, message: str):
     with pytest.raises(ValueError, match=message):
         classification_metrics(logits, np.array(labels))
-
-
-@pytest.mark.parametrize(
-    ("names", "model_names", "expected"),
-    [
-        (["a", "b"], ["b", "a"], [1, 0]),
-        (["air_drumming", "Zumba"], ["zumba", '"air drumming"', "third"], [1, 0]),
-        (["a", "b"], ["LABEL_0", "LABEL_1"], [0, 1]),
-    ],
-)
-def test_align_labels(names: list[str], model_names: list[str], expected: list[int]):
-    assert align_labels(names, dict(enumerate(model_names))).tolist() == expected
-
-
-@pytest.mark.parametrize("model_names", [["a", "c"], ["LABEL_0", "LABEL_1", "LABEL_2"]])
-def test_labels_that_the_model_lacks(model_names: list[str]):
-    with pytest.raises(ValueError, match=r"of the data set's 2 classes are not among the model's .*b"):
-        align_labels(["a", "b"], dict(enumerate(model_names)))
 
 
 # predictions

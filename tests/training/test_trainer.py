@@ -31,7 +31,6 @@ from hf_timesformer.training.recipes import RECIPES, apply_recipe, find_recipe, 
 from hf_timesformer.training.starting_point import (
     load_network,
     make_processor,
-    match_labels,
     parse_overrides,
 )
 from hf_timesformer.training.trainer import VideoTrainer, clip_metrics
@@ -334,14 +333,6 @@ def test_the_papers_recipe():
         "num_frames": 8, "sampling_rate": 32, "image_size": 224, "short_side": [256, 320],
     }  # fmt: skip
     assert {name: values[name] for name in expected} == expected
-
-
-def test_labels_of_the_data_and_of_the_checkpoint():
-    assert match_labels(["b", "a"], {"a": 4, "b": 7, "c": 1}) == [7, 4]
-    with pytest.raises(
-        ValueError, match=r"1 of 2 classes of the data are no labels of the checkpoint: 'x' .*--new_head"
-    ):
-        match_labels(["a", "x"], {"a": 0, "b": 1})
 
 
 @pytest.fixture(scope="module")

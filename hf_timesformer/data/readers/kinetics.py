@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..labels import read_class_names
 from ..records import (
     SPLIT_ALIASES,
     VideoRecords,
     canonical_split,
     find_annotations,
     index_by_stem,
-    read_class_names,
 )
 
 

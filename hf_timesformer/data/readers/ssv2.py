@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..labels import read_class_names
 from ..records import (
     SPLIT_ALIASES,
     VideoRecords,
@@ -9,7 +10,6 @@ from ..records import (
     entry_field,
     find_annotations,
     index_by_stem,
-    read_class_names,
     read_json,
     require_annotations,
 )

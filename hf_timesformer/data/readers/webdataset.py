@@ -16,7 +16,8 @@ import fsspec
 from datasets import IterableDataset
 from datasets.utils.file_utils import xopen
 
-from ..records import SPLIT_ALIASES, canonical_split, is_video, parse_class_names, parse_json, video_features
+from ..labels import parse_class_names
+from ..records import SPLIT_ALIASES, canonical_split, is_video, parse_json, video_features
 
 
 logger = logging.getLogger(__name__)
