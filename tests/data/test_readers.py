@@ -232,7 +232,7 @@ def test_ssv2(tmp_path: Path, prefix: str, folder: str):
 @pytest.mark.parametrize(
     ("labels", "entries", "message"),
     [
-        ({"A": "0", "B": "2"}, [], "number its 2 classes from 0"),
+        ({"A": "0", "B": "2"}, [], "no class has number 1"),
         ({"A": "0"}, [{"id": "1", "template": "[B]"}], "video 1 has the template 'B', not in labels.json"),
         ({"A": "0"}, [{"id": "1"}], "has no field 'template'"),
         ({"A": "0"}, {"id": "1"}, "should hold a JSON list, not dict"),
