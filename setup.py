@@ -1,5 +1,6 @@
 """Packaging of hf_timesformer: `pip install .` (users), `pip install -e ".[test]"` (developers)."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -20,16 +21,21 @@ EXTRAS["test"] = [
     *(package for extra in EXTRAS.values() for package in extra),
 ]
 
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "hf_timesformer/__init__.py").read_text(encoding="utf-8"), re.M)
+
 setup(
     name="hf-timesformer",
-    version="0.1.0",
+    version=VERSION[1],
     description="TimeSformer for Hugging Face Transformers: five space-time attention schemes, exact video decoding",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=[*find_packages(include=["hf_timesformer*"]), "hf_timesformer.model_cards"],
     package_dir={"hf_timesformer.model_cards": "model_cards"},
+    py_modules=["timesformer_command"],
+    entry_points={"console_scripts": ["timesformer = timesformer_command:main"]},
     package_data={"hf_timesformer.model_cards": ["*.md", "*.json"], "hf_timesformer.recipes": ["*.json"]},
     install_requires=[
         "transformers>=5.20",

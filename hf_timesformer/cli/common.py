@@ -1,47 +1,126 @@
-"""What the scripts share at their edge."""
+"""What the commands share at their edge. Nothing heavy is imported here: every command's `--help` reads this file."""
 
+import argparse
 import gc
+import inspect
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch.distributed as dist
-
-
-# Python puts a script's own folder first on the path, where our evaluate.py would hide the package `evaluate`.
-if Path(sys.path[0], "evaluate.py").is_file():
-    del sys.path[0]
 
 
 logger = logging.getLogger(__name__)
 
+# What `--dataset` takes: the names in `data.dataset_factory`, here because that file takes seconds to import.
+DATASETS = ("folder", "kinetics", "ssv2", "diving48", "webdataset")
+
+# A package that only an extra brings -> that extra.
+EXTRAS = {"gradio": "app", "matplotlib": "viz", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """One style of arguments for all commands, the one of transformers' `HfArgumentParser` that `train` has.
+
+    Options are written in full, with underscores or hyphens (`--top_k`, `--top-k`); a flag also takes its value
+    (`--json`, `--json true`, `--json false`); the help tells the defaults.
+    """
+
+    def __init__(self, **settings):
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _HelpFormatter} | settings)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """argparse's own, with hyphens and the values of flags understood."""
+        return super().parse_known_args(self._in_one_style(sys.argv[1:] if args is None else list(args)), namespace)
+
+    def _in_one_style(self, argv: list[str]) -> list[str]:
+        """`["--allow-urls", "false", "--top-k=3"]` -> `["--top_k=3"]`; what follows `--` stays as it is."""
+        end = argv.index("--") if "--" in argv else len(argv)
+        words = [part for word in argv[:end] for part in self._spelled(word)]
+        styled = []
+        for word in words:
+            if not (styled and self._is_flag(styled[-1]) and word.lower() in ("true", "false")):
+                styled.append(word)
+            elif word.lower() == "false":
+                styled.pop()
+        return styled + argv[end:]
+
+    def _spelled(self, word: str) -> list[str]:
+        """`--top-k=3` -> `["--top_k=3"]`; `--json=true` -> `["--json", "true"]`."""
+        option, equals, value = word.partition("=")
+        with_underscores = "--" + option[2:].replace("-", "_")
+        if option.startswith("--") and with_underscores in self._option_string_actions:
+            option = with_underscores
+        is_flag_with_value = equals and self._is_flag(option)
+        return [option, value] if is_flag_with_value else [f"{option}{equals}{value}"]
+
+    def _is_flag(self, word: str) -> bool:
+        return isinstance(self._option_string_actions.get(word), argparse._StoreTrueAction)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The text as it was written, and after each option its default where it has one worth telling."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        tells = action.option_strings and action.default not in (None, False, [], argparse.SUPPRESS)
+        return f"{text} (default: %(default)s)" if tells and "default" not in text else text
+
+
+def make_parser(command: str, doc: str) -> CommandParser:
+    """The parser of `timesformer COMMAND`; the file's docstring tells what it does and shows examples."""
+    summary, _, rest = inspect.cleandoc(doc).partition("\n\n")
+    return CommandParser(prog=f"timesformer {command}", description=summary, epilog=rest)
+
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Print a user's mistake (ValueError, OSError) as one line `error: ...` and leave with exit code 2."""
+    """Print a user's mistake as one line `error: ...` and leave with exit code 2.
+
+    A mistake is a ValueError, an OSError, or a package that is missing because its extra was not installed.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
         # From a DataLoader's worker comes its whole traceback, with the message at its end.
         message = re.split(r"\n[\w.]*Error: ", str(error))[-1]
-        print("error: " + " ".join(message.split()), file=sys.stderr)
-        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        message = f'this needs the package {error.name}: pip install "hf-timesformer[{EXTRAS[error.name]}]"'
+    else:
+        return
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
 
 
 def warn_of_lone_process(num_processes: int) -> None:
     """Say it where `accelerate launch --cpu --num_processes N` has started one process, as it does without mpirun."""
     if num_processes == 1 and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
+        program = program_for_launchers(sys.argv)
         logger.warning(
             "only one process was started: with --cpu, or where there is no GPU, `accelerate launch` starts more only "
             "by mpirun (--mpirun_hostfile). Type `torchrun --nproc_per_node N %s ...` or `accelerate launch "
             "--multi_gpu --num_processes N %s ...` instead, also on CPUs",
-            sys.argv[0],
-            sys.argv[0],
+            program,
+            program,
         )
+
+
+def program_for_launchers(argv: Sequence[str]) -> str:
+    """How torchrun and accelerate are told to run this program: the path of a script, or `-m` and a module.
+
+    `["scripts/train.py", ...]` -> `scripts/train.py`; `["/bin/timesformer", "train", ...]` and
+    `[".../hf_timesformer/cli/train.py", ...]`, which is what `-m` leaves there -> `-m hf_timesformer.cli.train`.
+    """
+    program, here = Path(argv[0]), Path(__file__).resolve().parent
+    if program.suffix == ".py" and program.resolve().parent not in (here, here.parent):
+        return argv[0]
+    is_command = program.suffix == ".py" and program.stem != "__main__"
+    command = program.stem if is_command else argv[1]
+    return f"-m hf_timesformer.cli.{command}"
 
 
 def end_process_group() -> None:
@@ -50,6 +129,8 @@ def end_process_group() -> None:
     Call it once no trainer is in scope. The threads end with the last reference to the group, and a network wrapped by
     DDP or FSDP holds one. A thread of gloo that lets go of its last tensor only when Python ends aborts the process.
     """
+    import torch.distributed as dist
+
     if dist.is_initialized():
         gc.collect()  # trainers, with the network that they wrapped, are cycles
         dist.destroy_process_group()

@@ -1,58 +1,67 @@
 #!/usr/bin/env python
 """Evaluate a TimeSformer on a video data set by the paper's protocol: three crops a clip, logits averaged over views.
 
-    python scripts/evaluate.py --model runs/mine --dataset folder --data_dir clips --split test
-    accelerate launch --num_processes 8 scripts/evaluate.py --model runs/mine --dataset kinetics --data_dir k400
+    timesformer evaluate --model runs/mine --dataset folder --data_dir clips --split test
+    accelerate launch --num_processes 8 -m hf_timesformer.cli.evaluate --model runs/mine --dataset kinetics \\
+        --data_dir k400
 
 Writes eval_results.json, per_class.csv, confusion_matrix.png and, where clips are missing, missing_videos.txt.
 """
 
+import argparse
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import transformers
-from accelerate import Accelerator
-from transformers import HfArgumentParser
-
-from ..conversion.onnx_export import load_graph_and_processor
-from ..data.dataset_factory import DATASETS, find_videos
-from ..data.labels import match_labels
-from ..evaluation.predictions import AUTOCAST_DTYPES, predict_dataset
-from ..evaluation.rank_exchange import make_accelerator
-from ..evaluation.report import describe_protocol, installed_versions, summarize, write_report
-from ..inference import load_model_and_processor
-from ..video.video_processing_timesformer import TimeSformerVideoProcessor
-from .common import end_process_group, user_errors, warn_of_lone_process
+from .common import DATASETS, end_process_group, make_parser, user_errors, warn_of_lone_process
 
 
-@dataclass
-class EvaluateArguments:
-    """What to evaluate, on what, and how."""
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-    model: str = field(metadata={"help": "Folder or Hub id of the model and its processor."})
-    data_dir: str = field(metadata={"help": "Folder of the data set; for webdataset also a pattern or URL of shards."})
-    dataset: str = field(default="folder", metadata={"help": "Layout of the data.", "choices": list(DATASETS)})
-    split: str = field(default="test", metadata={"help": "train, validation or test."})
-    output_dir: str | None = field(default=None, metadata={"help": "Default: <model>/eval_<split>."})
-    num_crops: int = field(default=3, metadata={"help": "1 (centre) or 3.", "choices": [1, 3]})
-    num_clips: int = field(default=1, metadata={"help": "Clips a video, spread evenly."})
-    num_frames: int | None = field(default=None, metadata={"help": "Frames a clip. Default: the checkpoint's."})
-    sampling_rate: int | None = field(default=None, metadata={"help": "Every n-th frame. Default: the checkpoint's."})
-    batch_size: int = field(default=4, metadata={"help": "Videos a batch on each device."})
-    num_workers: int = field(default=2, metadata={"help": "Processes that decode, for each device."})
-    dtype: str = field(default="float32", metadata={"help": "Autocast precision.", "choices": list(AUTOCAST_DTYPES)})
-    onnx: str | None = field(
-        default=None,
-        metadata={"help": "The graph of a folder that export_onnx.py wrote, on the CPU.", "choices": ["fp32", "int8"]},
+    from ..video.video_processing_timesformer import TimeSformerVideoProcessor
+
+DTYPES = ("float32", "bfloat16", "float16")  # of evaluation.predictions.AUTOCAST_DTYPES
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("evaluate", __doc__)
+    parser.add_argument("--model", required=True, help="folder or Hub id of the model and its processor")
+    parser.add_argument(
+        "--data_dir", required=True, help="folder of the data set; for webdataset also a pattern or URL of shards"
     )
-    cpu: bool = field(default=False, metadata={"help": "Use the CPU even where there is a GPU."})
+    parser.add_argument("--dataset", default="folder", choices=DATASETS, help="layout of the data")
+    parser.add_argument("--split", default="test", help="train, validation or test")
+    parser.add_argument("--output_dir", help="by default <model>/eval_<split>")
+    parser.add_argument("--num_crops", type=int, default=3, choices=(1, 3), help="1 (centre) or 3")
+    parser.add_argument("--num_clips", type=int, default=1, help="clips a video, spread evenly")
+    parser.add_argument("--num_frames", type=int, help="frames a clip, if not the checkpoint's")
+    parser.add_argument("--sampling_rate", type=int, help="every n-th frame, if not the checkpoint's")
+    parser.add_argument("--batch_size", type=int, default=4, help="videos a batch on each device")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode, for each device")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="autocast precision")
+    parser.add_argument(
+        "--onnx", choices=("fp32", "int8"), help="the graph of a folder that `timesformer export` wrote, on the CPU"
+    )
+    parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Load, predict on every process, and report from the first."""
-    args = HfArgumentParser(EvaluateArguments).parse_args_into_dataclasses()[0]
+    args = parse_arguments(argv)
+    import numpy as np
+    import transformers
+
+    from ..conversion.onnx_export import load_graph_and_processor
+    from ..data.dataset_factory import find_videos
+    from ..data.labels import match_labels
+    from ..evaluation.predictions import predict_dataset
+    from ..evaluation.rank_exchange import make_accelerator
+    from ..evaluation.report import summarize, write_report
+    from ..inference import load_model_and_processor
+
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
     accelerator = make_accelerator(cpu=args.cpu or args.onnx is not None)
     warn_of_lone_process(accelerator.num_processes)
@@ -93,14 +102,16 @@ def main() -> None:
     _print_summary(results)
 
 
-def _output_dir(args: EvaluateArguments) -> Path:
+def _output_dir(args: argparse.Namespace) -> Path:
     if args.output_dir:
         return Path(args.output_dir)
     suffix = f"_{args.onnx}" if args.onnx else ""
     return (Path(args.model) if Path(args.model).is_dir() else Path()) / f"eval_{args.split}{suffix}"
 
 
-def _setting(args: EvaluateArguments, processor: TimeSformerVideoProcessor, accelerator: Accelerator) -> dict:
+def _setting(args: argparse.Namespace, processor: "TimeSformerVideoProcessor", accelerator: "Accelerator") -> dict:
+    from ..evaluation.report import describe_protocol, installed_versions
+
     return {
         "model": args.model,
         "dataset": args.dataset,

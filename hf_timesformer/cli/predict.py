@@ -16,6 +16,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .common import make_parser, user_errors
+
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +31,12 @@ ENOUGH = 0.5
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="timesformer predict", description="Classify videos with a TimeSformer.")
+    parser = make_parser("predict", __doc__)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files, or URLs with --allow_urls")
     parser.add_argument("--model", required=True, help="folder or Hub id of the model and its processor")
-    parser.add_argument("--top_k", type=int, default=5, help="classes to print for each video (default 5)")
-    parser.add_argument("--num_crops", type=int, choices=[1, 3], default=3, help="1 (centre) or 3 (default)")
-    parser.add_argument("--num_clips", type=int, default=1, help="clips a video, spread evenly (default 1)")
+    parser.add_argument("--top_k", type=int, default=5, help="classes to print for each video")
+    parser.add_argument("--num_crops", type=int, choices=[1, 3], default=3, help="1 (centre) or 3")
+    parser.add_argument("--num_clips", type=int, default=1, help="clips a video, spread evenly")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     parser.add_argument(
         "--dtype",
@@ -60,7 +62,6 @@ def main(argv: list[str] | None = None) -> None:
     import transformers  # after the command line: `--help` answers at once
 
     from ..video.decoding import VideoDecodeError
-    from .common import user_errors
 
     transformers.logging.disable_progress_bar()
     with user_errors():

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Scan a video data set, write a manifest of what is readable, and pack it into tar shards for streaming.
 
-    python scripts/prepare_dataset.py --dataset kinetics --data_dir k400 --output_dir k400-shards --num_workers 16 \
+    timesformer prepare --dataset kinetics --data_dir k400 --output_dir k400-shards --num_workers 16 \\
         --pack --short_side 256
 
 Writes manifest.parquet (every listed video, with every fault) and, with --pack, <split>-<number>.tar, labels.json and
@@ -9,43 +9,41 @@ shards.json: a folder for `--dataset webdataset`.
 Run it again after an interruption: it goes on where it stopped. Exit code 2 for a wrong argument or a full disk.
 """
 
+import argparse
 import logging
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-from transformers import HfArgumentParser
-
-from ..data.dataset_factory import RECORD_READERS, available_splits
-from ..data.preparation.pack import PackSettings, pack
-from ..data.preparation.scan import CHECKS, list_records, scan, write_manifest
-from .common import user_errors
+from .common import DATASETS, make_parser, user_errors
 
 
-@dataclass
-class PrepareArguments:
-    """What to scan, where to write, and whether to pack."""
-
-    data_dir: str = field(metadata={"help": "Folder of the data set."})
-    output_dir: str = field(metadata={"help": "Folder for the manifest and the shards."})
-    dataset: str = field(default="folder", metadata={"help": "Layout of the data.", "choices": list(RECORD_READERS)})
-    splits: list[str] = field(default_factory=list, metadata={"help": "Splits to prepare. Default: all there are."})
-    check: str = field(
-        default="frames",
-        metadata={"help": "Decode nothing, the first, middle and last frame, or all.", "choices": list(CHECKS)},
-    )
-    num_workers: int = field(default=2, metadata={"help": "Processes that read videos; 0: this one."})
-    pack: bool = field(default=False, metadata={"help": "Write tar shards of the readable videos."})
-    videos_per_shard: int = field(default=256, metadata={"help": "Videos in each shard but the last."})
-    short_side: int | None = field(default=None, metadata={"help": "Re-encode larger videos to this, e.g. 256."})
-    seed: int = field(default=0, metadata={"help": "Order of the videos in the shards."})
+SOURCES = tuple(name for name in DATASETS if name != "webdataset")  # whose clips are not in shards yet
+CHECKS = ("header", "frames", "full")  # as in `data.preparation.scan`
+CHECK_HELP = "decode nothing, the first, middle and last frame, or all"
 
 
-def main() -> None:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("prepare", __doc__)
+    parser.add_argument("--data_dir", required=True, help="folder of the data set")
+    parser.add_argument("--output_dir", required=True, help="folder for the manifest and the shards")
+    parser.add_argument("--dataset", default="folder", choices=SOURCES, help="layout of the data")
+    parser.add_argument("--splits", nargs="+", default=[], help="splits to prepare; without it all there are")
+    parser.add_argument("--check", default="frames", choices=CHECKS, help=CHECK_HELP)
+    parser.add_argument("--num_workers", type=int, default=2, help="processes that read videos; 0: this one")
+    parser.add_argument("--pack", action="store_true", help="write tar shards of the readable videos")
+    parser.add_argument("--videos_per_shard", type=int, default=256, help="videos in each shard but the last")
+    parser.add_argument("--short_side", type=int, help="re-encode larger videos to this, e.g. 256")
+    parser.add_argument("--seed", type=int, default=0, help="order of the videos in the shards")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
     """Scan, write the manifest, pack, and write the manifest again with the places in the shards."""
-    args = HfArgumentParser(PrepareArguments).parse_args_into_dataclasses()[0]
+    args = parse_arguments(argv)
+    from filelock import FileLock, Timeout
+
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
     output_dir = Path(args.output_dir)
     try:
@@ -54,13 +52,17 @@ def main() -> None:
             with FileLock(output_dir / ".lock", timeout=0):
                 prepare(args, output_dir)
     except Timeout:
-        sys.exit(f"error: another prepare_dataset.py is at work in {output_dir}")
+        sys.exit(f"error: another `timesformer prepare` is at work in {output_dir}")
     except KeyboardInterrupt:
         sys.exit("interrupted: run the same command again, it goes on here")
 
 
-def prepare(args: PrepareArguments, output_dir: Path) -> None:
+def prepare(args: argparse.Namespace, output_dir: Path) -> None:
     """The flow; every step takes up what an earlier run has left."""
+    from ..data.dataset_factory import RECORD_READERS, available_splits
+    from ..data.preparation.pack import PackSettings, pack
+    from ..data.preparation.scan import list_records, scan, write_manifest
+
     data_dir = Path(args.data_dir).expanduser()
     names = args.splits or available_splits(args.dataset, data_dir)
     splits = {split: RECORD_READERS[args.dataset](data_dir, split) for split in names}

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Make attention visible.
 
-    python scripts/visualize_attention.py patterns --output patterns.png
-    python scripts/visualize_attention.py learned clip.mp4 --model runs/mine --output_dir pictures
+    timesformer visualize patterns --output patterns.png
+    timesformer visualize learned clip.mp4 --model runs/mine --output_dir pictures
 
 `patterns` draws which patches each step of the five schemes lets a patch see (no weights needed). `learned` writes,
 for each video, a contact sheet (.png) and a video (.mp4) of what the network looked at: attention rollout from CLS
@@ -13,35 +13,23 @@ import argparse
 import sys
 from pathlib import Path
 
-import transformers
-
-from ..inference import load_model_and_processor
-from ..model.schemes import SCHEMES
-from ..video.decoding import VideoDecodeError
-from ..video.video_processing_timesformer import TimeSformerVideoProcessor
-from ..visualization.pictures import (
-    contact_sheet,
-    explain,
-    pattern_figure,
-    restore_frames,
-    write_attention_video,
-)
-from .common import user_errors
+from .common import make_parser, user_errors
 
 
+SCHEMES = ("space_only", "joint_space_time", "divided_space_time", "sparse_local_global", "axial")  # of model.schemes
 PLACE = ("ROW", "COLUMN", "FRAME")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Make attention visible.")
+    parser = make_parser("visualize", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     patterns = commands.add_parser("patterns", help="what each scheme lets a patch see")
     patterns.add_argument("--output", type=Path, default=Path("attention_patterns.png"), help="the picture to write")
-    patterns.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=list(SCHEMES))
+    patterns.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
     patterns.add_argument("--grid", type=int, nargs=2, default=(14, 14), metavar=("ROWS", "COLUMNS"))
-    patterns.add_argument("--frames", type=int, default=5, help="frames in the clip (default 5)")
+    patterns.add_argument("--frames", type=int, default=5, help="frames in the clip")
     patterns.add_argument("--query", type=int, nargs=3, metavar=PLACE, help="the query patch (default: in the middle)")
     patterns.add_argument("--video", help="draw over the frames of this video")
 
@@ -53,12 +41,14 @@ def parse_arguments() -> argparse.Namespace:
     learned.add_argument("--head", type=int, help="only this head, from 0 (default: the mean of all)")
     learned.add_argument("--query", type=int, nargs=3, metavar=PLACE, help="roll out from this patch (default: CLS)")
     learned.add_argument("--fps", type=float, help="frames a second of the .mp4 (default: as fast as the clip)")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the command that was asked for."""
-    args = parse_arguments()
+    args = parse_arguments(argv)
+    import transformers
+
     transformers.logging.disable_progress_bar()
     with user_errors():
         draw_patterns(args) if args.command == "patterns" else draw_learned(args)
@@ -66,6 +56,9 @@ def main() -> None:
 
 def draw_patterns(args: argparse.Namespace) -> None:
     """One picture of all schemes."""
+    from ..video.video_processing_timesformer import TimeSformerVideoProcessor
+    from ..visualization.pictures import pattern_figure, restore_frames
+
     if min(*args.grid, args.frames) < 1:
         raise ValueError(f"--grid {args.grid} and --frames {args.frames} must be at least 1")
     patch, frames = 12, None
@@ -81,6 +74,10 @@ def draw_patterns(args: argparse.Namespace) -> None:
 
 def draw_learned(args: argparse.Namespace) -> None:
     """A contact sheet and a video for each video; go on after one that cannot be read."""
+    from ..inference import load_model_and_processor
+    from ..video.decoding import VideoDecodeError
+    from ..visualization.pictures import contact_sheet, explain, write_attention_video
+
     if args.fps is not None and args.fps <= 0:
         raise ValueError(f"--fps must be positive, got {args.fps}")
     model, processor = load_model_and_processor(args.model, num_clips=1, num_crops=1)

@@ -57,9 +57,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of the page, served by this process."""
     monkeypatch.setenv("MODEL", str(place / "model"))
-    app = importlib.import_module("hf_timesformer.cli.app")
-    page = app.make_page(app.parse_arguments(["--top_k", "3", "--dtype", "float32"]))
-    page.launch(prevent_thread_lock=True, quiet=True, **app.LAUNCH)
+    app, app_page = (importlib.import_module(f"hf_timesformer.cli.{name}") for name in ("app", "app_page"))
+    page = app_page.make_page(app.parse_arguments(["--top_k", "3", "--dtype", "float32"]))
+    page.launch(prevent_thread_lock=True, quiet=True, **app_page.LAUNCH)
     yield page.local_url
     page.close()
 

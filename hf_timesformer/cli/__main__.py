@@ -1,0 +1,67 @@
+"""`timesformer COMMAND ...`: from the name of a command to the file that holds it."""
+
+import difflib
+import importlib
+import sys
+from importlib.metadata import version
+
+
+# Each is a file beside this one with `main(argv)`. A new command is its file and one line here.
+COMMANDS = {
+    "train": "fine-tune on video clips, from a TimeSformer or an image ViT",
+    "evaluate": "the paper's protocol on a data set: accuracy, per-class results, confusion matrix",
+    "predict": "the most likely classes of videos",
+    "prepare": "check every video of a data set, and pack it into tar shards",
+    "convert": "a checkpoint of the official code into a folder for from_pretrained()",
+    "publish": "a trained model to the Hugging Face Hub, with its card",
+    "export": "a trained model as ONNX graphs",
+    "visualize": "pictures and films of what the network looks at",
+    "app": "a web page to try a model",
+    "recipes": "the recipes that `train --recipe` knows",
+}
+
+
+USAGE = """usage: timesformer COMMAND [ARGUMENTS]
+
+TimeSformer for Hugging Face Transformers: from a folder of clips to a model that classifies videos.
+
+commands:
+{commands}
+
+`timesformer COMMAND --help` tells a command's arguments, `timesformer --version` the version.
+On several devices: torchrun --nproc_per_node N -m hf_timesformer.cli.train ... (or .evaluate),
+or accelerate launch -m hf_timesformer.cli.train ..."""
+
+
+def usage() -> str:
+    """What `timesformer --help` prints."""
+    width = max(map(len, COMMANDS))
+    return USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+
+
+def only_prints(argv: list[str]) -> bool:
+    """Whether this command line asks for nothing but text: help, the version, the recipes, or it names no command."""
+    before_double_dash = argv[: argv.index("--")] if "--" in argv else argv
+    asks_for_help = {"-h", "--help", "--help_all", "--help-all"}.intersection(before_double_dash)
+    return not argv or argv[0] not in COMMANDS or argv[0] == "recipes" or bool(asks_for_help)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command that `argv`, by default the command line, begins with."""
+    argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help", "help"):
+        print(usage())
+    elif name == "--version":
+        print(version("hf-timesformer"))
+    elif name in COMMANDS:
+        importlib.import_module(f".{name}", __package__).main(argv[1:])
+    else:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(COMMANDS)}"
+        print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

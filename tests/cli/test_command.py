@@ -1,0 +1,209 @@
+"""`timesformer`: help that does not wait, one style of arguments, and a user's own file names left alone."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_timesformer.cli.__main__ import COMMANDS, main, only_prints
+from hf_timesformer.cli.common import CommandParser, program_for_launchers, user_errors
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PRINT_HEAVY_MODULES = """
+import sys
+import timesformer_command
+try:
+    timesformer_command.main()
+except SystemExit as end:
+    code = end.code or 0
+heavy = {"torch", "transformers", "datasets", "numpy", "gradio", "accelerate", "av"}
+print("heavy:", sorted(heavy & set(sys.modules)), "code:", code)
+"""
+
+
+def python(*arguments: object, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["--help"], ["recipes"], ["nonsense"], *([name, "--help"] for name in COMMANDS if name != "train")]
+)
+def test_help_loads_nothing_that_takes_seconds(argv: list[str]):
+    done = python("-c", f"code = 0{PRINT_HEAVY_MODULES}", *argv)
+    assert done.stdout.splitlines()[-1] == f"heavy: [] code: {2 if argv == ['nonsense'] else 0}", done.stderr
+    if argv[1:] == ["--help"]:
+        assert f"usage: timesformer {argv[0]}" in done.stdout
+
+
+def test_a_command_that_works_finds_the_whole_package():
+    """Only help leaves out the package's `__init__`: here it has run, and the classes are registered."""
+    code = """
+import sys
+import timesformer_command
+try:
+    timesformer_command.main()
+except SystemExit as end:
+    print("code:", end.code)
+from transformers import AutoConfig
+import hf_timesformer
+print(AutoConfig.for_model("timesformer").__class__.__name__, hf_timesformer.TimeSformerModel.__name__)
+"""
+    done = python("-c", code, "predict", "clip.mp4", "--model", "/nowhere")
+    assert done.stdout.splitlines() == ["code: 2", "TimeSformerConfig TimeSformerModel"]
+    assert done.stderr.splitlines()[-1] == "error: there is no model folder '/nowhere'"
+
+
+@pytest.mark.parametrize("module", ["hf_timesformer", "hf_timesformer.cli", "hf_timesformer.cli.predict"])
+def test_python_m_runs_the_same(module: str):
+    command = [] if module.endswith("predict") else ["predict"]
+    done = python("-m", module, *command, "clip.mp4", "--model", "/nowhere")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: there is no model folder '/nowhere'"
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["evalate"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: there is no command 'evalate'; did you mean evaluate?\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_a_file_with_main(name: str):
+    assert callable(importlib.import_module(f"hf_timesformer.cli.{name}").main)
+
+
+@pytest.mark.parametrize(
+    ("argv", "prints"),
+    [
+        ([], True),
+        (["--version"], True),
+        (["predict", "-h"], True),
+        (["train", "--help_all"], True),
+        (["predict", "clip.mp4", "--model", "m"], False),
+        (["predict", "--model", "m", "--", "--help"], False),  # a file of that name
+        (["predict", "help"], False),
+    ],
+)
+def test_what_only_prints(argv: list[str], prints: bool):
+    assert only_prints(argv) == prints
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "evaluate", "prepare", "convert", "publish", "app"])
+def test_all_commands_have_one_style(command: str, capsys):
+    """Abbreviated options are refused everywhere: a later option must not change what an old command line means."""
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: timesformer {command} " in out
+    assert "timesformer " + command in out.split("options:")[1]  # an example
+    assert not [word for word in out.split("options:")[1].split() if word.startswith("--") and "-" in word[2:]]
+    module = importlib.import_module(f"hf_timesformer.cli.{command}")
+    with pytest.raises(SystemExit) as end:
+        module.parse_arguments(["--hel"])
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["a.mp4", "--top-k", "3"], {"top_k": 3}),
+        (["a.mp4", "--top-k=3", "--allow-urls"], {"top_k": 3, "allow_urls": True}),
+        (["--allow_urls", "a.mp4"], {"allow_urls": True}),
+        (["--allow-urls", "true", "a.mp4"], {"allow_urls": True}),
+        (["--allow_urls", "False", "a.mp4", "--json=true"], {"allow_urls": False, "json": True}),
+        (["--json=false", "a.mp4"], {"json": False}),
+        (["--", "a.mp4", "--top-k", "true"], {"videos": ["a.mp4", "--top-k", "true"]}),
+        (["true", "false"], {"videos": ["true", "false"]}),
+    ],
+)
+def test_options_in_every_spelling(argv: list[str], expected: dict):
+    parser = CommandParser()
+    parser.add_argument("videos", nargs="*")
+    parser.add_argument("--top_k", type=int, default=5)
+    group = parser.add_argument_group("more")
+    group.add_argument("--allow_urls", action="store_true")
+    group.add_argument("--json", action="store_true")
+    found = vars(parser.parse_args(argv))
+    everything = {"videos": ["a.mp4"], "top_k": 5, "allow_urls": False, "json": False}
+    assert found == everything | expected
+
+
+def test_choices_that_help_tells_are_those_of_the_package():
+    """They stand in the commands' files a second time, because the package takes seconds to import."""
+    from hf_timesformer.cli import common, evaluate, prepare, visualize
+    from hf_timesformer.data.dataset_factory import DATASETS, RECORD_READERS
+    from hf_timesformer.data.preparation.scan import CHECKS
+    from hf_timesformer.evaluation.predictions import AUTOCAST_DTYPES
+    from hf_timesformer.model.schemes import SCHEMES
+
+    assert common.DATASETS == tuple(DATASETS)
+    assert prepare.SOURCES == tuple(RECORD_READERS)
+    assert prepare.CHECKS == tuple(CHECKS)
+    assert evaluate.DTYPES == tuple(AUTOCAST_DTYPES)
+    assert visualize.SCHEMES == tuple(SCHEMES)
+
+
+def test_recipes(capsys):
+    main(["recipes"])
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert {"small-set", "k400-8x32-224", "ssv2-8-224"} <= set(lines)
+    assert all(20 < len(text) < 110 for text in lines.values()), lines
+    main(["recipes", "k400-8x32-224"])
+    values = json.loads(capsys.readouterr().out)
+    assert (values["num_frames"], values["sampling_rate"], values["optim"]) == (8, 32, "sgd")  # the last by its base
+    with pytest.raises(SystemExit):
+        main(["recipes", "k400"])
+    assert "recipe 'k400' is neither a file nor one of: demo, diving48-16x16-448" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "program"),
+    [
+        (["scripts/train.py", "--data_dir", "clips"], "scripts/train.py"),
+        (["/home/me/train.py"], "/home/me/train.py"),
+        (["/venv/bin/timesformer", "train", "--data_dir", "clips"], "-m hf_timesformer.cli.train"),
+        ([str(ROOT / "hf_timesformer/__main__.py"), "evaluate"], "-m hf_timesformer.cli.evaluate"),
+        ([str(ROOT / "hf_timesformer/cli/__main__.py"), "train"], "-m hf_timesformer.cli.train"),
+        ([str(ROOT / "hf_timesformer/cli/evaluate.py")], "-m hf_timesformer.cli.evaluate"),
+    ],
+)
+def test_what_launchers_are_told_to_run(argv: list[str], program: str):
+    assert program_for_launchers(argv) == program
+
+
+def test_an_extra_that_is_missing_is_named(capsys):
+    with pytest.raises(SystemExit) as end, user_errors():
+        raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
+    assert end.value.code == 2
+    assert 'pip install "hf-timesformer[app]"' in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError), user_errors():  # a fault of ours is no mistake of the user's
+        raise ModuleNotFoundError("No module named 'nonsense'", name="nonsense")
+
+
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, sys
+import hf_timesformer.training
+for module in pkgutil.walk_packages(hf_timesformer.__path__, "hf_timesformer."):
+    if module.name != "hf_timesformer.evaluation.metric":
+        importlib.import_module(module.name)
+print("evaluate" in sys.modules)
+"""
+
+
+def test_a_users_own_evaluate_py_is_left_alone(tmp_path: Path):
+    """The package `evaluate` is imported by `evaluation/metric.py` alone, so a file of that name hides it from nobody."""
+    (tmp_path / "evaluate.py").write_text("raise SystemExit('the user\\'s own evaluate.py was imported')\n")
+    in_working_folder = python("-c", IMPORT_EVERYTHING, folder=tmp_path)
+    assert (in_working_folder.stdout, in_working_folder.returncode) == ("False\n", 0), in_working_folder.stderr
+    (tmp_path / "mine.py").write_text(IMPORT_EVERYTHING)
+    beside_script = python(tmp_path / "mine.py")
+    assert (beside_script.stdout, beside_script.returncode) == ("False\n", 0), beside_script.stderr
