@@ -60,11 +60,22 @@ class ClipAugmentation:
 def mix_clips(
     pixel_values: torch.Tensor, labels: torch.Tensor, num_classes: int, alpha: float, generator: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixup of a batch with itself in reverse order: clips `(B, ...)` and soft labels `(B, num_classes)`.
+    """Mixup of a batch with itself in reverse order, by one weight `~ Beta(alpha, alpha)` for the whole batch.
 
-    One weight `~ Beta(alpha, alpha)` for the batch (Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization").
+    Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization".
+
+    Args:
+        pixel_values: `(B, ...)`.
+        labels: class numbers `(B,)`, which become one-hot, or floats `(B, num_classes)` or `(B,)`, mixed as they are.
+        num_classes: classes of the model.
+        alpha: of the Beta distribution; the smaller, the closer most clips stay to one of the two.
+        generator: what the weight is drawn from.
+
+    Returns:
+        Clips `(B, ...)` and labels `(B, num_classes)`, or `(B,)` where they were floats of that shape.
     """
     weight = float(generator.beta(alpha, alpha))
-    one_hot = torch.nn.functional.one_hot(labels, num_classes).float()
+    if not labels.is_floating_point():
+        labels = torch.nn.functional.one_hot(labels, num_classes).float()
     mixed = weight * pixel_values + (1 - weight) * pixel_values.flip(0)
-    return mixed, weight * one_hot + (1 - weight) * one_hot.flip(0)
+    return mixed, weight * labels + (1 - weight) * labels.flip(0)

@@ -5,13 +5,13 @@ depends on the seed, the epoch and the clip alone, never on the worker or on wha
 skips keys, not videos, and goes on with the very clips that would have come next.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ..video.decoding import VideoDecodeError, decode_video
 from ..video.sampling import sample_indices
@@ -19,11 +19,7 @@ from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .augmentation import ClipAugmentation, mix_clips
 from .faults import BadClipsError, Fault, describe_fault, list_faults
 from .row_source import ClipKey, ClipSource
-
-
-# Labels of what no loss and no metric counts: a place without a clip, and a clip that cannot be read.
-NO_CLIP = -100
-UNREADABLE = -101
+from .targets import NO_CLIP, SINGLE_LABEL, UNREADABLE, collate_targets, target_of
 
 
 @dataclass(frozen=True)
@@ -53,8 +49,22 @@ class FrameSampling:
         )[0]
 
 
+def segment_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The `start` and `end` of a record in seconds, for `decode_video`; empty for a whole video."""
+    edges = {name: record.get(name) for name in ("start", "end")}
+    return {name: float(edge) for name, edge in edges.items() if edge is not None}
+
+
 class TrainingClips(torch.utils.data.Dataset):
-    """Randomly sampled and augmented clips by `ClipKey`; a clip that cannot be read is replaced and reported."""
+    """Randomly sampled and augmented clips by `ClipKey`; a clip that cannot be read is replaced and reported.
+
+    Args:
+        source: where the records come from.
+        sampling: which frames a clip takes.
+        augmentation: what is done to them.
+        label_ids: the model's number for each class of the data (`labels.match_labels`).
+        seed: with the key it decides all that is drawn for a clip.
+    """
 
     def __init__(
         self,
@@ -72,36 +82,46 @@ class TrainingClips(torch.utils.data.Dataset):
         return len(self.source)
 
     def __getitem__(self, key: ClipKey) -> dict[str, Any]:
-        """Item with `pixel_values` `(T, 3, H, W)`. Raises BadClipsError where no stand-in can be read either."""
+        """One clip for `ClipCollator`, with `pixel_values` float32 `(T, 3, H, W)`.
+
+        Raises:
+            BadClipsError: no stand-in can be read either.
+        """
         entropy = [self.seed, *key]
         faults = []
         for record in self.source.candidates(key):
             try:
-                pixel_values = self._read(record["video"], np.random.default_rng(entropy))
+                pixel_values = self._read(record, np.random.default_rng(entropy))
             except (VideoDecodeError, OSError) as error:
                 faults.append(describe_fault(record["video_id"], error))
                 continue
             return {
                 "pixel_values": pixel_values,
-                "labels": self.label_ids[record["label"]],
+                "labels": target_of(record, self.label_ids),
                 "video_id": record["video_id"],
                 "faults": faults,
                 "entropy": entropy,
             }
         raise BadClipsError(f"none of {len(faults)} clips in a row can be read: {list_faults(faults)}")
 
-    def _read(self, video: str | bytes, generator: np.random.Generator) -> torch.Tensor:
+    def _read(self, record: Mapping[str, Any], generator: np.random.Generator) -> torch.Tensor:
         short_side = self.augmentation.draw_short_side(generator)
         frames, _ = decode_video(
-            video, lambda metadata: self.sampling.indices(metadata, generator), short_side=short_side
+            record["video"],
+            lambda metadata: self.sampling.indices(metadata, generator),
+            short_side=short_side,
+            **segment_of(record),
         )
         return self.augmentation(frames, short_side, generator)
 
 
 class EvaluationClips(torch.utils.data.Dataset):
-    """Each video as the processor cuts it; one that cannot be read has the label `UNREADABLE`.
+    """Each video as the processor cuts it, by `ClipKey` or by row; for evaluation during training and after it.
 
-    `pixel_values` are `(T, 3, H, W)`, or `(views, T, 3, H, W)` where the processor makes more than one view.
+    Args:
+        source: where the records come from.
+        processor: frames, crops and views are as its settings say.
+        label_ids: the model's number for each class of the data (`labels.match_labels`).
     """
 
     def __init__(self, source: ClipSource, processor: TimeSformerVideoProcessor, *, label_ids: Sequence[int]):
@@ -111,35 +131,69 @@ class EvaluationClips(torch.utils.data.Dataset):
         return self.source.num_keys
 
     def __getitem__(self, key: int | ClipKey) -> dict[str, Any]:
+        """The item of `read_for_evaluation`; a place of a stream that has no clip has the label `NO_CLIP`."""
         record = next(self.source.candidates(key if isinstance(key, ClipKey) else ClipKey(0, key)), None)
         if record is None:  # a place that only fills up the last batch of a stream
-            return {"video_id": "", "faults": [], "pixel_values": self._blank(), "labels": NO_CLIP}
-        item = {"video_id": record["video_id"], "faults": []}
-        try:
-            pixel_values = self.processor(record["video"], return_tensors="pt")["pixel_values"][0]
-            return item | {"pixel_values": pixel_values, "labels": self.label_ids[record["label"]]}
-        except (VideoDecodeError, OSError) as error:
-            item["faults"] = [describe_fault(record["video_id"], error)]
-            return item | {"pixel_values": self._blank(), "labels": UNREADABLE}
+            return {"video_id": "", "faults": [], "pixel_values": _blank(self.processor), "labels": NO_CLIP}
+        return read_for_evaluation(record, self.processor, self.label_ids)
 
-    def _blank(self) -> torch.Tensor:
-        crop, views = self.processor.crop_size, self.processor.num_clips * self.processor.num_crops
-        blank = torch.zeros(views, self.processor.num_frames, 3, crop["height"], crop["width"])
-        return blank if views > 1 else blank[0]
+
+class StreamedEvaluationClips(torch.utils.data.IterableDataset):
+    """As `EvaluationClips`, the videos of a stream in its order, each in exactly one worker of the `DataLoader`.
+
+    For streams whose length is not known; `datasets` deals the shards to the workers.
+    """
+
+    def __init__(self, videos: IterableDataset, processor: TimeSformerVideoProcessor, *, label_ids: Sequence[int]):
+        self.videos, self.processor, self.label_ids = videos, processor, label_ids
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for record in self.videos:
+            yield read_for_evaluation(record, self.processor, self.label_ids)
+
+
+def read_for_evaluation(
+    record: Mapping[str, Any], processor: TimeSformerVideoProcessor, label_ids: Sequence[int]
+) -> dict[str, Any]:
+    """One record as an item for `ClipCollator`.
+
+    Returns:
+        `pixel_values`, float32 `(T, 3, H, W)`, or `(views, T, 3, H, W)` where the processor makes several views;
+        `labels`; `video_id`; and `faults`, empty unless the video cannot be read. Then it has one entry, `labels` is
+        `UNREADABLE`, and the pixels are zero.
+    """
+    item = {"video_id": record["video_id"], "faults": []}
+    try:
+        pixel_values = processor(record["video"], return_tensors="pt", **segment_of(record))["pixel_values"][0]
+    except (VideoDecodeError, OSError) as error:
+        fault = describe_fault(record["video_id"], error)
+        return item | {"pixel_values": _blank(processor), "labels": UNREADABLE, "faults": [fault]}
+    return item | {"pixel_values": pixel_values, "labels": target_of(record, label_ids)}
+
+
+def _blank(processor: TimeSformerVideoProcessor) -> torch.Tensor:
+    crop, views = processor.crop_size, processor.num_clips * processor.num_crops
+    blank = torch.zeros(views, processor.num_frames, 3, crop["height"], crop["width"])
+    return blank if views > 1 else blank[0]
 
 
 class ClipCollator:
-    """Batch with `pixel_values` `(B, T, 3, H, W)`, `labels`, and by the way `video_ids` and `faults`.
+    """Items to batches: `pixel_values` `(B, T, 3, H, W)`, `labels`, plus, for reporting, `video_ids` and `faults`.
 
-    With `mixup_alpha` training clips are mixed in the workers and `labels` are soft, `(B, num_classes)`.
+    Args:
+        num_classes: classes of the model.
+        mixup_alpha: where not 0, training clips are mixed in pairs, in the workers. Class numbers then become soft
+            labels `(B, num_classes)`.
+        problem_type: as in `targets`, which has the shapes of `labels`; None is one class a clip.
     """
 
-    def __init__(self, num_classes: int, *, mixup_alpha: float = 0.0):
+    def __init__(self, num_classes: int, *, mixup_alpha: float = 0.0, problem_type: str | None = None):
         self.num_classes, self.mixup_alpha = num_classes, mixup_alpha
+        self.problem_type = problem_type or SINGLE_LABEL
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         pixel_values = torch.stack([item["pixel_values"] for item in items])
-        labels = torch.tensor([item["labels"] for item in items])
+        labels = collate_targets([item["labels"] for item in items], self.num_classes, self.problem_type)
         if self.mixup_alpha and "entropy" in items[0]:
             generator = np.random.default_rng([*items[0]["entropy"], 1])
             pixel_values, labels = mix_clips(pixel_values, labels, self.num_classes, self.mixup_alpha, generator)
@@ -178,7 +232,7 @@ def check_every_class_is_readable(records: Dataset) -> list[Fault]:
 
 def _try_first_frame(record: Mapping[str, Any]) -> Fault | None:
     try:
-        decode_video(record["video"], [0])
+        decode_video(record["video"], [0], **segment_of(record))
     except (VideoDecodeError, OSError) as error:
         return describe_fault(record["video_id"], error)
     return None

@@ -76,6 +76,13 @@ def video_features(class_names: list[str], *, video_type: str = "string") -> Fea
     )
 
 
+def class_names_of(features: Features) -> list[str]:
+    """Names of the classes in the columns of a data set, in order; of a regression the name of its column."""
+    if "label" in features:
+        return features["label"].names
+    return features["labels"].feature.names if "labels" in features else ["target"]
+
+
 def canonical_split(split: str) -> str:
     """`train`, `validation` or `test` for any of their usual names; ValueError for another word."""
     for name, aliases in SPLIT_ALIASES.items():

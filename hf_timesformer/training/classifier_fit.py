@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..data.clips import NO_CLIP
+from ..data.targets import NO_CLIP
 
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput, rotate_checkpoints
 
-from ..data.clips import NO_CLIP, UNREADABLE, EvaluationClips
+from ..data.clips import EvaluationClips
 from ..data.faults import FaultTally
 from ..data.shard_source import ShardSource
+from ..data.targets import NO_CLIP, UNREADABLE
 from ..evaluation.accuracy import classification_metrics
 from ..hub.publish import PublishMixin
 from .checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE, remove_half_written

@@ -9,8 +9,6 @@ from torch.utils.data import DataLoader
 
 from hf_timesformer.data.augmentation import ClipAugmentation
 from hf_timesformer.data.clips import (
-    NO_CLIP,
-    UNREADABLE,
     ClipCollator,
     EvaluationClips,
     FrameSampling,
@@ -21,6 +19,7 @@ from hf_timesformer.data.dataset_factory import load_videos
 from hf_timesformer.data.faults import BadClipsError, Fault, list_faults
 from hf_timesformer.data.row_source import ClipKey, EpochSampler, RecordSource
 from hf_timesformer.data.synthetic import make_motion_dataset
+from hf_timesformer.data.targets import NO_CLIP, UNREADABLE
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 
 

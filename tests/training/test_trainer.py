@@ -12,7 +12,7 @@ import torch
 from transformers import HfArgumentParser
 from transformers.trainer_utils import EvalPrediction
 
-from hf_timesformer.data.clips import NO_CLIP, UNREADABLE
+from hf_timesformer.data.targets import NO_CLIP, UNREADABLE
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.training import checkpoints
