@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import inspect
 import logging
 import os
 import re
@@ -29,7 +28,7 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **settings):
-        super().__init__(**{"allow_abbrev": False, "formatter_class": _HelpFormatter} | settings)
+        super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter} | settings)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         """argparse's own, with hyphens and the values of flags understood."""
@@ -60,18 +59,23 @@ class CommandParser(argparse.ArgumentParser):
         return isinstance(self._option_string_actions.get(word), argparse._StoreTrueAction)
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The text as it was written, and after each option its default where it has one worth telling."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The text as it was written, short names for values, and after each option its default, where it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         tells = action.option_strings and action.default not in (None, False, [], argparse.SUPPRESS)
         return f"{text} (default: %(default)s)" if tells and "default" not in text else text
 
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        """`--top_k N`, `--learning_rate X`, `--data_dir DIR`."""
+        last_word = action.dest.rpartition("_")[2].upper()
+        return {int: "N", float: "X"}.get(action.type, last_word)
+
 
 def make_parser(command: str, doc: str) -> CommandParser:
     """The parser of `timesformer COMMAND`; the file's docstring tells what it does and shows examples."""
-    summary, _, rest = inspect.cleandoc(doc).partition("\n\n")
+    summary, _, rest = doc.strip().partition("\n\n")
     return CommandParser(prog=f"timesformer {command}", description=summary, epilog=rest)
 
 

@@ -1,14 +1,16 @@
 """Fine-tune a TimeSformer on video clips with `transformers.Trainer`.
 
-timesformer train --dataset folder --data_dir clips --from_vit google/vit-base-patch16-224 --output_dir run
-accelerate launch -m hf_timesformer.cli.train --recipe k400-8x32-224 --dataset kinetics --data_dir k400 ...
+    timesformer train --data_dir clips --from_vit google/vit-base-patch16-224 --output_dir run
+    torchrun --nproc_per_node 8 -m hf_timesformer.cli.train --recipe k400-8x32-224 --dataset kinetics \\
+        --data_dir k400 --output_dir run
+
+Writes the model, its processor, train_results.json and training_curve.png into --output_dir.
 """
 
 import logging
 import sys
 from contextlib import nullcontext
 
-from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from ..training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
@@ -16,6 +18,7 @@ from ..training.checkpoints import only_run_in
 from ..training.recipes import apply_recipe
 from ..training.run import train
 from .common import end_process_group, user_errors, warn_of_lone_process
+from .train_help import make_train_parser
 
 
 logger = logging.getLogger(__name__)
@@ -23,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, VideoTrainingArguments]:
     """The arguments of a run, with those that the recipe sets where the command line does not."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, VideoTrainingArguments), allow_abbrev=False)
+    parser = make_train_parser(__doc__)
     message = apply_recipe(parser, argv, default="small-set")
     model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
     set_up_logging(args)

@@ -208,3 +208,28 @@ def test_a_users_own_evaluate_py_is_left_alone(tmp_path: Path):
     (tmp_path / "mine.py").write_text(IMPORT_EVERYTHING)
     done = python("mine.py", folder=tmp_path)
     assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
+
+
+def test_train_help_shows_what_matters_in_groups(capsys):
+    for option in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as end:
+            main(["train", option])
+        assert end.value.code == 0
+        if option == "--help":
+            short = capsys.readouterr().out
+    full = capsys.readouterr().out
+    assert len(short.splitlines()) < 200 < 400 < len(full.splitlines())
+    titles = re.findall(r"^(\S.*):$", short, re.M)
+    assert titles == ["the model", "the clips", "the training", "the most used of transformers' TrainingArguments"]
+    named = {text: set(re.findall(r"^  --(\w+)", text, re.M)) for text in (short, full)}
+    ours = {"data_dir", "from_vit", "recipe", "freeze_depth", "max_bad_fraction"}
+    most_used = {"output_dir", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "bf16"}
+    assert ours | most_used <= named[short] <= named[full]
+    assert "torch_empty_cache_steps" in named[full] - named[short]
+    assert re.search(r"--freeze_depth X\s[^-]*default:\s+0\.67", short)  # as the recipe small-set has it
+
+
+def test_train_help_tells_the_defaults_of_the_recipe(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help", "--recipe", "k400-8x32-224"])
+    assert re.search(r"--num_frames N\s[^-]*default:\s+8\)", capsys.readouterr().out)

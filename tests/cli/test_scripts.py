@@ -16,7 +16,9 @@ from tiny_models import write_clips, write_model
 from hf_timesformer import TimeSformerConfig
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts"
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run(monkeypatch, capsys, script: str, *arguments: str | Path) -> tuple[int, str, str]:
@@ -106,16 +108,35 @@ def test_evaluate_in_two_processes_counts_every_video_once(
     # `accelerate launch --cpu` starts one process whatever it is asked for, unless there is mpirun
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    command = [*launch, SCRIPTS / "evaluate.py", *arguments, "--batch_size", 3, "--output_dir", tmp_path / "two"]
-    done = subprocess.run(
-        list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
-    )
+    program = [SCRIPTS / "evaluate.py"] if dataset == "folder" else ["-m", "hf_timesformer.cli.evaluate"]
+    command = [*launch, *program, *arguments, "--batch_size", 3, "--output_dir", tmp_path / "two"]
+    done = subprocess.run(list(map(str, command)), env=ONE_THREAD, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / name / "eval_results.json").read_text()) for name in ("one", "two"))
     assert (one["num_processes"], two["num_processes"]) == (1, 2)
     same = [name for name in one if name.startswith(("videos_e", "videos_f", "top", "mean", "failures"))]
     assert {name: one[name] for name in same} == {name: two[name] for name in same}
     assert (tmp_path / "one/per_class.csv").read_text() == (tmp_path / "two/per_class.csv").read_text()
+
+
+@pytest.mark.slow
+def test_accelerate_launches_the_module_of_train(tmp_path: Path):
+    """`accelerate launch -m`: both processes get as far as looking for the clips."""
+    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    arguments = ["--data_dir", "/nowhere", "--output_dir", str(tmp_path), "--use_cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *launch,
+        "-m",
+        "hf_timesformer.cli.train",
+        *arguments,
+    ]
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert "error: data folder '/nowhere' does not exist" in done.stderr, done.stderr[-3000:]
 
 
 def test_predict_goes_on_after_a_broken_video(call, clips, model_folder):
