@@ -10,13 +10,18 @@ from transformers import (
     AutoModelForVideoClassification,
     AutoVideoProcessor,
     TimesformerVideoProcessor,
+    VideoMAEConfig,
+    VideoMAEVideoProcessor,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES, MODEL_MAPPING_NAMES
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .model.configuration_timesformer import TimeSformerConfig
 from .model.modeling_timesformer import TimeSformerForVideoClassification, TimeSformerModel, TimeSformerPreTrainedModel
+from .video.classification_pipeline import TimeSformerPipeline
 from .video.image_processing_timesformer import TimeSformerImageProcessor
 from .video.video_processing_timesformer import TimeSformerVideoProcessor
+from .video.videomae_processor_file import VideoMAEProcessorFile
 
 
 __version__ = "0.1.0"
@@ -31,9 +36,18 @@ AutoVideoProcessor.register(
     video_processor_classes={"torchvision": TimeSformerVideoProcessor, "stock": TimesformerVideoProcessor},
     exist_ok=True,
 )
+# The released checkpoints' files name VideoMAE's class: `VideoMAEProcessorFile` looks at the model beside such a file.
+AutoVideoProcessor.register(
+    VideoMAEConfig,
+    video_processor_classes={"torchvision": VideoMAEProcessorFile, "stock": VideoMAEVideoProcessor},
+    exist_ok=True,
+)
 AutoImageProcessor.register(
     TimeSformerConfig, image_processor_classes={"torchvision": TimeSformerImageProcessor}, exist_ok=True
 )
+
+# `pipeline("video-classification")` makes ours, which is stock's for every processor but our own.
+PIPELINE_REGISTRY.supported_tasks["video-classification"]["impl"] = TimeSformerPipeline
 
 # The stock pipeline looks the class' name up here and logs an error for a name that it does not know; others tell by
 # name which class is without a head. The key is no model type, so nothing else reads it.

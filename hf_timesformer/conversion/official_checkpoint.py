@@ -13,6 +13,7 @@ import yaml
 from ..model.configuration_timesformer import TimeSformerConfig, pair
 from ..model.modeling_timesformer import TimeSformerForVideoClassification, TimeSformerModel
 from ..model.vit_weights import TIMM_BLOCK, TIMM_BLOCK_NAMES, TIMM_NAMES, State, fields_of, rename_weights
+from ..video.released_sampling import released_sampling
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .mmaction2_names import MMACTION2_SETTINGS, is_from_mmaction2, rename_from_mmaction2
 
@@ -29,13 +30,6 @@ OFFICIAL_BLOCK_NAMES = {
 WRAPPERS = ("model_state", "state_dict", "model")  # a training checkpoint keeps the weights under one of these keys
 PREFIXES = ("module.", "model.")  # of every name, where the network was wrapped
 HEAD = ("head.weight", "head.bias")
-
-# How the released checkpoints sample a video: (labels, frames) -> one frame in so many. Something-Something-V2 (174
-# labels) takes one frame of each of `frames` equal parts instead.
-SSV2_LABELS = 174
-RELEASED_RATES = {(labels, frames): rate for labels in (400, 600) for frames, rate in ((8, 32), (16, 16), (96, 4))} | {
-    (1059, frames): 32 for frames in (8, 32, 64, 96)
-}
 
 
 def convert_checkpoint(
@@ -126,7 +120,8 @@ def _sampling(
     else:
         known, origin = _recorded_sampling(content), "the training configuration in the file"
     if not known:
-        known, origin = _released_sampling(config), "the released checkpoints with these labels and frames"
+        known = released_sampling(config.num_labels, config.num_frames)
+        origin = "the released checkpoints with these labels and frames"
     if not known:
         origin = "our defaults: neither the file nor the released checkpoints tell (--sampling, --sampling_rate)"
     if sampling_rate is not None:
@@ -245,10 +240,3 @@ def _recorded_sampling(content: Any) -> dict[str, Any]:
         return {"sampling": "clip", "sampling_rate": int(recorded["DATA"]["SAMPLING_RATE"])}
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):  # written by another program
         return {}
-
-
-def _released_sampling(config: TimeSformerConfig) -> dict[str, Any]:
-    if config.num_labels == SSV2_LABELS:
-        return {"sampling": "segments"}
-    rate = RELEASED_RATES.get((config.num_labels, config.num_frames))
-    return {} if rate is None else {"sampling": "clip", "sampling_rate": rate}

@@ -25,7 +25,8 @@ def is_source(video: object) -> bool:
     return isinstance(video, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(video, "read")
 
 
-def _is_frame(frame: object) -> bool:
+def is_frame(frame: object) -> bool:
+    """Whether `frame` is one picture in memory: a PIL image, or an array or tensor of two or three dimensions."""
     return isinstance(frame, PIL.Image.Image) or (
         isinstance(frame, (np.ndarray, torch.Tensor)) and frame.ndim in (2, 3)
     )
@@ -38,7 +39,7 @@ def split_videos(videos: Any) -> list:
     `{"path": ..., "bytes": ...}` is what `datasets` makes of a video that it does not decode.
     Raises `ValueError` for anything else, and for an empty list.
     """
-    if _is_frame(videos):
+    if is_frame(videos):
         return [[videos]]
     if is_source(videos):
         return [videos]
@@ -47,7 +48,7 @@ def split_videos(videos: Any) -> list:
     if isinstance(videos, (np.ndarray, torch.Tensor)) and videos.ndim in (4, 5):
         return [videos] if videos.ndim == 4 else list(videos)
     if isinstance(videos, (list, tuple)) and len(videos) > 0:
-        if all(_is_frame(frame) for frame in videos):
+        if all(is_frame(frame) for frame in videos):
             return [list(videos)]
         return [video for item in videos for video in split_videos(item)]
     what = f"{type(videos).__name__} of shape {tuple(videos.shape)}" if hasattr(videos, "shape") else repr(videos)[:80]

@@ -20,6 +20,7 @@ from .decoding import decode_video
 from .image_processing_timesformer import TimeSformerImageProcessor
 from .memory_frames import is_source, split_videos, to_channels
 from .processor_type import forget_class
+from .released_sampling import complete_settings, read_model_config
 from .sampling import check_sampling, sample_indices
 from .views import TimeSformerViewsMixin, count_channels
 
@@ -235,6 +236,19 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         A file that was downloaded must not decide what this machine opens.
         """
         return super().from_dict({k: v for k, v in video_processor_dict.items() if k != "allow_urls"}, **kwargs)
+
+    @classmethod
+    def get_video_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; what a TimeSformer checkpoint's file lacks is put in (`released_sampling`), and said."""
+        name = pretrained_model_name_or_path
+        given = dict(kwargs)
+        settings, kwargs = super().get_video_processor_dict(name, **kwargs)
+        missing, line = complete_settings(str(name), settings, read_model_config(name, given), given)
+        if line is not None:
+            logger.warning_once(line)
+        return settings | missing, kwargs
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """Save the settings in `video_preprocessor_config.json`, and beside it those of a like image processor.

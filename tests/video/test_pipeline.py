@@ -10,6 +10,7 @@ from threading import Thread
 
 import av
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from transformers import (
@@ -179,29 +180,74 @@ def test_a_folder_can_be_given_another_processor(model, folder, clips):
     assert_scores(classifier(str(clips["avi"]), top_k=6), expected_scores(model, processor, clips["avi"]))
 
 
-def test_stocks_checkpoints_run_with_our_processor_and_their_own_numbers(clips, tmp_path):
+@pytest.mark.parametrize("how", ["pipeline alone", "with our processor"])
+def test_stocks_checkpoints_are_sampled_as_trained_with_their_own_numbers(clips, tmp_path, how):
     """The files of the checkpoints on the Hub: stock's config and weights, a processor file that names VideoMAE's."""
     torch.manual_seed(0)
+    names = [f"class {index}" for index in range(174)]  # Something-Something-V2: one frame of each equal part
     config = TimesformerConfig(
         image_size=32, patch_size=8, num_frames=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, initializer_range=0.5, num_labels=len(LABELS), id2label=dict(enumerate(LABELS)),
+        intermediate_size=32, initializer_range=0.5, id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
     )  # fmt: skip
     stock = TimesformerForVideoClassification(config).eval()
     stock.save_pretrained(tmp_path)
     numbers = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.1], "size": {"shortest_edge": 36}}
     settings = {**numbers, "crop_size": {"height": 32, "width": 32}, "image_processor_type": "VideoMAEImageProcessor"}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    processor = TimeSformerVideoProcessor.from_pretrained(tmp_path, sampling_rate=3)
-    classifier = classify(tmp_path, video_processor=processor)
+    options = {}
+    if how == "with our processor":
+        options["video_processor"] = TimeSformerVideoProcessor.from_pretrained(tmp_path)
+    classifier = classify(tmp_path, **options)
     assert type(classifier.model) is TimeSformerForVideoClassification
     with av.open(str(clips["mp4"])) as container:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    # a window of 4 x 3 in the middle of 20
-    chosen = frames[[4, 7, 11, 15]]
+    chosen = frames[[2, 7, 12, 17]]  # the middle frame of each quarter of 20
     inputs = TimesformerVideoProcessor(**numbers, crop_size=32)(chosen, return_tensors="pt")
     with torch.no_grad():
         expected = stock(**inputs).logits.softmax(-1)[0].tolist()
-    assert_scores(classifier(str(clips["mp4"]), top_k=6), dict(zip(LABELS, expected)))
+    assert_scores(classifier(str(clips["mp4"]), top_k=6), dict(zip(names, expected)))
+
+
+# ---- what our pipeline adds to stock's
+
+
+def decode_all(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_a_list_of_frames_is_one_video(folder, clips):
+    classifier = classify(folder)
+    frames = list(decode_all(clips["mp4"]))
+    expected = {entry["label"]: entry["score"] for entry in classifier(str(clips["mp4"]), top_k=6)}
+    pictures = [PIL.Image.fromarray(frame) for frame in frames]
+    for video in (pictures, frames, [torch.from_numpy(frame) for frame in frames]):
+        assert_scores(classifier(video, top_k=6), expected)
+    two = classifier([pictures, frames], top_k=6, batch_size=2)
+    assert len(two) == 2
+    for result in two:
+        assert_scores(result, expected)
+
+
+def test_settings_of_the_processor_are_arguments_of_the_pipeline_and_of_a_call(model, folder, clips):
+    video = str(clips["mp4"])
+    own = TimeSformerVideoProcessor(**SETTINGS, num_crops=3, sampling="segments")
+    expected = expected_scores(model, own, video)
+    assert_scores(classify(folder)(video, num_crops=3, sampling="segments", top_k=6), expected)
+    assert_scores(classify(folder, num_crops=3, sampling="segments")(video, top_k=6), expected)
+    expected = expected_scores(model, TimeSformerVideoProcessor(**SETTINGS | {"sampling_rate": 1}), video)
+    assert_scores(classify(folder)(video, frame_sampling_rate=1, top_k=6), expected)
+    assert classify(folder).preprocess(video, fps=9)["pixel_values"].shape[1] == 6  # 20 frames of 30 a second
+
+
+def test_another_processor_makes_it_stocks_pipeline(folder, clips):
+    stock = TimesformerVideoProcessor(size={"shortest_edge": 40}, crop_size=32)
+    classifier = classify(folder, video_processor=stock)
+    with pytest.raises(TypeError, match="num_crops"):
+        classifier(str(clips["mp4"]), num_crops=3)
+    frames = decode_all(clips["mp4"])[:4]
+    assert classifier.preprocess(frames, num_frames=4)["pixel_values"].shape == (1, 4, 3, 32, 32)
 
 
 def test_files_that_cannot_be_read_raise_one_clear_error(folder, clips, tmp_path):

@@ -647,7 +647,7 @@ def test_opens_from_checkpoints_that_name_stocks_processor_with_their_own_number
     }
     for name, settings in {"old": old, "new": new}.items():
         folder = tmp_path / name
-        TimesformerConfig().save_pretrained(folder)
+        TimesformerConfig(image_size=48).save_pretrained(folder)
         (folder / "preprocessor_config.json").write_text(json.dumps(settings))
         for processor_class in (TimeSformerVideoProcessor, TimeSformerImageProcessor):
             processor = processor_class.from_pretrained(folder)
