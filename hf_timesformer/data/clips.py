@@ -50,9 +50,34 @@ class FrameSampling:
 
 
 def segment_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """The `start` and `end` of a record in seconds, for `decode_video`; empty for a whole video."""
+    """The `start` and `end` of a record in seconds, for `decode_video`; empty for a whole video.
+
+    Where the record has `start_frame` and `end_frame`, the times of these frames are looked up in the file, so that
+    the segment is exact whether or not the frame rate varies.
+
+    Raises:
+        VideoDecodeError: the file cannot be read, or ends before the segment.
+    """
     edges = {name: record.get(name) for name in ("start", "end")}
+    frames = {name: record.get(f"{name}_frame") for name in ("start", "end")}
+    if any(frame is not None for frame in frames.values()):
+        edges = _times_of_frames(record["video"], frames)
     return {name: float(edge) for name, edge in edges.items() if edge is not None}
+
+
+def _times_of_frames(video: str | bytes, frames: Mapping[str, int | None]) -> dict[str, float | None]:
+    times: list[float] = []
+
+    def note_times(metadata: Any) -> list[int]:
+        times.extend(metadata.frame_times())
+        return []  # nothing is decoded
+
+    decode_video(video, note_times)
+    start, end = frames["start"] or 0, frames["end"]
+    if start >= len(times):
+        name = video if isinstance(video, str) else f"<{len(video)} bytes>"
+        raise VideoDecodeError(name, "segment", f"has {len(times)} frames; a segment from frame {start} was asked for")
+    return {"start": times[start], "end": None if end is None or end >= len(times) else times[end]}
 
 
 class TrainingClips(torch.utils.data.Dataset):

@@ -17,6 +17,7 @@ from .readers.kinetics import kinetics_files, read_kinetics
 from .readers.ssv2 import read_ssv2, ssv2_splits
 from .readers.webdataset import find_class_names, find_shards, read_index, stream_shards, webdataset_splits
 from .records import canonical_split, report_missing
+from .targets import SINGLE_LABEL
 
 
 RECORD_READERS = {"folder": read_folder, "kinetics": read_kinetics, "ssv2": read_ssv2, "diving48": read_diving48}
@@ -31,10 +32,16 @@ DATASETS = (*RECORD_READERS, "webdataset")
 
 @dataclass
 class FoundVideos:
-    """One split: its videos as a `datasets` object, its class names, and how many videos there are.
+    """One split of a data set.
 
-    `num_expected` counts what the annotations list, `num_found` what is on disk; both are None for tar shards that no
-    manifest describes. `shards` names tar shards, `shard_sizes` the videos in each where the manifest says it.
+    Attributes:
+        videos: the records as a `datasets` object, with the columns of `records.video_features`.
+        class_names: names of the classes in order; of a regression the name of what is predicted.
+        num_expected: videos that the annotations list; None for tar shards that no manifest describes.
+        num_found: videos that are on disk; None for the same.
+        shards: names of the tar shards, where there are any.
+        shard_sizes: the videos in each shard, where the manifest says it.
+        problem_type: one of `targets`' three kinds.
     """
 
     videos: Dataset | IterableDataset
@@ -43,6 +50,7 @@ class FoundVideos:
     num_found: int | None
     shards: list[str] | None = None
     shard_sizes: list[int] | None = None
+    problem_type: str = SINGLE_LABEL
 
 
 def find_videos(
@@ -65,7 +73,13 @@ def find_videos(
         return _find_shards(str(data_dir), split, class_names)
     records = RECORD_READERS[dataset](Path(data_dir).expanduser(), split)
     report_missing(records, missing_file)
-    return FoundVideos(records.to_dataset(), records.class_names, records.num_expected, len(records.videos))
+    return FoundVideos(
+        records.to_dataset(),
+        records.class_names,
+        records.num_expected,
+        len(records.videos),
+        problem_type=records.problem_type,
+    )
 
 
 def _find_shards(location: str, split: str, class_names: list[str] | None) -> FoundVideos:

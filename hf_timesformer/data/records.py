@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
+
+from .targets import LABEL_COLUMNS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
 logger = logging.getLogger(__name__)
@@ -25,17 +27,38 @@ SPLIT_ALIASES = {
 }
 
 
+# Columns that a record may have beside `video_id`, `video` and its label.
+OPTIONAL_COLUMNS = {
+    "start": Value("float64"),  # seconds from the first frame of the video; with `end` the record is a segment of it,
+    "end": Value("float64"),  # of the frames with start <= time < end. Null: from the beginning, to the end
+    "start_frame": Value("int64"),  # the same in frame numbers from 0: start_frame <= number < end_frame
+    "end_frame": Value("int64"),
+    "group": Value("string"),  # records of one group are never parted by `hold_out`
+    "weight": Value("float64"),  # how often the record is drawn in training, beside the others; null: 1
+}
+SEGMENT_COLUMNS = ("start", "end", "start_frame", "end_frame")
+
+
 @dataclass
 class VideoRecords:
-    """Videos and labels of one split.
+    """Videos and labels of one split, as a reader of a data set collects them.
 
-    `missing` names what the annotations list and the disk lacks, `repeated` what they list again (counted once).
+    Attributes:
+        class_names: names of the classes in order; of a regression the name of what is predicted.
+        problem_type: one of `targets`' three. It says what `labels` has for each video: a class number, a list of
+            class numbers, or a float.
+        video_ids, videos, labels, extras: one entry for each video that is on disk; `extras` are its entries in
+            `OPTIONAL_COLUMNS`.
+        missing: videos that the annotations list and the disk lacks.
+        repeated: videos that the annotations list again; they count once.
     """
 
     class_names: list[str]
+    problem_type: str = SINGLE_LABEL
     video_ids: list[str] = field(default_factory=list)
     videos: list[str] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
+    labels: list[int] | list[list[int]] | list[float] = field(default_factory=list)
+    extras: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set, repr=False)
@@ -45,8 +68,15 @@ class VideoRecords:
         """Videos that the annotations list, found or not."""
         return len(self.videos) + len(self.missing)
 
-    def add(self, video_id: str, path: Path | str, label: int) -> None:
-        """Append one video that is on disk; one that was added before is only noted in `repeated`."""
+    def add(self, video_id: str, path: Path | str, label: int | list[int] | float, **extras: Any) -> None:
+        """Append one video that is on disk; one that was added before is only noted in `repeated`.
+
+        Args:
+            video_id: unique in the split.
+            path: where it is.
+            label: as `problem_type` has it.
+            **extras: its entries in `OPTIONAL_COLUMNS`; None is as good as none.
+        """
         if video_id in self._seen:
             self.repeated.append(video_id)
             return
@@ -54,26 +84,46 @@ class VideoRecords:
         self.video_ids.append(video_id)
         self.videos.append(str(path))
         self.labels.append(label)
+        self.extras.append({name: value for name, value in extras.items() if value is not None})
 
-    def add_listed(self, video_id: str, path: Path | None, label: int) -> None:
-        """Append one video that the annotations list, as missing where `path` is None."""
+    def add_listed(self, video_id: str, path: Path | None, label: int | list[int] | float, **extras: Any) -> None:
+        """Append one video that the annotations list, as missing where `path` is None; arguments as of `add`."""
         if path is not None:
-            self.add(video_id, path, label)
+            self.add(video_id, path, label, **extras)
         elif video_id not in self._seen:
             self._seen.add(video_id)
             self.missing.append(video_id)
 
     def to_dataset(self) -> Dataset:
-        """The records as a `datasets.Dataset`: `video_id` (str), `video` (path), `label` (ClassLabel with names)."""
-        columns = {"video_id": self.video_ids, "video": self.videos, "label": self.labels}
-        return Dataset.from_dict(columns, features=video_features(self.class_names))
+        """The records as a `datasets.Dataset` with the columns of `video_features`."""
+        names = [name for name in OPTIONAL_COLUMNS if any(name in extras for extras in self.extras)]
+        features = video_features(self.class_names, problem_type=self.problem_type, optional=names)
+        columns = {"video_id": self.video_ids, "video": self.videos, LABEL_COLUMNS[self.problem_type]: self.labels}
+        for name in names:
+            columns[name] = [extras.get(name) for extras in self.extras]
+        return Dataset.from_dict(columns, features=features)
 
 
-def video_features(class_names: list[str], *, video_type: str = "string") -> Features:
-    """Columns of every data set here. `video` is a plain path or bytes, which `datasets` does not try to decode."""
-    return Features(
-        {"video_id": Value("string"), "video": Value(video_type), "label": ClassLabel(names=list(class_names))}
-    )
+def video_features(
+    class_names: list[str],
+    *,
+    video_type: str = "string",
+    problem_type: str = SINGLE_LABEL,
+    optional: Sequence[str] = (),
+) -> Features:
+    """Columns of every data set here: `video_id`, `video`, one for the label, and some of `OPTIONAL_COLUMNS`.
+
+    `video` is a plain path or bytes, which `datasets` does not try to decode. The label is in `label` (`ClassLabel`
+    with names), in `labels` (a list of them), or in `target` (float), as `targets` has it.
+    """
+    label = {
+        SINGLE_LABEL: ClassLabel(names=list(class_names)),
+        MULTI_LABEL: List(ClassLabel(names=list(class_names))),
+        REGRESSION: Value("float64"),
+    }
+    columns = {"video_id": Value("string"), "video": Value(video_type)}
+    columns[LABEL_COLUMNS[problem_type]] = label[problem_type]
+    return Features(columns | {name: OPTIONAL_COLUMNS[name] for name in optional})
 
 
 def class_names_of(features: Features) -> list[str]:

@@ -22,6 +22,7 @@ import torch
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
+LABEL_COLUMNS = {SINGLE_LABEL: "label", MULTI_LABEL: "labels", REGRESSION: "target"}
 
 # Labels of the places that do not count. In batches of float labels NaN and infinity stand for them.
 NO_CLIP = -100
@@ -35,7 +36,7 @@ def problem_type_of(columns: Iterable[str]) -> str:
     Raises:
         ValueError: they have none, or several, of `label`, `labels` and `target`.
     """
-    kinds = {"label": SINGLE_LABEL, "labels": MULTI_LABEL, "target": REGRESSION}
+    kinds = {column: problem_type for problem_type, column in LABEL_COLUMNS.items()}
     found = [name for name in kinds if name in columns]
     if len(found) != 1:
         raise ValueError(f"records need one of the columns {', '.join(kinds)}; found: {', '.join(found) or 'none'}")

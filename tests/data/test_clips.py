@@ -20,6 +20,7 @@ from hf_timesformer.data.faults import BadClipsError, Fault, list_faults
 from hf_timesformer.data.row_source import ClipKey, EpochSampler, RecordSource
 from hf_timesformer.data.synthetic import make_motion_dataset
 from hf_timesformer.data.targets import NO_CLIP, UNREADABLE
+from hf_timesformer.video.encoding import write_video
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -205,3 +206,48 @@ def test_sampling_of_the_processor(records):
         indices = FrameSampling.of(processor).indices(metadata, np.random.default_rng(seed))
         draws.update(index // 10 for index in indices.tolist())
     assert draws == dict.fromkeys(range(4), 50)
+
+
+@pytest.fixture(scope="module")
+def counting_video(tmp_path_factory) -> str:
+    """30 frames at 10 a second, each of one grey of its own, so that a frame's number can be read from its pixels."""
+    frames = np.repeat(np.arange(30, dtype=np.uint8)[:, None] * 8 + 8, 48 * 48 * 3, axis=1).reshape(30, 48, 48, 3)
+    path = tmp_path_factory.mktemp("counting") / "counting.mkv"
+    return str(write_video(path, frames, fps=10, codec="ffv1", pix_fmt="bgr0"))
+
+
+def numbers_of(pixel_values: torch.Tensor) -> list[int]:
+    """The frame numbers of normalised frames `(T, 3, H, W)` of `counting_video`."""
+    grey = (pixel_values.mean(dim=(1, 2, 3)) * 0.225 + 0.45) * 255
+    return ((grey - 8) / 8).round().int().tolist()
+
+
+@pytest.mark.parametrize(
+    ("segment", "first", "last"),
+    [
+        ({}, 0, 29),
+        ({"start": 1.0, "end": 2.0}, 10, 19),
+        ({"start": 2.0, "end": None}, 20, 29),
+        ({"start_frame": 7, "end_frame": 15}, 7, 14),
+        ({"start_frame": 25, "end_frame": 99}, 25, 29),
+    ],
+)
+def test_a_segment_is_sampled_as_a_clip_of_its_own(counting_video, segment: dict, first: int, last: int):
+    record = {"video_id": "x", "video": counting_video, "label": 0} | segment
+    augmentation = ClipAugmentation(32, short_side=(32, 32), image_mean=[0.45] * 3, image_std=[0.225] * 3)
+    sampling = FrameSampling(num_frames=4, sampling="segments")
+    clips = TrainingClips(RecordSource([record]), sampling, augmentation, label_ids=[0], seed=0)
+    drawn = {number for epoch in range(40) for number in numbers_of(clips[ClipKey(epoch, 0)]["pixel_values"])}
+    assert drawn <= set(range(first, last + 1))
+    assert {first, last} <= drawn or len(drawn) >= min(8, last - first)
+
+
+def test_a_segment_past_the_end_is_a_fault(counting_video):
+    records = [
+        {"video_id": "late", "video": counting_video, "label": 0, "start": 50.0, "end": 60.0},
+        {"video_id": "later", "video": counting_video, "label": 0, "start_frame": 30, "end_frame": 40},
+        {"video_id": "good", "video": counting_video, "label": 0, "start": 1.0, "end": None},
+    ]
+    item = make_training(records)[ClipKey(0, 0)]
+    assert item["video_id"] == "good"
+    assert [(fault.video_id, fault.reason) for fault in item["faults"]] == [("late", "segment"), ("later", "segment")]
