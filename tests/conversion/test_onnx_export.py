@@ -13,7 +13,8 @@ from tiny import SCHEMES, assert_close, clips, tiny_model
 from transformers import AutoVideoProcessor
 
 from hf_timesformer import TimeSformerVideoProcessor
-from hf_timesformer.conversion.onnx_export import OnnxClassifier, export_onnx, fold, load_graph_and_processor
+from hf_timesformer.conversion.load_exported import load_exported
+from hf_timesformer.conversion.onnx_export import OnnxClassifier, export_onnx, fold
 from hf_timesformer.data.synthetic import make_motion_dataset, motion_frames
 from hf_timesformer.video.encoding import write_video
 
@@ -163,10 +164,10 @@ def test_onnx_scripts(tmp_path, monkeypatch, capsys):
     assert results["fp32"]["top1_accuracy"] == results["float32"]["top1_accuracy"]
     assert results["int8"]["videos_evaluated"] == 6
     with pytest.raises(ValueError, match="num_frames=4: a graph takes the frames"):
-        load_graph_and_processor(tmp_path / "graph", "fp32", num_frames=4)
+        load_exported(tmp_path / "graph", "fp32", num_frames=4)
 
 
 def test_onnx_folder_without_a_graph(tmp_path):
     pytest.importorskip("onnxruntime")
-    with pytest.raises(FileNotFoundError, match=r"export_onnx\.py"):
+    with pytest.raises(FileNotFoundError, match="timesformer export"):
         OnnxClassifier(tmp_path)
