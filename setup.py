@@ -13,6 +13,7 @@ EXTRAS = {
     "viz": ["matplotlib>=3.8.4"],
     "peft": ["peft>=0.20"],
     "onnx": ["onnx>=1.18", "onnxscript>=0.6.2", ONNX_RUNTIME],
+    "openvino": ["openvino>=2026.3", "nncf>=3.1", "transformers>=5.23"],  # transformers' exporters are of 5.23
 }
 EXTRAS["test"] = [
     "pytest>=8",

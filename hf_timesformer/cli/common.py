@@ -17,7 +17,15 @@ logger = logging.getLogger(__name__)
 DATASETS = ("folder", "kinetics", "ssv2", "diving48", "webdataset")
 
 # A package that only an extra brings -> that extra.
-EXTRAS = {"gradio": "app", "matplotlib": "viz", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
+EXTRAS = {
+    "gradio": "app",
+    "matplotlib": "viz",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "openvino": "openvino",
+    "nncf": "openvino",
+}
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -77,6 +85,39 @@ def make_parser(command: str, doc: str) -> CommandParser:
     """The parser of `timesformer COMMAND`; the file's docstring tells what it does and shows examples."""
     summary, _, rest = doc.strip().partition("\n\n")
     return CommandParser(prog=f"timesformer {command}", description=summary, epilog=rest)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--model`, or `--export` for a graph in its place: what a command runs. `graph_of` reads them."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="folder or Hub id of the model and its processor")
+    source.add_argument("--export", metavar="DIR", help="in its place: a folder that `timesformer export` wrote")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8"),
+        help="of the graph in --export (default: the folder's own; OpenVINO: bf16 where the CPU computes in it)",
+    )
+    parser.add_argument(
+        "--onnx",
+        nargs="?",
+        const="fp32",
+        choices=("fp32", "int8"),
+        help="the same as --export with the folder that --model names, for ONNX graphs (default fp32)",
+    )
+
+
+def graph_of(args: argparse.Namespace) -> tuple[str, str | None] | None:
+    """The folder of the exported graph that the command runs and its precision, None where it runs a model.
+
+    Raises ValueError for arguments of `add_model_arguments` that do not go together.
+    """
+    if args.onnx and args.export:
+        raise ValueError("--onnx goes with --model; beside --export, --precision chooses the graph")
+    if args.precision and not args.export:
+        raise ValueError(f"--precision {args.precision} is for --export; beside --model it is --dtype")
+    if args.onnx:
+        return args.model, args.onnx
+    return (args.export, args.precision) if args.export else None
 
 
 @contextmanager

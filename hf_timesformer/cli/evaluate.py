@@ -13,7 +13,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DATASETS, end_process_group, make_parser, user_errors, warn_of_lone_process
+from .common import (
+    DATASETS,
+    add_model_arguments,
+    end_process_group,
+    graph_of,
+    make_parser,
+    user_errors,
+    warn_of_lone_process,
+)
 
 
 if TYPE_CHECKING:
@@ -27,7 +35,7 @@ DTYPES = ("float32", "bfloat16", "float16")  # of evaluation.predictions.AUTOCAS
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("evaluate", __doc__)
-    parser.add_argument("--model", required=True, help="folder or Hub id of the model and its processor")
+    add_model_arguments(parser)
     parser.add_argument(
         "--data_dir", required=True, help="folder of the data set; for webdataset also a pattern or URL of shards"
     )
@@ -41,9 +49,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=4, help="videos a batch on each device")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode, for each device")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="autocast precision")
-    parser.add_argument(
-        "--onnx", choices=("fp32", "int8"), help="the graph of a folder that `timesformer export` wrote, on the CPU"
-    )
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     return parser.parse_args(argv)
 
@@ -54,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     import numpy as np
     import transformers
 
-    from ..conversion.onnx_export import load_graph_and_processor
+    from ..conversion.load_exported import load_exported
     from ..data.dataset_factory import find_videos
     from ..data.labels import match_labels
     from ..evaluation.predictions import predict_dataset
@@ -63,7 +68,9 @@ def main(argv: list[str] | None = None) -> None:
     from ..inference import load_model_and_processor
 
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
-    accelerator = make_accelerator(cpu=args.cpu or args.onnx is not None)
+    with user_errors():
+        graph = graph_of(args)
+    accelerator = make_accelerator(cpu=args.cpu or graph is not None)
     warn_of_lone_process(accelerator.num_processes)
     if not accelerator.is_main_process:
         logging.disable(logging.WARNING)
@@ -72,8 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         settings = ("num_crops", "num_clips", "num_frames", "sampling_rate")
         overrides = {name: getattr(args, name) for name in settings}
-        if args.onnx:
-            model, processor = load_graph_and_processor(args.model, args.onnx, **overrides)
+        if graph is not None:
+            model, processor = load_exported(*graph, **overrides)
         else:
             model, processor = load_model_and_processor(args.model, **overrides)
         missing_file = output_dir / "missing_videos.txt" if accelerator.is_main_process else None
@@ -87,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerator,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
-        dtype=args.dtype,
+        dtype="float32" if graph is not None else args.dtype,
     )
     end_process_group()
     if not accelerator.is_main_process:
@@ -96,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     with user_errors():
         results = summarize(predictions, names, expected=found.num_expected, found=found.num_found)
-        results = _setting(args, processor, accelerator) | results
+        dtype = args.dtype if graph is None else model.precision
+        results = _setting(args, processor, accelerator) | {"dtype": dtype} | results
         for path in write_report(output_dir, results, predictions, names):
             print(f"wrote {path}")
     _print_summary(results)
@@ -105,15 +113,17 @@ def main(argv: list[str] | None = None) -> None:
 def _output_dir(args: argparse.Namespace) -> Path:
     if args.output_dir:
         return Path(args.output_dir)
-    suffix = f"_{args.onnx}" if args.onnx else ""
-    return (Path(args.model) if Path(args.model).is_dir() else Path()) / f"eval_{args.split}{suffix}"
+    precision = args.onnx or args.precision
+    suffix = f"_{precision}" if precision else ""
+    folder = Path(args.export or args.model)
+    return (folder if folder.is_dir() else Path()) / f"eval_{args.split}{suffix}"
 
 
 def _setting(args: argparse.Namespace, processor: "TimeSformerVideoProcessor", accelerator: "Accelerator") -> dict:
     from ..evaluation.report import describe_protocol, installed_versions
 
     return {
-        "model": args.model,
+        "model": args.export or args.model,
         "dataset": args.dataset,
         "data_dir": args.data_dir,
         "split": args.split,
@@ -122,7 +132,6 @@ def _setting(args: argparse.Namespace, processor: "TimeSformerVideoProcessor", a
         "num_clips": processor.num_clips,
         "num_crops": processor.num_crops,
         "num_frames": processor.num_frames,
-        "dtype": args.onnx or args.dtype,
         "device": str(accelerator.device),
         "num_processes": accelerator.num_processes,
         "versions": installed_versions(),

@@ -3,7 +3,7 @@
 
     timesformer predict clip.mp4 other.webm --model runs/mine --top_k 3
     timesformer predict https://example.com/clip.mp4 --allow_urls --model ... --json
-    timesformer predict clip.mp4 --model runs/mine-onnx --onnx int8
+    timesformer predict clip.mp4 --export runs/mine-openvino
 
 A model of several classes at a time gives each its own probability, and a regression gives its number. Beside each
 video stands how much of it was looked at; `timesformer label` looks at all of a long one.
@@ -16,7 +16,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .common import make_parser, user_errors
+from .common import add_model_arguments, graph_of, make_parser, user_errors
 
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("predict", __doc__)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files, or URLs with --allow_urls")
-    parser.add_argument("--model", required=True, help="folder or Hub id of the model and its processor")
+    add_model_arguments(parser)
     parser.add_argument("--top_k", type=int, default=5, help="classes to print for each video")
     parser.add_argument("--num_crops", type=int, choices=[1, 3], default=3, help="1 (centre) or 3")
     parser.add_argument("--num_clips", type=int, default=1, help="clips a video, spread evenly")
@@ -43,13 +43,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         choices=["auto", "float32", "bfloat16", "float16"],
         help="default auto: bfloat16 where the processor or GPU computes in it, else float32",
-    )
-    parser.add_argument(
-        "--onnx",
-        nargs="?",
-        const="fp32",
-        choices=["fp32", "int8"],
-        help="--model is a folder that `timesformer export` wrote: run its graph on the CPU (default fp32)",
     )
     parser.add_argument("--allow_urls", action="store_true", help="fetch http(s) URLs")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of tables")
@@ -91,13 +84,14 @@ def load(args: argparse.Namespace) -> "tuple[torch.nn.Module, TimeSformerVideoPr
     from ..inference import choose_device, choose_dtype, load_model_and_processor
 
     views = {"num_crops": args.num_crops, "num_clips": args.num_clips}
-    if args.onnx:
-        from ..conversion.onnx_export import load_graph_and_processor
+    graph = graph_of(args)
+    if graph is not None:
+        from ..conversion.load_exported import load_exported
 
         if args.dtype != "auto":
-            raise ValueError(f"--dtype {args.dtype} does not go with --onnx: a graph computes in what it was made for")
-        model, processor = load_graph_and_processor(args.model, args.onnx, **views)
-        return model.eval(), processor, {"fp32": "float32"}.get(args.onnx, args.onnx)
+            raise ValueError(f"--dtype {args.dtype} does not go with a graph, which computes in what it was made for")
+        model, processor = load_exported(*graph, **views)
+        return model.eval(), processor, {"fp32": "float32", "bf16": "bfloat16"}.get(model.precision, model.precision)
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     model, processor = load_model_and_processor(args.model, **views)

@@ -59,11 +59,12 @@ class ExportedClassifier(nn.Module):
 
 
 def require(name: str, extra: str) -> ModuleType:
-    """The module of that name. Raises ImportError that says which extra brings it."""
+    """The module of that name. Raises ModuleNotFoundError that says which extra brings it."""
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"This export needs {name}: pip install 'hf-timesformer[{extra}]' ({error})") from error
+    except ModuleNotFoundError as error:
+        message = f"This export needs {error.name}: pip install 'hf-timesformer[{extra}]'"
+        raise ModuleNotFoundError(message, name=error.name) from error
 
 
 def refuse_own_folder(model: str, folder: Path) -> None:

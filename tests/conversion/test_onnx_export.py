@@ -126,10 +126,11 @@ def test_int8_is_close(tmp_path):
     assert 0 < (low - expected).abs().max() < 0.25 * expected.abs().max()
 
 
-def test_onnx_scripts(tmp_path, monkeypatch, capsys):
-    """export_onnx.py, then predict.py and evaluate.py --onnx: the answers that they give without it."""
+def test_commands_over_each_format(tmp_path, monkeypatch, capsys):
+    """The commands export, predict and evaluate over each format: the answers that they give without it."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("nncf")
     tiny_model("divided_space_time", **SMALL, num_labels=6).save_pretrained(tmp_path / "model")
     processor().save_pretrained(tmp_path / "model")
     frames = motion_frames("left", np.random.default_rng(0), num_frames=12, size=48)
@@ -145,24 +146,39 @@ def test_onnx_scripts(tmp_path, monkeypatch, capsys):
     told = run("export_onnx.py", str(tmp_path / "model"), str(tmp_path / "graph"), "--int8")
     assert [Path(line.split()[0]).name for line in told.splitlines()[-2:]] == ["model.onnx", "model_int8.onnx"]
     scores = {}
+    run("export_onnx.py", str(tmp_path / "model"), str(tmp_path / "ov"), "--format", "openvino")
+    int8 = ["--int8", "--calibration_dir", str(tmp_path / "clips")]
+    run("export_onnx.py", str(tmp_path / "model"), str(tmp_path / "ov8"), "--format", "openvino", *int8)
     for name, folder, arguments in (
-        ("torch", "model", []),
+        ("torch", "model", ["--dtype", "float32"]),
         ("fp32", "graph", ["--onnx", "fp32"]),
         ("int8", "graph", ["--onnx", "int8"]),
+        ("ov", "ov", ["--precision", "fp32"]),
+        ("ov8", "ov8", []),
     ):
-        told = run("predict.py", clip, "--json", "--model", str(tmp_path / folder), *arguments)
+        source = ["--export" if folder.startswith("ov") else "--model", str(tmp_path / folder)]
+        told = run("predict.py", clip, "--json", "--top_k", "6", *source, *arguments)
         answer = json.loads(told[told.index("[") :])[0]
         scores[name] = {row["label"]: row["score"] for row in answer["predictions"]}
         data = ["--data_dir", str(tmp_path / "clips"), "--num_workers", "0", "--cpu", "True"]
-        run("evaluate.py", "--model", str(tmp_path / folder), *data, *arguments)
+        run("evaluate.py", *source, *data, *arguments)
     for label, score in scores["torch"].items():
         assert scores["fp32"][label] == pytest.approx(score, abs=1e-5)
+        assert scores["ov"][label] == pytest.approx(score, abs=1e-5)
         assert scores["int8"][label] == pytest.approx(score, abs=0.1)
-    places = {"float32": "model/eval_test", "fp32": "graph/eval_test_fp32", "int8": "graph/eval_test_int8"}
-    results = {kind: json.loads((tmp_path / at / "eval_results.json").read_text()) for kind, at in places.items()}
-    assert [result["dtype"] for result in results.values()] == list(results)
-    assert results["fp32"]["top1_accuracy"] == results["float32"]["top1_accuracy"]
-    assert results["int8"]["videos_evaluated"] == 6
+        assert scores["ov8"][label] == pytest.approx(score, abs=0.1)
+    dtypes = {
+        "model/eval_test": "float32",
+        "graph/eval_test_fp32": "fp32",
+        "graph/eval_test_int8": "int8",
+        "ov/eval_test_fp32": "fp32",
+        "ov8/eval_test": "int8",
+    }
+    results = {place: json.loads((tmp_path / place / "eval_results.json").read_text()) for place in dtypes}
+    assert {place: result["dtype"] for place, result in results.items()} == dtypes
+    for place in ("graph/eval_test_fp32", "ov/eval_test_fp32"):
+        assert results[place]["top1_accuracy"] == results["model/eval_test"]["top1_accuracy"]
+    assert all(result["videos_evaluated"] == 6 for result in results.values())
     with pytest.raises(ValueError, match="num_frames=4: a graph takes the frames"):
         load_exported(tmp_path / "graph", "fp32", num_frames=4)
 
