@@ -13,9 +13,6 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# What `--dataset` takes: the names in `data.dataset_factory`, here because that file takes seconds to import.
-DATASETS = ("folder", "kinetics", "ssv2", "diving48", "webdataset")
-
 # A package that only an extra brings -> that extra.
 EXTRAS = {
     "gradio": "app",

@@ -13,8 +13,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.arguments import add_dataset_arguments, dataset_arguments
 from .common import (
-    DATASETS,
     add_model_arguments,
     end_process_group,
     graph_of,
@@ -36,10 +36,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("evaluate", __doc__)
     add_model_arguments(parser)
-    parser.add_argument(
-        "--data_dir", required=True, help="folder of the data set; for webdataset also a pattern or URL of shards"
-    )
-    parser.add_argument("--dataset", default="folder", choices=DATASETS, help="layout of the data")
+    add_dataset_arguments(parser)
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--output_dir", help="by default <model>/eval_<split>")
     parser.add_argument("--num_crops", type=int, default=3, choices=(1, 3), help="1 (centre) or 3")
@@ -84,7 +81,8 @@ def main(argv: list[str] | None = None) -> None:
         else:
             model, processor = load_model_and_processor(args.model, **overrides)
         missing_file = output_dir / "missing_videos.txt" if accelerator.is_main_process else None
-        found = find_videos(args.dataset, args.data_dir, args.split, missing_file=missing_file)
+        options = dataset_arguments(args).reader_options
+        found = find_videos(args.dataset, args.data_dir, args.split, missing_file=missing_file, **options)
         cure = "Use the data set that the model was trained on, or rename the class folders"
         model_label = np.array(match_labels(found.class_names, model.config.id2label, cure=cure), np.int64)
     predictions = predict_dataset(

@@ -15,7 +15,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from .common import DATASETS, make_parser, user_errors
+from ..data.arguments import DATASETS, add_dataset_arguments, dataset_arguments
+from .common import make_parser, user_errors
 
 
 SOURCES = tuple(name for name in DATASETS if name != "webdataset")  # whose clips are not in shards yet
@@ -26,9 +27,8 @@ CHECK_HELP = "decode nothing, the first, middle and last frame, or all"
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("prepare", __doc__)
-    parser.add_argument("--data_dir", required=True, help="folder of the data set")
+    add_dataset_arguments(parser, SOURCES)
     parser.add_argument("--output_dir", required=True, help="folder for the manifest and the shards")
-    parser.add_argument("--dataset", default="folder", choices=SOURCES, help="layout of the data")
     parser.add_argument("--splits", nargs="+", default=[], help="splits to prepare; without it all there are")
     parser.add_argument("--check", default="frames", choices=CHECKS, help=CHECK_HELP)
     parser.add_argument("--num_workers", type=int, default=2, help="processes that read videos; 0: this one")
@@ -59,13 +59,14 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare(args: argparse.Namespace, output_dir: Path) -> None:
     """The flow; every step takes up what an earlier run has left."""
-    from ..data.dataset_factory import RECORD_READERS, available_splits
+    from ..data.dataset_factory import available_splits, read_records
     from ..data.preparation.pack import PackSettings, pack
     from ..data.preparation.scan import list_records, scan, write_manifest
 
     data_dir = Path(args.data_dir).expanduser()
     names = args.splits or available_splits(args.dataset, data_dir)
-    splits = {split: RECORD_READERS[args.dataset](data_dir, split) for split in names}
+    options = dataset_arguments(args).reader_options
+    splits = {split: read_records(args.dataset, data_dir, split, **options) for split in names}
     settings = PackSettings(args.videos_per_shard, args.short_side, args.seed)
     videos = list_records(splits, data_dir)
     rows = scan(videos, output_dir, check=args.check, num_workers=args.num_workers)

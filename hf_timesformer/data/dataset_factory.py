@@ -4,6 +4,7 @@ Every data set has the columns `video_id` (str, unique), `video` (path, or bytes
 `datasets`) and `label` (`ClassLabel` with names).
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,23 +12,39 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
+from .arguments import DATASETS
 from .readers.diving48 import diving48_splits, read_diving48
 from .readers.folder import find_split_folders, read_folder
+from .readers.hmdb51 import hmdb51_splits, read_hmdb51
 from .readers.kinetics import kinetics_files, read_kinetics
 from .readers.ssv2 import read_ssv2, ssv2_splits
+from .readers.ucf101 import read_ucf101, ucf101_splits
 from .readers.webdataset import find_class_names, find_shards, read_index, stream_shards, webdataset_splits
-from .records import canonical_split, report_missing
+from .records import VideoRecords, canonical_split, report_missing
 from .targets import SINGLE_LABEL
 
 
-RECORD_READERS = {"folder": read_folder, "kinetics": read_kinetics, "ssv2": read_ssv2, "diving48": read_diving48}
-SPLIT_FINDERS = {
-    "folder": find_split_folders,
-    "kinetics": kinetics_files,
-    "ssv2": ssv2_splits,
-    "diving48": diving48_splits,
+@dataclass(frozen=True)
+class Layout:
+    """How a data set lies on disk: what reads one split, what finds the splits that are there, options of the reader.
+
+    `read(data_dir, split, **options)` takes those options that stand in `options`, by keyword.
+    """
+
+    read: Callable[..., VideoRecords]
+    find_splits: Callable[[Path], Iterable[str]]
+    options: tuple[str, ...] = ("extensions",)
+
+
+# A further data set is one line here, and its reader a file in `readers/`.
+LAYOUTS = {
+    "folder": Layout(read_folder, find_split_folders),
+    "kinetics": Layout(read_kinetics, kinetics_files),
+    "ssv2": Layout(read_ssv2, ssv2_splits),
+    "diving48": Layout(read_diving48, diving48_splits),
+    "ucf101": Layout(read_ucf101, ucf101_splits, ("extensions", "fold")),
+    "hmdb51": Layout(read_hmdb51, hmdb51_splits, ("extensions", "fold")),
 }
-DATASETS = (*RECORD_READERS, "webdataset")
 
 
 @dataclass
@@ -60,18 +77,19 @@ def find_videos(
     *,
     missing_file: str | Path | None = None,
     class_names: list[str] | None = None,
+    **options: Any,
 ) -> FoundVideos:
     """One split of a data set with the columns `video_id`, `video` and `label`, and its counts.
 
     `dataset` is one of `DATASETS`. Listed clips that are not on disk are left out, counted in the log, and named in
-    `missing_file` where given. `class_names` is for shards without a `labels.json`. Raises ValueError for an unknown
-    data set or split, a folder without clips, or annotations that cannot be read.
+    `missing_file` where given. `class_names` is for shards without a `labels.json`. `options` are those of the data
+    set's reader; one that is None or empty is as good as not given. Raises ValueError for an unknown data set or
+    split, an option that its reader does not have, a folder without clips, or annotations that cannot be read.
     """
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown dataset {dataset!r}: choose one of {', '.join(DATASETS)}")
     if dataset == "webdataset":
+        refuse_unknown_options(dataset, options)
         return _find_shards(str(data_dir), split, class_names)
-    records = RECORD_READERS[dataset](Path(data_dir).expanduser(), split)
+    records = read_records(dataset, data_dir, split, **options)
     report_missing(records, missing_file)
     return FoundVideos(
         records.to_dataset(),
@@ -82,9 +100,34 @@ def find_videos(
     )
 
 
+def read_records(dataset: str, data_dir: str | Path, split: str, **options: Any) -> VideoRecords:
+    """The records of one split of a data set on disk, as `find_videos` takes them; same options, same errors."""
+    layout = _layout(dataset)
+    given = refuse_unknown_options(dataset, options)
+    return layout.read(Path(data_dir).expanduser(), split, **given)
+
+
+def refuse_unknown_options(dataset: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of `options` that are given; ValueError that names one which the data set's reader does not have."""
+    given = {name: value for name, value in options.items() if value not in (None, [], (), False, "")}
+    known = LAYOUTS[dataset].options if dataset in LAYOUTS else ()
+    for name in given:
+        if name not in known:
+            having = [other for other, layout in LAYOUTS.items() if name in layout.options]
+            where = f"only --dataset {', '.join(having)} has it" if having else "no data set has it"
+            raise ValueError(f"--{name} does not go with --dataset {dataset}: {where}")
+    return given
+
+
+def _layout(dataset: str) -> Layout:
+    if dataset not in LAYOUTS:
+        raise ValueError(f"unknown dataset {dataset!r}: choose one of {', '.join(DATASETS)}")
+    return LAYOUTS[dataset]
+
+
 def _find_shards(location: str, split: str, class_names: list[str] | None) -> FoundVideos:
     shards = find_shards(location, split)
-    class_names = class_names or find_class_names(shards[0])
+    class_names = class_names or find_class_names(shards, location)
     counts, listed = {}, {}
     index = read_index(shards[0].rpartition("/")[0] or ".")
     if index is not None:
@@ -107,9 +150,7 @@ def available_splits(dataset: str, data_dir: str | Path) -> list[str]:
     """Names of the splits that `data_dir` has, of `train`, `validation` and `test`."""
     if dataset == "webdataset":
         return webdataset_splits(str(data_dir))
-    if dataset in SPLIT_FINDERS:
-        return list(SPLIT_FINDERS[dataset](Path(data_dir).expanduser()))
-    raise ValueError(f"unknown dataset {dataset!r}: choose one of {', '.join(DATASETS)}")
+    return list(_layout(dataset).find_splits(Path(data_dir).expanduser()))
 
 
 def hold_out(records: Dataset, fraction: float, *, seed: int) -> tuple[Dataset, Dataset]:

@@ -2,8 +2,7 @@
 
 import json
 import logging
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,6 @@ from .targets import LABEL_COLUMNS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 
 logger = logging.getLogger(__name__)
-
-# Suffixes without the dot, in lower case.
-VIDEO_EXTENSIONS = frozenset(
-    ("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "vob", "webm", "wmv")
-)
 
 SPLIT_ALIASES = {
     "train": ("train", "training"),
@@ -139,25 +133,6 @@ def canonical_split(split: str) -> str:
         if split.lower() in aliases:
             return name
     raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLIT_ALIASES)}")
-
-
-def is_video(name: str) -> bool:
-    """Whether a file name has a video's suffix."""
-    return name.rpartition(".")[2].lower() in VIDEO_EXTENSIONS and not name.startswith(".")
-
-
-def walk_files(folder: Path) -> Iterator[Path]:
-    """All files under `folder` in sorted order, hidden ones left out, links to folders followed."""
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
-
-
-def index_by_stem(data_dir: Path) -> dict[str, Path]:
-    """Every video under `data_dir` by its name without folder and suffix."""
-    if not data_dir.is_dir():
-        raise ValueError(f"data folder {str(data_dir)!r} does not exist or is no folder")
-    return {path.stem: path for path in walk_files(data_dir) if is_video(path.name)}
 
 
 def find_annotations(data_dir: Path, names: Iterable[str]) -> Path | None:

@@ -19,7 +19,7 @@ import numpy as np
 from datasets import IterableDataset
 from torch.utils.data import Sampler
 
-from .records import is_video
+from .media_files import is_video
 from .row_source import MAX_STAND_INS, ClipKey
 
 
@@ -254,10 +254,10 @@ def _count_clips(shard: str) -> int:
         )
     try:
         with tarfile.open(shard) as tar:
-            paths = [PurePosixPath(member.name) for member in tar if member.isfile()]
+            names = [PurePosixPath(member.name).name for member in tar if member.isfile()]
     except (OSError, EOFError, tarfile.TarError) as error:
         raise ValueError(f"cannot read shard {shard}: {error}") from error
-    return len({path.parent / path.name.partition(".")[0] for path in paths if is_video(path.name)})
+    return sum(is_video(name) for name in names)  # each video is a sample, even where several share a key
 
 
 def warn_of_few_shards(num_shards: int, layout: StreamLayout) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from ..data.dataset_factory import DATASETS
+from ..data.arguments import DatasetArguments
 from .optimization import FREEZE_CHOICES
 
 
@@ -45,11 +45,9 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(DatasetArguments):
     """Where the clips are, and what is done to them in training."""
 
-    data_dir: str = field(metadata={"help": "Folder of the data set."})
-    dataset: str = field(default="folder", metadata={"help": "Layout of --data_dir.", "choices": DATASETS})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on: validation where there is one."}

@@ -34,15 +34,15 @@ from .trainer import VideoTrainer, clip_metrics
 logger = logging.getLogger(__name__)
 
 
-def find_splits(data: DataArguments, seed: int) -> tuple[FoundVideos, FoundVideos | None]:
+def find_splits(data: DataArguments, args: VideoTrainingArguments) -> tuple[FoundVideos, FoundVideos | None]:
     """The clips to train on and, unless held out later or not wanted, those to evaluate on."""
-    missing_file = Path(data.missing_file) if data.missing_file else None
-    options = {"missing_file": missing_file} if missing_file else {}
-    train = find_videos(data.dataset, data.data_dir, data.train_split, **options)
+    missing_file = data.missing_file if args.process_index == 0 else None  # all find the same: one writes it down
+    options = data.reader_options
+    train = find_videos(data.dataset, data.data_dir, data.train_split, missing_file=missing_file, **options)
     splits = available_splits(data.dataset, data.data_dir)
     validation_split = data.validation_split or ("validation" if "validation" in splits else None)
     if validation_split:
-        return train, find_videos(data.dataset, data.data_dir, validation_split)
+        return train, find_videos(data.dataset, data.data_dir, validation_split, **options)
     if data.validation_fraction == 0:
         return train, None
     if train.shards is not None:
@@ -50,7 +50,7 @@ def find_splits(data: DataArguments, seed: int) -> tuple[FoundVideos, FoundVideo
             f"{data.data_dir} has no validation split, and clips in tar shards cannot be held out: "
             "give --validation_split, or --validation_fraction 0 to train without evaluation"
         )
-    kept, held_out = hold_out(train.videos, data.validation_fraction, seed=seed)
+    kept, held_out = hold_out(train.videos, data.validation_fraction, seed=args.seed)
     logger.info("no validation split: %d of %d clips are held out", len(held_out), len(train.videos))
     if not len(held_out):
         logger.warning("no class has two clips, so none can be held out: training goes without evaluation")
@@ -194,7 +194,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: VideoTrain
 
 def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: VideoTrainingArguments) -> VideoTrainer:
     """A trainer with the network, the clips and the metrics that the arguments ask for."""
-    train_videos, validation_videos = find_splits(data_args, args.seed)
+    train_videos, validation_videos = find_splits(data_args, args)
     if train_videos.shards is None:
         check_every_class_is_readable(train_videos.videos)
     network, label_ids, processor = make_network(model_args, train_videos.class_names)

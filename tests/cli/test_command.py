@@ -142,14 +142,15 @@ def test_options_in_every_spelling(argv: list[str], expected: dict):
 
 def test_choices_that_help_tells_are_those_of_the_package():
     """They stand in the commands' files a second time, because the package takes seconds to import."""
-    from hf_timesformer.cli import common, evaluate, prepare, visualize
-    from hf_timesformer.data.dataset_factory import DATASETS, RECORD_READERS
+    from hf_timesformer.cli import evaluate, prepare, visualize
+    from hf_timesformer.data.arguments import DATASETS
+    from hf_timesformer.data.dataset_factory import LAYOUTS
     from hf_timesformer.data.preparation.scan import CHECKS
     from hf_timesformer.evaluation.predictions import AUTOCAST_DTYPES
     from hf_timesformer.model.schemes import SCHEMES
 
-    assert tuple(DATASETS) == common.DATASETS
-    assert tuple(RECORD_READERS) == prepare.SOURCES
+    assert (*LAYOUTS, "webdataset") == DATASETS
+    assert tuple(LAYOUTS) == prepare.SOURCES
     assert tuple(CHECKS) == prepare.CHECKS
     assert tuple(AUTOCAST_DTYPES) == evaluate.DTYPES
     assert tuple(SCHEMES) == visualize.SCHEMES

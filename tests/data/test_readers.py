@@ -8,13 +8,17 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from hf_timesformer.data.dataset_factory import DATASETS, available_splits, find_videos, load_videos
+from hf_timesformer.data.arguments import DATASETS
+from hf_timesformer.data.dataset_factory import available_splits, find_videos, load_videos
 from hf_timesformer.data.readers.webdataset import expand_braces
+from hf_timesformer.data.shard_source import count_clips
+from hf_timesformer.video.encoding import write_video
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -104,9 +108,68 @@ def test_folder_empty_class_and_absent_folder(tmp_path: Path):
         load_videos("folder", tmp_path / "nowhere", "train")
 
 
+def test_folder_counts_what_it_leaves_out(tmp_path: Path, caplog):
+    touch(tmp_path, "train/run/a.mp4", "train/run/b.MOV", "train/run/c.xyz", "train/run/d.xyz", "train/run/notes.txt")
+    touch(tmp_path, "train/run/._a.mp4", "train/loose.mp4", "train/jump/a.asf", "eval/jump/b.mp4")
+    records = load_videos("folder", tmp_path, "train")
+    assert len(records) == 3
+    assert "3 of 8 files used; left out: 2 .xyz (c.xyz)" in caplog.text
+    for reason in ("1 .txt (notes.txt)", "1 hidden (._a.mp4)", "1 outside the class folders (loose.mp4)"):
+        assert reason in caplog.text
+    assert "for videos among them add --extensions xyz or rename" in caplog.text
+    assert "not used, since it is no split: eval" in caplog.text
+    assert len(load_videos("folder", tmp_path, "train", extensions=[".XYZ"])) == 5
+
+
+def test_folder_says_that_two_clips_may_be_one(tmp_path: Path, caplog):
+    assert len(load_videos("folder", touch(tmp_path, "run/a.mp4", "run/a.webm", "run/b.mp4"), "train")) == 3
+    assert "2 clips differ from another in the suffix alone (a.mp4, a.webm), all are used" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "train/metadata.csv", "data/metadata.csv"])
+def test_a_video_folder_is_not_read_as_classes(tmp_path: Path, name: str):
+    touch(tmp_path, name, "data/clips/a.mp4" if name.startswith("data") else "train/clips/a.mp4")
+    with pytest.raises(ValueError, match=rf"VideoFolder.*--dataset csv --data_dir .*{name}"):
+        load_videos("folder", tmp_path, "train")
+
+
+@pytest.mark.parametrize("split", ["data/train/run/a.mp4", "data/run/a.mp4"])
+def test_a_folder_of_all_data_is_no_class(tmp_path: Path, split: str):
+    records = load_videos("folder", touch(tmp_path, split, "README.md", ".git/config"), "train")
+    assert records.features["label"].names == ["run"]
+
+
+def test_folder_links_that_loop_end(tmp_path: Path, caplog):
+    data = touch(tmp_path / "clips", "train/run/a.mp4", "train/run/deep/b.mp4", "train/jump/c.mp4", "train/jump/d.mp4")
+    (data / "train/run/up").symlink_to(data)
+    (data / "train/run/deep/here").symlink_to(data / "train/run/deep")
+    (data / "train/again").symlink_to(data / "train")
+    pool = touch(tmp_path / "pool", "e.mp4")  # an honest link, with a loop behind it
+    (pool / "back").symlink_to(data / "train/jump")
+    (data / "train/jump/pool").symlink_to(pool)
+    (data / "train/jump/gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    records = load_videos("folder", data, "train")
+    assert sorted(records["video_id"]) == [
+        "jump/c.mp4",
+        "jump/d.mp4",
+        "jump/pool/e.mp4",
+        "run/a.mp4",
+        "run/deep/b.mp4",
+    ]
+    assert "4 link back to a folder above" in caplog.text
+    assert "1 broken link (gone.mp4)" in caplog.text
+
+
+def test_options_of_another_data_set_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="--extensions does not go with --dataset webdataset: only --dataset folder"):
+        load_videos("webdataset", tmp_path, "train", extensions=["xyz"])
+    with pytest.raises(ValueError, match="--colour does not go with --dataset folder: no data set has it"):
+        load_videos("folder", tmp_path, "train", colour="red")
+
+
 @pytest.mark.parametrize("dataset", ["imagenet", ""])
 def test_unknown_dataset(tmp_path: Path, dataset: str):
-    with pytest.raises(ValueError, match="choose one of folder, kinetics, ssv2, diving48, webdataset"):
+    with pytest.raises(ValueError, match="choose one of folder, kinetics, ssv2, diving48, .*webdataset"):
         load_videos(dataset, tmp_path, "train")
 
 
@@ -156,6 +219,67 @@ def test_kinetics_listed_twice(kinetics: Path, caplog):
     assert "1 videos are listed again" in caplog.text
 
 
+QUOTED = '"label","youtube_id","time_start","time_end","split","is_cc"\n'  # Kinetics-600 and 700 have more columns
+
+
+@pytest.mark.parametrize("header", [HEADER, QUOTED])
+@pytest.mark.parametrize("start", ["5", "5.0"])
+def test_kinetics_as_people_have_it(tmp_path: Path, header: str, start: str, caplog):
+    """Files named by the video alone, a quoted header, seconds as a spreadsheet writes them, a test split in vain."""
+    rest = ",train,1" if "is_cc" in header else ",train"
+    write(
+        tmp_path / "train.csv", f'{header}"zumba","aaaaaaaaaaa",{start},15.0{rest}\narchery,bbbbbbbbbbb,0,10{rest}\n'
+    )
+    write(tmp_path / "val.csv", f"{header}zumba,bbbbbbbbbbb,20,30{rest}\nzumba,ccccccccccc,20,30{rest}\n")
+    write(tmp_path / "test.csv", "youtube_id,time_start,time_end,split\nddddddddddd,0,10,test\n")
+    touch(tmp_path, *(f"videos/{letter * 11}.mp4" for letter in "abcd"))
+    found = find_videos("kinetics", tmp_path, "train")
+    # b...b is the video of two clips, so that a file of that name is neither of them for sure
+    assert rows(found.videos) == [("aaaaaaaaaaa_000005_000015", "aaaaaaaaaaa.mp4", "zumba")]
+    assert (found.num_expected, found.class_names) == (2, ["archery", "zumba"])
+    assert available_splits("kinetics", tmp_path) == ["train", "validation"]
+    assert "test.csv has no labels, so the test split is left out" in caplog.text
+    with pytest.raises(ValueError, match=r"test.csv has no labels, so the test split can be neither trained on"):
+        load_videos("kinetics", tmp_path, "test")
+
+
+def test_kinetics_lists_without_suffix_and_from_windows(tmp_path: Path):
+    touch(tmp_path, "train/zumba/a b.mp4", "train/archery/c.webm", "train/archery/v_1.5.mkv")
+    lines = ["train/zumba/a b 1", "train\\archery\\c.webm 0", "archery/v_1.5 0", '"train/zumba/a b.mp4" 1', "gone 0"]
+    write(tmp_path / "train.csv", "\n".join(lines))
+    write(tmp_path / "labels.json", ["archery", "zumba"])
+    write(tmp_path / "test.csv", "train/zumba/a\nb\n")
+    found = find_videos("kinetics", tmp_path, "train")
+    assert [row[1:] for row in rows(found.videos)] == [
+        ("a b.mp4", "zumba"),
+        ("c.webm", "archery"),
+        ("v_1.5.mkv", "archery"),
+        ("a b.mp4", "zumba"),
+    ]
+    assert found.num_expected == 5
+    assert available_splits("kinetics", tmp_path) == ["train"]
+
+
+def test_kinetics_numbers_that_begin_at_1_are_refused(tmp_path: Path):
+    write(touch(tmp_path, "a.mp4", "b.mp4") / "train.csv", "a.mp4 1\nb.mp4 2\n")
+    with pytest.raises(ValueError, match=r"they begin at 1: take 1 from each"):
+        load_videos("kinetics", tmp_path, "train")
+
+
+@pytest.mark.parametrize("original", ["broken", "whole"])
+def test_kinetics_replacements_stand_in_for_broken_originals(tmp_path: Path, original: str, caplog):
+    stem = "aaaaaaaaaaa_000005_000015"
+    write(tmp_path / "train.csv", HEADER + "zumba,aaaaaaaaaaa,5,15,train\n")
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    touch(tmp_path, f"train/{stem}.mp4", f"replacement_for_corrupted_k400/{stem}.mp4")
+    write_video(tmp_path / f"replacement_for_corrupted_k400/{stem}.mp4", frames)
+    if original == "whole":
+        write_video(tmp_path / f"train/{stem}.mp4", frames)
+    folder = "train" if original == "whole" else "replacement_for_corrupted_k400"
+    assert load_videos("kinetics", tmp_path, "train")[0]["video"] == str(tmp_path / folder / f"{stem}.mp4")
+    assert ("1 clips that cannot be read are replaced, such as" in caplog.text) == (original == "broken")
+
+
 @pytest.mark.parametrize("separator", [" ", ",", ", ", "\t"])
 @pytest.mark.parametrize("absolute", [False, True])
 def test_kinetics_path_lists(tmp_path: Path, separator: str, absolute: bool):
@@ -176,9 +300,9 @@ def test_kinetics_path_lists(tmp_path: Path, separator: str, absolute: bool):
 
 
 def test_kinetics_lists_of_flat_clips_number_the_classes(tmp_path: Path):
-    write(touch(tmp_path, "a.mp4", "b.mp4") / "train.csv", "a.mp4 2\nb.mp4 0\n")
+    write(touch(tmp_path, "a.mp4", "b.mp4") / "train.csv", "a.mp4 1\nb.mp4 0\n")
     assert rows(load_videos("kinetics", tmp_path, "train")) == [
-        ("a.mp4", "a.mp4", "class 2"),
+        ("a.mp4", "a.mp4", "class 1"),
         ("b.mp4", "b.mp4", "class 0"),
     ]
 
@@ -223,10 +347,37 @@ def test_ssv2(tmp_path: Path, prefix: str, folder: str):
     ]
     assert (found.num_expected, found.num_found) == (3, 2)
     assert available_splits("ssv2", tmp_path) == ["validation"]
-    with pytest.raises(ValueError, match="no public labels"):
+    with pytest.raises(ValueError, match="has no labels here"):
         load_videos("ssv2", tmp_path, "test")
     with pytest.raises(ValueError, match=r"found none of train.json, something-something-v2-train.json"):
         load_videos("ssv2", tmp_path, "train")
+
+
+def test_ssv2_test_answers(tmp_path: Path):
+    write(tmp_path / "labels/labels.json", {"Holding something": "0", "Pushing something; slowly": "1"})
+    write(tmp_path / "labels/test.json", [{"id": "7"}, {"id": "8"}])
+    write(tmp_path / "labels/test-answers.csv", "8;Holding something\n7;Pushing something; slowly\n")
+    touch(tmp_path, "20bn-something-something-v2/7.webm", "20bn-something-something-v2/8.webm")
+    assert available_splits("ssv2", tmp_path) == ["test"]
+    assert rows(load_videos("ssv2", tmp_path, "test")) == [
+        ("8", "8.webm", "Holding something"),
+        ("7", "7.webm", "Pushing something; slowly"),
+    ]
+    write(tmp_path / "labels/test-answers.csv", "8,Holding something\n")
+    with pytest.raises(ValueError, match=r"test-answers.csv, line 1: expected 'id;label'"):
+        load_videos("ssv2", tmp_path, "test")
+
+
+def test_two_files_of_one_name(tmp_path: Path, caplog):
+    """The first that can be read is taken, and said; a link to the same file is no second one."""
+    write(tmp_path / "labels.json", ["Holding something"])
+    write(tmp_path / "train.json", [{"id": number, "template": "Holding something"} for number in ("1", "2", "3")])
+    touch(tmp_path, "a/1.webm", "a/2.webm", "b/1.mp4", "a/3.webm")
+    write_video(tmp_path / "b/1.mp4", np.zeros((2, 16, 16, 3), np.uint8))
+    (tmp_path / "b/2.webm").symlink_to(tmp_path / "a/2.webm")
+    assert [row[1] for row in rows(load_videos("ssv2", tmp_path, "train"))] == ["1.mp4", "2.webm", "3.webm"]
+    assert "1 clips have several files of their name; the first that can be read is taken, such as" in caplog.text
+    assert "b/1.mp4, not" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -266,6 +417,76 @@ def test_diving48(tmp_path: Path):
     write(tmp_path / "Diving48_V2_test.json", [{"vid_name": "x", "label": 2}])
     with pytest.raises(ValueError, match=r"video x has label 2, not 0\.\.1"):
         load_videos("diving48", tmp_path, "test")
+
+
+# UCF101 and HMDB51
+
+
+@pytest.fixture
+def ucf101(tmp_path: Path) -> Path:
+    write(tmp_path / "ucfTrainTestlist/classInd.txt", "1 ApplyEyeMakeup\r\n2 Archery\r\n3 HandstandPushups\r\n")
+    for fold, (train, test) in {1: ("g08", "g01"), 2: ("g01", "g08")}.items():
+        numbered = f"Archery/v_Archery_{train}_c01.avi 2\r\nHandstandPushups/v_HandStandPushups_{train}_c02.avi 3\r\n"
+        write(tmp_path / f"ucfTrainTestlist/trainlist0{fold}.txt", numbered)
+        bare = f"Archery/v_Archery_{test}_c01.avi\r\nApplyEyeMakeup/v_ApplyEyeMakeup_{test}_c01.avi\r\n"
+        write(tmp_path / f"ucfTrainTestlist/testlist0{fold}.txt", bare)
+    touch(tmp_path, "UCF-101/Archery/v_Archery_g08_c01.avi", "UCF-101/Archery/v_Archery_g01_c01.avi")
+    return touch(tmp_path, "UCF-101/HandstandPushups/v_HandStandPushups_g08_c02.mp4")
+
+
+def test_ucf101(ucf101: Path):
+    assert available_splits("ucf101", ucf101) == ["train", "test"]
+    train = find_videos("ucf101", ucf101, "train")
+    assert train.class_names == ["ApplyEyeMakeup", "Archery", "HandstandPushups"]
+    assert rows(train.videos) == [
+        ("v_Archery_g08_c01", "v_Archery_g08_c01.avi", "Archery"),
+        ("v_HandStandPushups_g08_c02", "v_HandStandPushups_g08_c02.mp4", "HandstandPushups"),
+    ]
+    test = find_videos("ucf101", ucf101, "test")
+    assert rows(test.videos) == [("v_Archery_g01_c01", "v_Archery_g01_c01.avi", "Archery")]
+    assert (test.num_expected, test.num_found) == (2, 1)
+    assert rows(load_videos("ucf101", ucf101, "train", fold=2)) == rows(test.videos)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "split", "fold", "message"),
+    [
+        ("", "", "validation", 1, "UCF101 has no validation split"),
+        ("", "", "train", 4, "choose --fold 1, 2 or 3, not 4"),
+        ("", "", "train", 3, "found none of trainlist03.txt"),
+        ("trainlist01.txt", "Archery/a.avi 3\n", "train", 1, r"Archery/a.avi 3 does not fit classInd.txt"),
+        ("testlist01.txt", "Fencing/a.avi\n", "test", 1, r"Fencing/a.avi  does not fit classInd.txt"),
+        ("testlist01.txt", "a.avi\n", "test", 1, r"testlist01.txt, line 1: expected '<class>/<video>'"),
+        ("classInd.txt", "1 A\n3 B\n", "train", 1, "classInd.txt .* no class has number 1"),
+    ],
+)
+def test_ucf101_mistakes(ucf101: Path, file: str, content: str, split: str, fold: int, message: str):
+    if file:
+        write(ucf101 / "ucfTrainTestlist" / file, content)
+    with pytest.raises(ValueError, match=message):
+        load_videos("ucf101", ucf101, split, fold=fold)
+
+
+def test_hmdb51(tmp_path: Path):
+    """The same name in two classes is two videos; 0 is in neither split."""
+    lists = tmp_path / "testTrainMulti_7030_splits"
+    write(lists / "run_test_split1.txt", "a_1.avi 1 \nb.avi 2 \nc #2 (x).avi 0 \n")
+    write(lists / "brush_hair_test_split1.txt", "a_1.avi 2 \nd.avi 1 \n")
+    write(lists / "run_test_split2.txt", "c #2 (x).avi 1 \n")
+    touch(tmp_path, *(f"hmdb51_org/{name}" for name in ("run/a_1.avi", "run/b.avi", "run/c #2 (x).avi")))
+    touch(tmp_path, "hmdb51_org/brush_hair/a_1.avi")
+    assert available_splits("hmdb51", tmp_path) == ["train", "test"]
+    train = find_videos("hmdb51", tmp_path, "train")
+    assert (train.num_expected, rows(train.videos)) == (2, [("run/a_1", "a_1.avi", "run")])
+    assert train.videos[0]["video"] == str(tmp_path / "hmdb51_org/run/a_1.avi")
+    test = load_videos("hmdb51", tmp_path, "test")
+    assert rows(test) == [("brush_hair/a_1", "a_1.avi", "brush_hair"), ("run/b", "b.avi", "run")]
+    assert rows(load_videos("hmdb51", tmp_path, "train", fold=2)) == [("run/c #2 (x)", "c #2 (x).avi", "run")]
+    with pytest.raises(ValueError, match=r"found no <class>_test_split3.txt"):
+        load_videos("hmdb51", tmp_path, "train", fold=3)
+    write(lists / "run_test_split1.txt", "a_1.avi 3\n")
+    with pytest.raises(ValueError, match=r"run_test_split1.txt, line 1: expected a video and 0, 1 or 2"):
+        load_videos("hmdb51", tmp_path, "train")
 
 
 # webdataset
@@ -335,7 +556,7 @@ def test_webdataset_labels_of_every_kind(tmp_path: Path):
         ({"a.mp4": b"v", "a.cls": b"2"}, "sample a of .*s.tar has label 2, but labels.json names only 2"),
         ({"a.mp4": b"v", "a.cls": b"flip"}, "sample a of .*s.tar has label 'flip'"),
         ({"a.mp4": b"v"}, "sample a of .*s.tar has label None"),
-        ({"a.mp4": b"v", "a.json": b"{"}, "a.json of .*s.tar is no readable JSON"),
+        ({"a.mp4": b"v", "a.json": b"{"}, "the .json of a of .*s.tar is no readable JSON"),
     ],
 )
 def test_webdataset_bad_samples(tmp_path: Path, files: dict[str, bytes], message: str):
@@ -376,9 +597,52 @@ def test_webdataset_mistakes(tmp_path: Path, location: str, message: str):
         load_videos("webdataset", tmp_path, "test")
 
 
+def test_webdataset_keys_with_dots(tmp_path: Path):
+    """Clips whose names share the part before the first dot are clips of their own, each with its own label."""
+    files = {}
+    for number, label in ((5, "odd"), (6, "even"), (7, "odd")):
+        files |= {f"v_1.{number}.mp4": b"clip %d" % number, f"v_1.{number}.cls": label.encode()}
+    write(tmp_path / "labels.json", ["even", "odd"])
+    shard = write_shard(tmp_path / "train-0.tar", files | {"w.2.webm": b"last", "w.2.cls": b"even"})
+    found = [(row["video_id"], row["video"], row["label"]) for row in load_videos("webdataset", tmp_path, "train")]
+    assert found == [
+        ("train-0/v_1.5", b"clip 5", 1),
+        ("train-0/v_1.6", b"clip 6", 0),
+        ("train-0/v_1.7", b"clip 7", 1),
+        ("train-0/w.2", b"last", 0),
+    ]
+    assert count_clips([str(shard)]) == [4]
+    write_shard(tmp_path / "train-0.tar", {"a.left.mp4": b"v", "a.right.mp4": b"v", "a.cls": b"odd"})
+    with pytest.raises(ValueError, match=r"'a' of .* holds 2 videos .*a\.left\.mp4 has no label of its own"):
+        list(load_videos("webdataset", tmp_path, "train"))
+
+
+def test_webdataset_files_of_a_key_that_lie_apart(tmp_path: Path):
+    write(tmp_path / "labels.json", ["even", "odd"])
+    write_shard(tmp_path / "train-0.tar", {"a.mp4": b"v", "b.mp4": b"v", "a.cls": b"odd", "b.cls": b"odd"})
+    with pytest.raises(ValueError, match=r"a of .* has label None: it needs a \.cls.*tar --sort=name"):
+        list(load_videos("webdataset", tmp_path, "train"))
+
+
+@pytest.mark.parametrize("location", ["", "/{split}-{0..1}.tar"])
+def test_webdataset_classes_are_named_by_the_labels(tmp_path: Path, location: str, caplog):
+    """Without labels.json; those of all splits together, so that both number them alike."""
+    write_shard(
+        tmp_path / "train-0.tar", {"a.mp4": b"v", "a.cls": b"run", "b.mp4": b"v", "b.json": b'{"label": "hop"}'}
+    )
+    write_shard(tmp_path / "train-1.tar", {"a.mp4": b"v", "a.cls": b"walk\n"})
+    for number in range(2):
+        write_shard(tmp_path / f"validation-{number}.tar", {"a.mp4": b"v", "a.cls": b"crawl"})
+    for split, labels in (("train", [2, 1, 3]), ("validation", [0, 0])):
+        found = find_videos("webdataset", f"{tmp_path}{location}", split)
+        assert found.class_names == ["crawl", "hop", "run", "walk"]
+        assert [row["label"] for row in found.videos] == labels
+    assert "the 4 classes are named by the labels of 4 shards" in caplog.text
+
+
 def test_webdataset_needs_class_names(tmp_path: Path):
     make_shards(tmp_path, labels=False)
-    with pytest.raises(ValueError, match=r"no labels\.json in .*: write the class names there"):
+    with pytest.raises(ValueError, match=r"no labels\.json in .* the shards hold numbers, such as \d: write"):
         load_videos("webdataset", tmp_path, "train")
     assert contents(load_videos("webdataset", tmp_path, "train", class_names=["a", "b"])) == ALL
 

@@ -5,7 +5,8 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,8 @@ from datasets import IterableDataset
 from datasets.utils.file_utils import xopen
 
 from ..labels import parse_class_names
-from ..records import SPLIT_ALIASES, canonical_split, is_video, parse_json, video_features
+from ..media_files import is_video
+from ..records import SPLIT_ALIASES, canonical_split, parse_json, video_features
 
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 LABELS_FILE = "labels.json"  # class names in order, beside the shards
 INDEX_FILE = "shards.json"  # what `prepare_dataset` packed: each split's shards and their numbers of videos
 PLAN_FILE = "packing_plan.json"  # written when packing begins
+LABEL_SUFFIXES = ("cls", "json")  # what tells the label of a video of the same name
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, aiohttp.ClientError)
 
 
@@ -129,14 +132,58 @@ def _read_text(path: str) -> str | None:
         return None
 
 
-def find_class_names(shard: str) -> list[str]:
-    """Class names from `labels.json` beside a shard or in the folder above; ValueError where there is none."""
-    folder = shard.rpartition("/")[0] or "."
+def find_class_names(shards: Sequence[str], location: str) -> list[str]:
+    """Class names from `labels.json` beside the shards or in the folder above, else from the shards' own labels.
+
+    Without that file the names are the texts of all `.cls` (and `label` of all `.json`) in the shards of every split
+    at `location`, sorted. Raises ValueError where these are numbers, or the shards are not on disk.
+    """
+    folder = shards[0].rpartition("/")[0] or "."
     for place in (folder, folder.rpartition("/")[0] or "."):
         text = _read_text(f"{place}/{LABELS_FILE}")
         if text is not None:
             return parse_class_names(text, f"{place}/{LABELS_FILE}")
-    raise ValueError(f"no {LABELS_FILE} in {folder}: write the class names there, in order, as a JSON list")
+    cure = f"write the class names there, in order, as a JSON list in {LABELS_FILE}"
+    if "://" in shards[0]:
+        raise ValueError(f"no {LABELS_FILE} in {folder}, and shards that are not on disk are not read for it: {cure}")
+    everywhere = dict.fromkeys([*shards, *_shards_of_all_splits(location)])  # so that labels of all splits agree
+    names = {label for shard in everywhere for label in _labels_in(shard)}
+    numbers = [name for name in names if isinstance(name, int) or name.isdigit()]
+    if numbers or not names:
+        found = f"the shards hold numbers, such as {numbers[0]}" if numbers else "the shards hold no labels either"
+        raise ValueError(f"no {LABELS_FILE} in {folder}, and {found}: {cure}")
+    logger.warning(
+        "no %s in %s: the %d classes are named by the labels of %d shards",
+        LABELS_FILE,
+        folder,
+        len(names),
+        len(everywhere),
+    )
+    return sorted(names)
+
+
+def _shards_of_all_splits(location: str) -> Iterator[str]:
+    for split in SPLIT_ALIASES:
+        try:
+            yield from find_shards(location, split)
+        except ValueError:  # no shards of that split
+            continue
+
+
+def _labels_in(shard: str) -> Iterator[str | int]:
+    """The label of each video of a local shard; what is no label is skipped, not read."""
+    try:
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                suffix = member.name.rpartition(".")[2].lower()
+                if not member.isfile() or suffix not in LABEL_SUFFIXES:
+                    continue
+                content = tar.extractfile(member).read()
+                label = _label_of({suffix: content}, f"{member.name} of {shard}")
+                if label is not None:
+                    yield label
+    except READ_ERRORS as error:
+        raise ValueError(f"cannot read shard {shard} to its end ({error}): copy or pack it again") from error
 
 
 def stream_shards(
@@ -158,12 +205,12 @@ def _generate(shards: list[str], index: dict[str, int], counts: dict[str, int]) 
         name = PurePosixPath(shard).name
         number = 0
         for key, files in read_shard(shard):
-            record = _record(shard, key, files, index)
-            if record is None:
+            samples = split_sample(key, files, shard)
+            if not samples:
                 logger.warning("%s: sample %r holds no video (%s)", shard, key, ", ".join(files))
-                continue
-            number += 1
-            yield record
+            for sample in samples:
+                number += 1
+                yield _record(shard, sample, index)
         if number != counts.get(name, number):
             raise ValueError(f"shard {shard} holds {number} videos, its manifest says {counts[name]}: copy it again")
 
@@ -193,18 +240,61 @@ def read_shard(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, files
 
 
-def _record(shard: str, key: str, files: dict[str, bytes], index: dict[str, int]) -> dict[str, Any] | None:
-    suffix = next((suffix for suffix in files if is_video(f"video.{suffix}")), None)
-    if suffix is None:
-        return None
-    description = parse_json(files["json"].decode("utf-8"), f"{key}.json of {shard}", dict) if "json" in files else {}
-    label = files["cls"].decode("utf-8").strip() if "cls" in files else description.get("label")
-    name = f"{PurePosixPath(shard).name.partition('.')[0]}/{key}"
+@dataclass(frozen=True)
+class Sample:
+    """One video of a shard, what it is called there, and its `cls` and `json` where it has them."""
+
+    key: str
+    video: bytes
+    described_by: dict[str, bytes]
+
+
+def split_sample(key: str, files: dict[str, bytes], shard: str) -> list[Sample]:
+    """The videos among neighbouring files that share the name before the first dot, each with its own label.
+
+    A key ends at its first dot, but names of clips have dots, too. So where several videos share a key, each is
+    called by its name up to the last dot, and its label is the file of that name:
+
+        v_1.5.mp4 v_1.5.cls v_1.6.mp4 v_1.6.cls  -> v_1.5, v_1.6   (key `v_1`, two videos)
+        4.seg.mp4 4.cls                          -> 4              (key `4`, one video)
+
+    Raises ValueError where one of several videos has no label of its own.
+    """
+    videos = [suffix for suffix in files if is_video(f"video.{suffix}")]
+    samples = []
+    for video in videos:
+        stem = video.rpartition(".")[0]  # what lies between the first and the last dot
+        own = {kind: files[f"{stem}.{kind}"] for kind in LABEL_SUFFIXES if f"{stem}.{kind}" in files} if stem else {}
+        shared = {kind: files[kind] for kind in LABEL_SUFFIXES if kind in files}
+        if len(videos) > 1 and not (own if stem else shared):
+            raise ValueError(
+                f"sample {key!r} of {shard} holds {len(videos)} videos ({', '.join(videos)}), and {key}.{video} has "
+                f"no label of its own: give each video a .cls or .json of the same name, next to it in the shard"
+            )
+        samples.append(Sample(f"{key}.{stem}" if own else key, files[video], own or shared))
+    return samples
+
+
+def _record(shard: str, sample: Sample, index: dict[str, int]) -> dict[str, Any]:
+    name = f"{sample.key} of {shard}"
+    description = _description_of(sample.described_by, name)
+    default_id = f"{PurePosixPath(shard).name.partition('.')[0]}/{sample.key}"
     return {
-        "video_id": str(description.get("video_id", name)),
-        "video": files[suffix],
-        "label": _class_index(f"{key} of {shard}", label, index),
+        "video_id": str(description.get("video_id", default_id)),
+        "video": sample.video,
+        "label": _class_index(name, _label_of(sample.described_by, name), index),
     }
+
+
+def _description_of(files: dict[str, bytes], name: str) -> dict[str, Any]:
+    return parse_json(files["json"].decode("utf-8"), f"the .json of {name}", dict) if "json" in files else {}
+
+
+def _label_of(files: dict[str, bytes], name: str) -> str | int | None:
+    """The label as it is written, from `.cls`, else from `label` in `.json`."""
+    if "cls" in files:
+        return files["cls"].decode("utf-8").strip()
+    return _description_of(files, name).get("label")
 
 
 def _class_index(name: str, label: str | int | None, index: dict[str, int]) -> int:
@@ -215,4 +305,9 @@ def _class_index(name: str, label: str | int | None, index: dict[str, int]) -> i
         if 0 <= int(label) < len(index):
             return int(label)
         raise ValueError(f"sample {name} has label {label}, but {LABELS_FILE} names only {len(index)} classes")
+    if label is None:
+        raise ValueError(
+            f"sample {name} has label None: it needs a .cls, or 'label' in a .json, next to the video in the shard "
+            "(tar --sort=name puts them there)"
+        )
     raise ValueError(f"sample {name} has label {label!r} (from .cls, or 'label' in .json), which {LABELS_FILE} lacks")

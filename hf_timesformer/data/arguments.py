@@ -1,0 +1,59 @@
+"""Which data set, and how it lies there: the arguments that `train`, `evaluate` and `prepare` share.
+
+Nothing heavy is imported here, since every command's help reads this file.
+"""
+
+import argparse
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+
+# Readers in `readers/`, in the order of `dataset_factory.LAYOUTS`; shards are read as a stream.
+DATASETS = ("folder", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51", "webdataset")
+
+
+@dataclass
+class DatasetArguments:
+    """Where the clips are, and what their layout leaves open."""
+
+    data_dir: str = field(
+        metadata={"help": "Folder of the data set; for webdataset also a pattern or URL of shards."},
+    )
+    dataset: str = field(default="folder", metadata={"help": "Layout of --data_dir.", "choices": DATASETS})
+    extensions: list[str] | None = field(
+        default=None, metadata={"help": "Suffixes of clips beyond the usual ones, such as: xyz dat2."}
+    )
+    fold: int | None = field(
+        default=None, metadata={"help": "Official division of ucf101 and hmdb51: 1 (as without it), 2 or 3."}
+    )
+
+    @property
+    def reader_options(self) -> dict[str, Any]:
+        """What stands between `--dataset` and the reader: keywords of `find_videos` and `read_records`."""
+        return {name: getattr(self, name) for name in READER_OPTIONS}
+
+
+READER_OPTIONS = tuple(item.name for item in fields(DatasetArguments) if item.name not in ("data_dir", "dataset"))
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser, datasets: tuple[str, ...] = DATASETS) -> None:
+    """Add the fields of `DatasetArguments` to a parser; `--dataset` takes one of `datasets`."""
+    for item in fields(DatasetArguments):
+        help_text = item.metadata["help"]
+        settings: dict[str, Any] = {"help": help_text[0].lower() + help_text[1:].rstrip(".")}
+        if item.default is MISSING:
+            settings["required"] = True
+        else:
+            settings["default"] = item.default
+        if item.name == "dataset":
+            settings["choices"] = datasets
+        if item.type == list[str] | None:
+            settings["nargs"] = "+"
+        if item.type == int | None:
+            settings["type"] = int
+        parser.add_argument(f"--{item.name}", **settings)
+
+
+def dataset_arguments(args: argparse.Namespace) -> DatasetArguments:
+    """The arguments that `add_dataset_arguments` added, out of the parsed ones."""
+    return DatasetArguments(**{item.name: getattr(args, item.name) for item in fields(DatasetArguments)})

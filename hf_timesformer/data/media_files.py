@@ -1,0 +1,319 @@
+"""Which files of a data folder are clips. Nothing is left out in silence: what is no clip is counted by its reason.
+
+A clip is a file with a suffix that the decoder's containers are known by, or one that was asked for (`extensions`); a
+file without a suffix is opened to see whether a video is in it. Links are followed, except back to a folder above.
+"""
+
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from ..video.decoding import VideoDecodeError, decode_video, probe_video
+from ..video.decoding_source import CONTAINERS
+
+
+logger = logging.getLogger(__name__)
+
+# Suffixes by the demuxer that reads them, without the dot and in lower case. Only those of the decoder's own list
+# count, so that what it reads and what is listed stay one.
+SUFFIXES_OF_CONTAINER = {
+    "mov": "3g2 3gp f4v ism ismv m4v mj2 mov mp4 qt",
+    "matroska": "mk3d mkv webm",
+    "avi": "avi divx xvid",
+    "flv": "flv",
+    "mpegts": "m2t m2ts mts ts",
+    "mpeg": "m2p mpe mpeg mpg vob vro",
+    "mpegvideo": "m1v m2v mpv",
+    "h264": "264 avc h264",
+    "hevc": "265 h265 hevc",
+    "m4v": "m4v",
+    "mjpeg": "mjpeg mjpg",
+    "gif": "gif",
+    "apng": "apng",
+    "ogg": "ogm ogv",
+    "asf": "asf wmv",
+    "ivf": "ivf",
+    "obu": "obu",
+    "yuv4mpegpipe": "y4m",
+    "mxf": "mxf",
+    "rm": "rm rmvb",
+    "dv": "dv dif",
+}
+VIDEO_EXTENSIONS = frozenset(
+    suffix for container in CONTAINERS.split(",") for suffix in SUFFIXES_OF_CONTAINER.get(container, "").split()
+)
+# Suffixes of more than videos: what is in the file decides. A picture is a clip only where it is animated.
+SUFFIXES_TO_PROBE = frozenset(("dat", "mod", "ogg", "tod"))
+PICTURE_SUFFIXES = frozenset(("png", "webp"))
+# What usually lies beside clips. It is counted, but nobody needs to be told how to make a clip of it.
+COMPANIONS = frozenset(
+    ("cls", "csv", "html", "jpeg", "jpg", "json", "jsonl", "log", "md", "npy", "parquet", "pdf", "pkl", "png", "py")
+    + ("srt", "tar", "tsv", "txt", "url", "vtt", "webp", "xml", "yaml", "yml", "zip")
+)
+REPLACEMENTS = "replacement_for_corrupted"  # how the folder of Kinetics begins that mends unreadable originals
+
+
+@dataclass
+class MediaFiles:
+    """What lies under a folder: its clips in order, and how many files are none, by reason, with an example each."""
+
+    clips: list[Path] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Path] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, path: Path) -> None:
+        """Count a file that is no clip."""
+        self.left_out[reason] += 1
+        self.examples.setdefault(reason, path)
+
+    def include(self, other: "MediaFiles") -> None:
+        """Add what lies under another folder."""
+        self.clips += other.clips
+        self.left_out += other.left_out
+        self.examples = other.examples | self.examples
+
+    def describe(self) -> str:
+        """`4 of 7 files used: 1 .xyz (a.xyz), 2 .txt (b.txt): add --extensions xyz or rename`, or "" where all are."""
+        if not self.left_out:
+            return ""
+        total = len(self.clips) + self.left_out.total()
+        reasons = ", ".join(f"{n} {why} ({self.examples[why].name})" for why, n in self.left_out.most_common())
+        unknown = sorted(why[1:] for why in self.left_out if why.startswith(".") and not _is_usual(why))
+        cure = f"; for videos among them add --extensions {' '.join(unknown)} or rename" if unknown else ""
+        return f"{len(self.clips)} of {total} files used; left out: {reasons}{cure}"
+
+    def report(self, where: Path | str) -> None:
+        """Say in the log what is left out; as a warning unless it is only what usually lies beside clips."""
+        if self.left_out:
+            level = logging.INFO if all(map(_is_usual, self.left_out)) else logging.WARNING
+            logger.log(level, "%s: %s", where, self.describe())
+
+
+def _is_usual(reason: str) -> bool:
+    return reason in ("hidden", "hidden folder") or reason.lstrip(".") in COMPANIONS
+
+
+def is_video(name: str, extensions: Sequence[str] = ()) -> bool:
+    """Whether a file name has a video's suffix, or one of `extensions`."""
+    return not name.startswith(".") and _suffix(name) in VIDEO_EXTENSIONS.union(normalise_extensions(extensions))
+
+
+def normalise_extensions(extensions: Sequence[str]) -> list[str]:
+    """`[".DAT", "vid"]` -> `["dat", "vid"]`."""
+    return [extension.lstrip(".").lower() for extension in extensions]
+
+
+def find_media(folder: Path, extensions: Sequence[str] = ()) -> MediaFiles:
+    """The clips under `folder`, those of a folder before those of the folders in it, each in the order of names.
+
+    Raises ValueError where `folder` is none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"data folder {str(folder)!r} does not exist or is no folder")
+    media = MediaFiles()
+    asked_for = frozenset(normalise_extensions(extensions))
+    for path in _walk(folder, (os.path.realpath(folder),), media):
+        reason = _why_no_clip(path, asked_for)
+        if reason is None:
+            media.clips.append(path)
+        else:
+            media.leave_out(reason, path)
+    return media
+
+
+def leads_back(folder: Path) -> bool:
+    """Whether a link to a folder leads to one that it lies in itself, so that following it would never end."""
+    return folder.is_symlink() and _is_above(os.path.realpath(folder), os.path.realpath(folder.parent))
+
+
+def _is_above(folder: str, other: str) -> bool:
+    """Whether `other` is `folder` or lies in it; both are real paths."""
+    return other == folder or other.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _walk(folder: Path, chain: tuple[str, ...], media: MediaFiles) -> Iterator[Path]:
+    """All files under `folder` that are not hidden; `chain` holds the real paths of the folders that led here."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    folders = []
+    for entry in found:
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            media.leave_out("hidden folder" if entry.is_dir() else "hidden", path)
+        elif entry.is_dir():
+            folders.append(path)
+        elif entry.is_file():
+            yield path
+        else:
+            media.leave_out("broken link" if entry.is_symlink() else "special file", path)
+    for path in folders:
+        real = os.path.realpath(path)
+        if real in chain or _is_above(real, chain[-1]):
+            media.leave_out("link back to a folder above", path)
+        else:
+            yield from _walk(path, (*chain, real), media)
+
+
+def _why_no_clip(path: Path, asked_for: frozenset[str]) -> str | None:
+    """None for a clip; else the reason under which the file is counted."""
+    suffix = _suffix(path.name)
+    if suffix in VIDEO_EXTENSIONS or suffix in asked_for:
+        return None
+    if suffix in PICTURE_SUFFIXES:
+        return None if _holds_video(path, min_frames=2) else f".{suffix}"
+    if suffix in SUFFIXES_TO_PROBE or not suffix:
+        if _holds_video(path):
+            return None
+        return f".{suffix} without a video in it" if suffix else "without suffix and without a video in it"
+    return f".{suffix}"
+
+
+def _suffix(name: str) -> str:
+    """`a.MP4` -> `mp4`; "" where what follows the last dot is no suffix, as in `Mr. Bean` and `take 1.5`."""
+    suffix = name.rpartition(".")[2].lower() if "." in name else ""
+    if suffix in VIDEO_EXTENSIONS:
+        return suffix  # also 264 and 265, which are numbers alone
+    return suffix if re.fullmatch(r"(?=.*[a-z])[a-z0-9]{1,8}", suffix) else ""
+
+
+def _holds_video(path: Path, min_frames: int = 1) -> bool:
+    try:
+        return probe_video(path).total_num_frames >= min_frames
+    except VideoDecodeError:
+        return False
+
+
+class ClipIndex:
+    """The clips under a data folder by their names, for data sets that list names and leave open where the files lie.
+
+    Where several files have one name (`a.mp4` and `a.webm`, or a copy in another folder), the first one that can be
+    read is taken, those of `replacement_for_corrupted...` folders last: so a replacement stands in for a broken
+    original, and only for that. `report` says how often, and which file it was.
+    """
+
+    def __init__(self, data_dir: Path, extensions: Sequence[str] = ()):
+        self.data_dir = data_dir
+        self.media = find_media(data_dir, extensions)
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        for path in self.media.clips:
+            self._by_stem[stem_of(path.name)].append(path)
+        self._chosen: dict[str, Path] = {}
+        self._passed_over: dict[Path, list[Path]] = {}  # file that is taken -> those of its name that are not
+        self._replaced: list[tuple[Path, Path]] = []
+
+    def find(self, stem: str) -> Path | None:
+        """The file of that name without folder and suffix, or None."""
+        if stem not in self._by_stem:  # not `[stem]`, which would add it
+            return None
+        if stem not in self._chosen:
+            self._chosen[stem] = self._choose(_distinct(self._by_stem[stem]))
+        return self._chosen[stem]
+
+    def locate(self, name: str) -> Path | None:
+        """The file that a list means by `name`: a path from the data folder or an absolute one, or None.
+
+        Also without its suffix (`archery/abc`), with Windows' separators (`archery\\abc.mp4`), and in another place
+        than the list says, as where the list comes from another machine: then the folders must agree as far as they
+        can. With `archery/abc.mp4` on the list and `k400/archery/abc.mp4` on disk it is that; `k400/zumba/abc.mp4` it
+        is only where no clip at all lies in a folder `archery`.
+
+        Raises:
+            ValueError: several files may be meant.
+        """
+        path = self.data_dir / name  # an absolute name stays as it is
+        if path.is_file():
+            return path
+        parts = (PureWindowsPath(name) if "\\" in name else PurePosixPath(name)).parts
+        if not parts:
+            return None
+        path = self.data_dir.joinpath(*parts)
+        if path.is_file():
+            return path
+        candidates = self._by_stem.get(parts[-1], []) or self._by_stem.get(stem_of(parts[-1]), [])
+        return self._nearest(name, parts[:-1], _distinct(candidates))
+
+    def _nearest(self, name: str, folders: tuple[str, ...], candidates: list[Path]) -> Path | None:
+        """The candidate that lies in the same folders as listed, counted from the last one up."""
+        agreeing = {path: _common_end(path.parent.parts, folders) for path in candidates}
+        most = max(agreeing.values(), default=0)
+        if most == 0 and folders and folders[-1] in self._folder_names:
+            return None
+        candidates = [path for path, count in agreeing.items() if count == most]
+        originals = [path for path in candidates if not _is_replacement(path)]
+        if len({path.parent for path in originals}) > 1:
+            raise ValueError(
+                f"{name} is not in {self.data_dir}, and may be {originals[0]} or {originals[1]}: list that"
+            )
+        return self._choose(candidates) if candidates else None
+
+    @cached_property
+    def _folder_names(self) -> set[str]:
+        """Names of all folders that clips lie in."""
+        return {path.parent.name for path in self.media.clips}
+
+    def report(self, where: Path | str) -> None:
+        """Say in the log what is left out, what was replaced, and where one of several files was taken."""
+        self.media.report(where)
+        if self._replaced:
+            broken, replacement = self._replaced[0]
+            logger.warning(
+                "%d clips that cannot be read are replaced, such as %s by %s", len(self._replaced), broken, replacement
+            )
+        if self._passed_over:
+            taken, others = next(iter(self._passed_over.items()))
+            logger.warning(
+                "%d clips have several files of their name; the first that can be read is taken, such as %s, not %s",
+                len(self._passed_over),
+                taken,
+                ", ".join(map(str, others)),
+            )
+
+    def _choose(self, candidates: list[Path]) -> Path:
+        if len(candidates) == 1:
+            return candidates[0]
+        candidates = sorted(candidates, key=_is_replacement)  # stable: originals in their order, then replacements
+        taken = next((path for path in candidates if _decodes(path)), candidates[0])
+        if _is_replacement(taken):
+            self._replaced.append((candidates[0], taken))
+        else:
+            others = [path for path in candidates if path != taken and not _is_replacement(path)]
+            if others:
+                self._passed_over[taken] = others
+        return taken
+
+
+def stem_of(name: str) -> str:
+    """A file's name without its suffix, where what follows the last dot is one: `Mr. Bean` stays whole."""
+    return name.rpartition(".")[0] if _suffix(name) else name
+
+
+def _common_end(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many parts two paths have in common, from the last one up: `a/b/c` and `x/b/c` -> 2."""
+    count = 0
+    for one, other in zip(reversed(first), reversed(second)):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def _distinct(paths: list[Path]) -> list[Path]:
+    """One path for each file, whatever links lead to it."""
+    return list({os.path.realpath(path): path for path in reversed(paths)}.values())[::-1]
+
+
+def _is_replacement(path: Path) -> bool:
+    return any(part.startswith(REPLACEMENTS) for part in path.parts)
+
+
+def _decodes(path: Path) -> bool:
+    try:
+        decode_video(path, [0])
+    except (VideoDecodeError, OSError):
+        return False
+    return True
