@@ -11,6 +11,8 @@ from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 from transformers.utils import logging
 
+from .decoded_readers import is_reader
+
 
 logger = logging.get_logger(__name__)
 
@@ -33,7 +35,7 @@ def is_frame(frame: object) -> bool:
 
 
 def split_videos(videos: Any) -> list:
-    """One entry a video: a source, a 4D array or tensor, or a list of frames.
+    """One entry a video: a source, an open reader, a 4D array or tensor, or a list of frames.
 
     `videos` is one video or any nesting of lists of them; a 5D array is a batch; one picture is a video of one frame;
     `{"path": ..., "bytes": ...}` is what `datasets` makes of a video that it does not decode.
@@ -41,7 +43,7 @@ def split_videos(videos: Any) -> list:
     """
     if is_frame(videos):
         return [[videos]]
-    if is_source(videos):
+    if is_source(videos) or is_reader(videos):
         return [videos]
     if isinstance(videos, Mapping) and (videos.get("bytes") or videos.get("path")):
         return [videos.get("bytes") or videos["path"]]

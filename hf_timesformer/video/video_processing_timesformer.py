@@ -1,8 +1,8 @@
 """Videos, as files or as frames in memory, to the views that the network takes."""
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,9 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, loggi
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoInput, VideoMetadata, make_batched_metadata
 
-from .decoding import decode_video
+from .decoded_readers import file_of_reader, is_reader, read_frames
+from .decoding import DecodeLimits, decode_video
+from .decoding_segment import FrameTimes, check_segment, frames_in_segment
 from .image_processing_timesformer import TimeSformerImageProcessor
 from .memory_frames import is_source, split_videos, to_channels
 from .processor_type import forget_class
@@ -39,15 +41,27 @@ class TimeSformerVideoProcessorKwargs(VideosKwargs, total=False):
     num_clips: int | None
     num_crops: int | None
     allow_urls: bool | None
+    limits: DecodeLimits | dict | None
+    start: float | int | list | tuple | None
+    end: float | int | list | tuple | None
+
+
+# What is never saved, and never taken from a file: a file that was downloaded must not decide what this machine opens,
+# or how much work it does. And a segment belongs to one video.
+NOT_SAVED = ("allow_urls", "limits", "start", "end")
 
 
 class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
     """Videos to `pixel_values`: decodes, samples clips, scales, cuts crops and normalises (paper, 4).
 
-    `processor(videos)`: one video or a list of them, of any sizes and lengths. A video is a path, `bytes`, a binary
-    file object (decoded by this package; URLs only with `allow_urls=True`, which is never taken from a saved file),
-    or frames in memory: a list of PIL images, arrays or tensors, or one 4D array, channels first or last, of any type
-    (`memory_frames.to_levels` has the table of their ranges).
+    `processor(videos)`: one video or a list of them, of any sizes and lengths. A video is
+
+    * a path, `bytes` or a binary file object, decoded by this package; URLs only with `allow_urls=True`;
+    * a row of `datasets` that is not decoded, or the torchcodec or torchvision reader that it is decoded to;
+    * or frames in memory: a list of PIL images, arrays or tensors, or one 4D array, channels first or last, of any
+      type (`memory_frames.to_levels` has the table of their ranges).
+
+    What is done with it:
 
     * Sampling (`hf_timesformer.video.sampling`): `num_clips` clips of `num_frames` frames by the policy `sampling`
       (`"clip"` with `sampling_rate` and `target_fps`, or `"segments"`). `fps=` in a call instead takes that many
@@ -57,6 +71,9 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
       `frames_indices` shows to be sampled already. A call whose own `num_frames` exceeds the frames in memory raises,
       as stock's does, unless it has `do_sample_frames=True` or `video_metadata`.
     * `do_sample_frames=False` takes every frame, of files too, as one clip.
+    * `start=` and `end=` of a call, seconds, one number or one for each video: only that segment counts as the video.
+    * `limits=` (a `DecodeLimits`, or a dict of some of its fields, as in `{"max_seconds": 600}`) is what one file may
+      cost. Neither it nor `allow_urls` is saved, or taken from a saved file.
     * As many channels as `image_mean` has numbers: with three, grey frames become RGB and PIL pictures with
       transparency are laid on white; with one, colour becomes grey; else frames must have that many channels.
     * Views: the short side is scaled to `size`; `num_crops=1` cuts the centre, `num_crops=3` left, centre and right,
@@ -77,9 +94,13 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
     num_clips = 1
     do_sample_frames = True
     allow_urls = False
+    limits = None
+    start = None
+    end = None
 
     def __init__(self, **kwargs: Unpack[TimeSformerVideoProcessorKwargs]):
         super().__init__(**kwargs)
+        _decode_limits(self.limits)
         check_sampling(
             self.sampling,
             num_frames=self.num_frames,
@@ -94,18 +115,17 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         sample = self._sampler(kwargs)
         videos = split_videos(videos)
-        given = kwargs.get("video_metadata")
-        metadata = [None] * len(videos) if given is None else make_batched_metadata(videos, given)
-        if len(metadata) != len(videos):  # transformers 5.20 lets that pass
-            raise ValueError(
-                f"{len(videos)} videos but {len(metadata)} `video_metadata` entries: pass one for each video"
-            )
+        metadata = _metadata_of_each(videos, kwargs.get("video_metadata"))
+        starts = _one_for_each("start", kwargs.pop("start", None), len(videos))
+        ends = _one_for_each("end", kwargs.pop("end", None), len(videos))
         opened = []
-        for video, about in zip(videos, metadata):
-            if is_source(video):
-                opened.append(self.fetch_videos(video, sample, allow_urls=kwargs.get("allow_urls")))
+        for video, about, start, end in zip(videos, metadata, starts, ends):
+            if is_source(video) or is_reader(video):
+                access = {"allow_urls": kwargs.get("allow_urls"), "limits": kwargs.get("limits")}
+                opened.append(self.fetch_videos(video, sample, start=start, end=end, **access))
             else:
                 frames = self._frames_in_memory(video, kwargs.get("input_data_format"), kwargs)
+                frames, about = _cut_in_memory(frames, about, start, end)
                 opened.append(self._sample_in_memory(frames, about, sample, kwargs))
         frames, metadata = map(list, zip(*opened))
         if kwargs.get("do_convert_rgb", self.do_convert_rgb):
@@ -168,19 +188,35 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         ).reshape(-1)
 
     def fetch_videos(
-        self, video_url_or_urls: Any, sample_indices_fn: Sampler | None = None, allow_urls: bool | None = None
+        self,
+        video_url_or_urls: Any,
+        sample_indices_fn: Sampler | None = None,
+        allow_urls: bool | None = None,
+        *,
+        limits: DecodeLimits | Mapping[str, Any] | None = None,
+        start: float | None = None,
+        end: float | None = None,
     ) -> tuple[torch.Tensor, VideoMetadata] | list[tuple]:
-        """Decode one source to uint8 frames `(T, 3, H, W)` and metadata; of a list, all frames and all metadata.
+        """Decode one source to frames and metadata; of a list, all frames and all metadata.
 
-        `sample_indices_fn(metadata=...)` names the frames, each of which is decoded once; None takes all. Raises
-        `VideoDecodeError` for a source that cannot be read, and for a URL without `allow_urls`.
+        Args:
+            video_url_or_urls: a path, bytes, a binary file object, a decoder of torchcodec or reader of torchvision;
+                or a list of these.
+            sample_indices_fn: from `metadata=` to frame numbers, each of which is decoded once; None takes all.
+            allow_urls, limits: as in the settings of the processor, which count where these are None.
+            start, end: seconds; the video is then the segment between them.
+
+        Returns:
+            uint8 frames `(T, 3, H, W)` and the `VideoMetadata`, `frames_indices` set.
+
+        Raises:
+            VideoDecodeError: a source that cannot be read or is over a limit, and a URL without `allow_urls`.
         """
         if isinstance(video_url_or_urls, (list, tuple)):
-            fetched = [self.fetch_videos(source, sample_indices_fn, allow_urls) for source in video_url_or_urls]
+            options = {"allow_urls": allow_urls, "limits": limits, "start": start, "end": end}
+            fetched = [self.fetch_videos(source, sample_indices_fn, **options) for source in video_url_or_urls]
             return list(zip(*fetched))
         source = video_url_or_urls
-        if isinstance(source, (bytearray, memoryview)):
-            source = bytes(source)
         indices: list[int] = []
 
         def choose(metadata: VideoMetadata) -> list[int]:
@@ -188,8 +224,21 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             indices.extend(map(int, every if sample_indices_fn is None else sample_indices_fn(metadata=metadata)))
             return indices
 
-        allow_urls = self.allow_urls if allow_urls is None else allow_urls
-        frames, metadata = decode_video(source, choose, allow_urls=bool(allow_urls))
+        if is_reader(source):
+            file = file_of_reader(source)
+            if file is None:
+                return read_frames(source, choose, start=start, end=end)
+            source = file
+        if isinstance(source, (bytearray, memoryview)):
+            source = bytes(source)
+        frames, metadata = decode_video(
+            source,
+            choose,
+            allow_urls=bool(self.allow_urls if allow_urls is None else allow_urls),
+            limits=_decode_limits(self.limits if limits is None else limits),
+            start=start,
+            end=end,
+        )
         return frames, replace(metadata, frames_indices=indices)
 
     def _sample_in_memory(
@@ -224,18 +273,14 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         return frames[torch.from_numpy(indices)], replace(metadata or whole, frames_indices=indices.tolist())
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, without the name of the class (see `processor_type`) and without `allow_urls`."""
-        settings = super().to_dict()
-        settings.pop("allow_urls", None)
-        return settings
+        """The settings, without the name of the class (see `processor_type`) and without those of `NOT_SAVED`."""
+        return {name: value for name, value in super().to_dict().items() if name not in NOT_SAVED}
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
-        """A processor with these settings; `allow_urls` counts only where the caller passes it.
-
-        A file that was downloaded must not decide what this machine opens.
-        """
-        return super().from_dict({k: v for k, v in video_processor_dict.items() if k != "allow_urls"}, **kwargs)
+        """A processor with these settings; those of `NOT_SAVED` count only where the caller passes them."""
+        settings = {name: value for name, value in video_processor_dict.items() if name not in NOT_SAVED}
+        return super().from_dict(settings, **kwargs)
 
     @classmethod
     def get_video_processor_dict(
@@ -263,6 +308,53 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             files += image_processor.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
             forget_class(save_directory, IMAGE_PROCESSOR_NAME)  # a model by others may come to lie beside it
         return files
+
+
+def _metadata_of_each(videos: list, given: Any) -> list[VideoMetadata | None]:
+    """One entry a video; None where nothing was given."""
+    if given is None:
+        return [None] * len(videos)
+    metadata = make_batched_metadata(videos, given)
+    if len(metadata) != len(videos):  # transformers 5.20 lets that pass
+        raise ValueError(f"{len(videos)} videos but {len(metadata)} `video_metadata` entries: pass one for each video")
+    return metadata
+
+
+def _one_for_each(name: str, given: Any, num_videos: int) -> list[float | None]:
+    """Seconds for each video, from one number for all or from as many as there are videos."""
+    if not isinstance(given, (list, tuple)):
+        return [given] * num_videos
+    if len(given) != num_videos:
+        raise ValueError(f"{num_videos} videos but {len(given)} numbers in `{name}`: pass one for each video, or one")
+    return list(given)
+
+
+def _decode_limits(given: DecodeLimits | Mapping[str, Any] | None) -> DecodeLimits | None:
+    if given is None or isinstance(given, DecodeLimits):
+        return given
+    known = [field.name for field in fields(DecodeLimits)]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"limits has no {name!r}: choose of {', '.join(known)}")
+    return DecodeLimits(**given)
+
+
+def _cut_in_memory(
+    frames: torch.Tensor, metadata: VideoMetadata | None, start: float | None, end: float | None
+) -> tuple[torch.Tensor, VideoMetadata | None]:
+    """The frames of `(T, C, H, W)` with `start <= time < end`, and the metadata of that segment."""
+    check_segment(start, end)
+    if start is None and end is None:
+        return frames, metadata
+    if metadata is None or not metadata.fps or metadata.total_num_frames != len(frames):
+        raise ValueError(
+            f"start={start} and end={end} need the whole video and its rate: pass all frames, and video_metadata with "
+            "total_num_frames and fps"
+        )
+    times = FrameTimes.evenly(len(frames), metadata.fps)
+    numbers = frames_in_segment("the video in memory", lambda: times, len(frames), start, end)
+    segment = replace(metadata, total_num_frames=len(numbers), frames_indices=None, duration=None)
+    return frames[numbers.start : numbers.stop], segment
 
 
 def _warn_of_repeats(indices: np.ndarray, count: int) -> None:

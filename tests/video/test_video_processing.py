@@ -1,5 +1,6 @@
 """TimeSformerVideoProcessor: what it decodes and samples, the views that it makes, what it saves."""
 
+import importlib
 import io
 import json
 import subprocess
@@ -13,14 +14,16 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from datasets import Dataset, Video
 from torchvision.transforms.v2 import functional as tvF
 from transformers import AutoVideoProcessor, TimesformerConfig, TimesformerVideoProcessor
+from transformers.utils import is_torchcodec_available
 from transformers.video_utils import VideoMetadata
 
 import hf_timesformer.video.video_processing_timesformer as module
 from hf_timesformer import TimeSformerConfig, TimeSformerImageProcessor, TimeSformerVideoProcessor
 from hf_timesformer.model.configuration_timesformer import PROCESSOR_TYPES
-from hf_timesformer.video.decoding import VideoDecodeError
+from hf_timesformer.video.decoding import DecodeLimits, VideoDecodeError
 from hf_timesformer.video.encoding import write_video
 from hf_timesformer.video.processor_type import TYPES
 from hf_timesformer.video.sampling import sample_indices
@@ -521,6 +524,129 @@ def test_files_that_are_no_videos_are_refused_by_name(tmp_path, clip):
         processor(text)
     with pytest.raises(VideoDecodeError, match=r"missing\.mp4"):
         processor([str(clip), str(tmp_path / "missing.mp4")])
+
+
+# ---- segments, limits
+
+
+def test_a_segment_is_a_video_of_its_own(clip, tall_clip):
+    processor = TimeSformerVideoProcessor(**SMALL, num_frames=3, sampling="segments")
+    frames = decode_all(clip)  # 25 a second
+    expected = reference_crops(frames[10:25][[2, 7, 12]], [(4, 14)])
+    metadata = {"total_num_frames": 40, "fps": 25}
+    for video, options in ((clip, {}), (frames, {"video_metadata": metadata})):
+        batch = processor(video, start=0.4, end=1.0, return_tensors="pt", return_metadata=True, **options)
+        torch.testing.assert_close(batch.pixel_values, expected, atol=2e-6, rtol=0)
+        assert batch["video_metadata"][0].frames_indices == [2, 7, 12]
+        assert batch["video_metadata"][0].total_num_frames == 15
+    both = processor([clip, tall_clip], start=[0.4, None], end=[1.0, 0.3], return_tensors="pt").pixel_values
+    torch.testing.assert_close(both[:1], expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        both[1:], reference_crops(decode_all(tall_clip)[[0, 1, 2]], [(14, 4)]), atol=2e-6, rtol=0
+    )
+    assert torch.equal(
+        processor(clip, return_tensors="pt").pixel_values, processor(clip, start=0, return_tensors="pt").pixel_values
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 9}, "has no frame from start=9 to end=None seconds"),
+        ({"start": 1, "end": 1}, "end must be later than start"),
+        ({"start": [0, 1]}, "1 videos but 2 numbers in `start`"),
+        ({"limits": {"max_frames": 39}}, "39"),
+        ({"limits": {"max_frame": 39}}, "limits has no 'max_frame': choose of .*max_frames"),
+    ],
+)
+def test_segments_and_limits_that_do_not_fit_are_refused(clip, options, message):
+    with pytest.raises(ValueError, match=message):
+        TimeSformerVideoProcessor(**SMALL)(clip, **options)
+
+
+def test_a_segment_of_frames_in_memory_needs_their_rate():
+    with pytest.raises(ValueError, match="need the whole video and its rate"):
+        TimeSformerVideoProcessor(**SMALL)(random_frames(9), start=1)
+
+
+def test_limits_are_settings_of_the_processor_and_never_of_a_file(clip, tmp_path):
+    tight = TimeSformerVideoProcessor(**SMALL, limits=DecodeLimits(max_frames=39))
+    with pytest.raises(VideoDecodeError, match="max_frames"):
+        tight(clip)
+    assert tight(clip, limits={"max_frames": 40}, return_tensors="pt").pixel_values.shape[1] == 8
+    tight.save_pretrained(tmp_path)
+    file = tmp_path / "video_preprocessor_config.json"
+    saved = json.loads(file.read_text())
+    assert not {"limits", "start", "end", "allow_urls"} & set(saved)
+    file.write_text(json.dumps(saved | {"limits": {"max_frames": 1}, "start": 5}))
+    assert TimeSformerVideoProcessor.from_pretrained(tmp_path)(clip, return_tensors="pt").pixel_values.shape[1] == 8
+    opened = TimeSformerVideoProcessor.from_pretrained(tmp_path, limits={"max_frames": 39})
+    with pytest.raises(VideoDecodeError, match="max_frames"):
+        opened(clip)
+
+
+# ---- readers that others opened
+
+
+class TorchvisionReader:
+    """What `torchvision.io.VideoReader` was, as far as anybody used it."""
+
+    def __init__(self, path: Path):
+        self.frames = decode_all(path)
+        self.next = 0
+
+    def get_metadata(self):
+        return {"video": {"duration": [len(self.frames) / 25], "fps": [25.0]}}
+
+    def seek(self, seconds: float):
+        self.next = int(seconds * 25)
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.next == len(self.frames):
+            raise StopIteration
+        self.next += 1
+        return {"data": torch.from_numpy(self.frames[self.next - 1]).permute(2, 0, 1), "pts": 0.04 * (self.next - 1)}
+
+
+def make_reader(kind: str, path: Path):
+    if kind == "torchvision":
+        return TorchvisionReader(path)
+    if not is_torchcodec_available():
+        pytest.skip("torchcodec is not installed")
+    if kind == "datasets":
+        return Dataset.from_dict({"video": [str(path)]}).cast_column("video", Video())[0]["video"]
+    if kind == "datasets, bytes":
+        rows = {"video": [{"bytes": path.read_bytes(), "path": None}]}
+        return Dataset.from_dict(rows).cast_column("video", Video())[0]["video"]
+    order = "NHWC" if "NHWC" in kind else "NCHW"
+    return importlib.import_module("torchcodec.decoders").VideoDecoder(str(path), dimension_order=order)
+
+
+@pytest.mark.parametrize("kind", ["torchcodec", "torchcodec NHWC", "datasets", "datasets, bytes", "torchvision"])
+def test_readers_that_datasets_makes_give_the_frames_of_the_file(clip, kind):
+    processor = TimeSformerVideoProcessor(**SMALL, num_frames=4, sampling_rate=5, num_clips=2)
+    for options in ({}, {"start": 0.4, "end": 1.2}):
+        expected = processor(clip, return_tensors="pt", return_metadata=True, **options)
+        got = processor(make_reader(kind, clip), return_tensors="pt", return_metadata=True, **options)
+        one, other = got["video_metadata"][0], expected["video_metadata"][0]
+        for name in ("frames_indices", "total_num_frames", "fps", "height", "width"):
+            assert getattr(one, name) == getattr(other, name)
+        # torchcodec converts colours by another filter: a level or two
+        tolerance = 0.03 if "torchcodec" in kind else 0
+        torch.testing.assert_close(got.pixel_values, expected.pixel_values, atol=tolerance, rtol=0)
+    two = processor([make_reader(kind, clip), clip], return_tensors="pt").pixel_values
+    torch.testing.assert_close(two[0], two[1], atol=tolerance, rtol=0)
+
+
+def test_a_reader_that_fails_is_one_clear_error(clip):
+    reader = TorchvisionReader(clip)
+    reader.seek = lambda seconds: (_ for _ in ()).throw(RuntimeError("no such stream"))
+    with pytest.raises(VideoDecodeError, match="<TorchvisionReader>: cannot be read: no such stream"):
+        TimeSformerVideoProcessor(**SMALL)(reader)
 
 
 # ---- addresses
