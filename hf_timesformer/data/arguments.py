@@ -9,7 +9,7 @@ from typing import Any
 
 
 # Readers in `readers/`, in the order of `dataset_factory.LAYOUTS`; shards are read as a stream.
-DATASETS = ("folder", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51", "webdataset")
+DATASETS = ("folder", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51", "mmaction2", "webdataset")
 
 
 @dataclass
@@ -24,7 +24,8 @@ class DatasetArguments:
         default=None, metadata={"help": "Suffixes of clips beyond the usual ones, such as: xyz dat2."}
     )
     fold: int | None = field(
-        default=None, metadata={"help": "Official division of ucf101 and hmdb51: 1 (as without it), 2 or 3."}
+        default=None,
+        metadata={"help": "Official division of ucf101, hmdb51 or mmaction2: 1 (if not given), 2 or 3."},
     )
 
     @property

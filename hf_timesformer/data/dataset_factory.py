@@ -17,6 +17,7 @@ from .readers.diving48 import diving48_splits, read_diving48
 from .readers.folder import find_split_folders, read_folder
 from .readers.hmdb51 import hmdb51_splits, read_hmdb51
 from .readers.kinetics import kinetics_files, read_kinetics
+from .readers.mmaction2 import mmaction2_splits, read_mmaction2
 from .readers.ssv2 import read_ssv2, ssv2_splits
 from .readers.ucf101 import read_ucf101, ucf101_splits
 from .readers.webdataset import find_class_names, find_shards, read_index, stream_shards, webdataset_splits
@@ -44,6 +45,7 @@ LAYOUTS = {
     "diving48": Layout(read_diving48, diving48_splits),
     "ucf101": Layout(read_ucf101, ucf101_splits, ("extensions", "fold")),
     "hmdb51": Layout(read_hmdb51, hmdb51_splits, ("extensions", "fold")),
+    "mmaction2": Layout(read_mmaction2, mmaction2_splits, ("extensions", "fold")),
 }
 
 

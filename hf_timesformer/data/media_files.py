@@ -1,14 +1,15 @@
 """Which files of a data folder are clips. Nothing is left out in silence: what is no clip is counted by its reason.
 
 A clip is a file with a suffix that the decoder's containers are known by, or one that was asked for (`extensions`); a
-file without a suffix is opened to see whether a video is in it. Links are followed, except back to a folder above.
+file without a suffix is opened to see whether a video is in it. A folder of numbered pictures is a clip, too.
+Links are followed, except back to a folder above.
 """
 
 import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -60,9 +61,13 @@ REPLACEMENTS = "replacement_for_corrupted"  # how the folder of Kinetics begins 
 
 @dataclass
 class MediaFiles:
-    """What lies under a folder: its clips in order, and how many files are none, by reason, with an example each."""
+    """What lies under a folder: its clips in order, and how many files are none, by reason, with an example each.
+
+    `pictures` counts the pictures in those clips that are folders of them.
+    """
 
     clips: list[Path] = field(default_factory=list)
+    pictures: Counter[Path] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Path] = field(default_factory=dict)
 
@@ -74,6 +79,7 @@ class MediaFiles:
     def include(self, other: "MediaFiles") -> None:
         """Add what lies under another folder."""
         self.clips += other.clips
+        self.pictures += other.pictures
         self.left_out += other.left_out
         self.examples = other.examples | self.examples
 
@@ -81,14 +87,24 @@ class MediaFiles:
         """`4 of 7 files used: 1 .xyz (a.xyz), 2 .txt (b.txt): add --extensions xyz or rename`, or "" where all are."""
         if not self.left_out:
             return ""
-        total = len(self.clips) + self.left_out.total()
+        used = len(self.clips) - len(self.pictures) + self.pictures.total()
+        total = used + self.left_out.total()
         reasons = ", ".join(f"{n} {why} ({self.examples[why].name})" for why, n in self.left_out.most_common())
         unknown = sorted(why[1:] for why in self.left_out if why.startswith(".") and not _is_usual(why))
         cure = f"; for videos among them add --extensions {' '.join(unknown)} or rename" if unknown else ""
-        return f"{len(self.clips)} of {total} files used; left out: {reasons}{cure}"
+        return f"{used} of {total} files used; left out: {reasons}{cure}"
 
     def report(self, where: Path | str) -> None:
         """Say in the log what is left out; as a warning unless it is only what usually lies beside clips."""
+        if self.pictures:
+            folder = next(iter(self.pictures))
+            logger.info(
+                "%s: %d folders of numbered pictures are read as videos, such as %s (%d pictures)",
+                where,
+                len(self.pictures),
+                folder,
+                self.pictures[folder],
+            )
         if self.left_out:
             level = logging.INFO if all(map(_is_usual, self.left_out)) else logging.WARNING
             logger.log(level, "%s: %s", where, self.describe())
@@ -117,13 +133,30 @@ def find_media(folder: Path, extensions: Sequence[str] = ()) -> MediaFiles:
         raise ValueError(f"data folder {str(folder)!r} does not exist or is no folder")
     media = MediaFiles()
     asked_for = frozenset(normalise_extensions(extensions))
-    for path in _walk(folder, (os.path.realpath(folder),), media):
-        reason = _why_no_clip(path, asked_for)
-        if reason is None:
-            media.clips.append(path)
-        else:
-            media.leave_out(reason, path)
+    for inside, files, has_folders in _walk(folder, (os.path.realpath(folder),), media):
+        if inside != folder and not has_folders and is_frame_folder(files, asked_for):
+            pictures = [path for path in files if is_numbered_picture(path.name)]
+            media.clips.append(inside)
+            media.pictures[inside] = len(pictures)
+            files = [path for path in files if path not in pictures]
+        for path in files:
+            reason = _why_no_clip(path, asked_for)
+            if reason is None:
+                media.clips.append(path)
+            else:
+                media.leave_out(reason, path)
     return media
+
+
+def is_numbered_picture(name: str) -> bool:
+    """Whether a file name is that of one frame: `img_00001.jpg`, `frame12.png`, `000.webp`."""
+    return bool(re.fullmatch(r"[^.].*?\d+\.(jpe?g|png|webp)|\d+\.(jpe?g|png|webp)", name, re.IGNORECASE))
+
+
+def is_frame_folder(files: Sequence[Path], asked_for: Collection[str] = ()) -> bool:
+    """Whether the files of a folder are the frames of one video: several numbered pictures, and no video."""
+    has_video = any(_suffix(path.name) in VIDEO_EXTENSIONS.union(asked_for) for path in files)
+    return not has_video and sum(is_numbered_picture(path.name) for path in files) > 1
 
 
 def leads_back(folder: Path) -> bool:
@@ -136,11 +169,14 @@ def _is_above(folder: str, other: str) -> bool:
     return other == folder or other.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def _walk(folder: Path, chain: tuple[str, ...], media: MediaFiles) -> Iterator[Path]:
-    """All files under `folder` that are not hidden; `chain` holds the real paths of the folders that led here."""
+def _walk(folder: Path, chain: tuple[str, ...], media: MediaFiles) -> Iterator[tuple[Path, list[Path], bool]]:
+    """Each folder from `folder` down with its files that are not hidden, and whether there are folders in it.
+
+    `chain` holds the real paths of the folders that led here.
+    """
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
-    folders = []
+    files, folders = [], []
     for entry in found:
         path = folder / entry.name
         if entry.name.startswith("."):
@@ -148,9 +184,10 @@ def _walk(folder: Path, chain: tuple[str, ...], media: MediaFiles) -> Iterator[P
         elif entry.is_dir():
             folders.append(path)
         elif entry.is_file():
-            yield path
+            files.append(path)
         else:
             media.leave_out("broken link" if entry.is_symlink() else "special file", path)
+    yield folder, files, bool(folders)
     for path in folders:
         real = os.path.realpath(path)
         if real in chain or _is_above(real, chain[-1]):
@@ -201,7 +238,8 @@ class ClipIndex:
         self.media = find_media(data_dir, extensions)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for path in self.media.clips:
-            self._by_stem[stem_of(path.name)].append(path)
+            stem = path.name if path in self.media.pictures else stem_of(path.name)  # a folder has no suffix
+            self._by_stem[stem].append(path)
         self._chosen: dict[str, Path] = {}
         self._passed_over: dict[Path, list[Path]] = {}  # file that is taken -> those of its name that are not
         self._replaced: list[tuple[Path, Path]] = []
@@ -226,13 +264,13 @@ class ClipIndex:
             ValueError: several files may be meant.
         """
         path = self.data_dir / name  # an absolute name stays as it is
-        if path.is_file():
+        if path.is_file() or path in self.media.pictures:
             return path
         parts = (PureWindowsPath(name) if "\\" in name else PurePosixPath(name)).parts
         if not parts:
             return None
         path = self.data_dir.joinpath(*parts)
-        if path.is_file():
+        if path.is_file() or path in self.media.pictures:
             return path
         candidates = self._by_stem.get(parts[-1], []) or self._by_stem.get(stem_of(parts[-1]), [])
         return self._nearest(name, parts[:-1], _distinct(candidates))

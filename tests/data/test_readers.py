@@ -489,6 +489,100 @@ def test_hmdb51(tmp_path: Path):
         load_videos("hmdb51", tmp_path, "train")
 
 
+# mmaction2, and folders of frames
+
+
+def frames(folder: Path, count: int, pattern: str = "img_{:05d}.jpg") -> None:
+    touch(folder, *(pattern.format(number + 1) for number in range(count)))
+
+
+def test_mmaction2_lists_of_videos(tmp_path: Path):
+    write(tmp_path / "k_train_list_videos.txt", "run/a 1.mp4 1\njump/b.mp4 0\n\nrun/gone.mp4 1\n")
+    write(tmp_path / "annotations/k_val_list_videos.txt", "jump/c.mp4 0\n")
+    touch(tmp_path / "videos", "run/a 1.mp4", "jump/b.mp4", "jump/c.mp4")
+    assert available_splits("mmaction2", tmp_path) == ["train", "validation"]
+    found = find_videos("mmaction2", tmp_path, "train")
+    assert (found.num_expected, found.class_names) == (3, ["jump", "run"])
+    assert [row[1:] for row in rows(found.videos)] == [("a 1.mp4", "run"), ("b.mp4", "jump")]
+    write(tmp_path / "label_map.txt", "hop\nsprint\n")
+    assert find_videos("mmaction2", tmp_path, "val").class_names == ["hop", "sprint"]
+    with pytest.raises(ValueError, match=r"has no list of its test split, such as test.txt"):
+        load_videos("mmaction2", tmp_path, "test")
+
+
+def test_mmaction2_lists_of_frames_and_their_folds(tmp_path: Path, caplog):
+    for fold, name in ((1, "a"), (2, "b")):
+        write(tmp_path / f"ucf101_train_split_{fold}_rawframes.txt", f"run/{name} 3 0\n")
+    frames(tmp_path / "rawframes/run/a", 3)
+    frames(tmp_path / "rawframes/run/b", 2, "{:03d}.png")
+    assert load_videos("mmaction2", tmp_path, "train")[0]["video"] == str(tmp_path / "rawframes/run/a")
+    assert "do not hold as many frames as listed" not in caplog.text
+    assert load_videos("mmaction2", tmp_path, "train", fold=2)[0]["video"] == str(tmp_path / "rawframes/run/b")
+    assert "1 folders do not hold as many frames as listed, such as run/b (2 pictures, 3 on the list)" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["videos", "rawframes"])
+def test_mmaction2_lists_with_several_classes(tmp_path: Path, kind: str):
+    count = " 3" if kind == "rawframes" else ""
+    names = ("a", "b") if kind == "rawframes" else ("a.mp4", "b.mp4")
+    write(tmp_path / f"train_{kind}.txt", f"{names[0]}{count} 2 0 2\n{names[1]}{count} 1\n")
+    for name in ("a", "b"):
+        frames(tmp_path / "rawframes" / name, 3) if kind == "rawframes" else touch(tmp_path, f"{name}.mp4")
+    found = find_videos("mmaction2", tmp_path, "train")
+    assert found.problem_type == "multi_label_classification"
+    assert found.videos["labels"][:] == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"train.txt": "a.mp4\n"}, r"train.txt, line 1: expected a path and class numbers"),
+        ({"train.txt": "a 3\n"}, r"train.txt, line 1: a folder of frames needs their number and a class"),
+        ({"train.txt": "a 0 163 1\n"}, r"lists with offsets are not read"),
+        ({"train.txt": "a.mp4 1\nb.mp4 2\n"}, r"they begin at 1: take 1 from each"),
+        ({"train.txt": "a.mp4 0\n", "x/train.txt": "a.mp4 0\n"}, r"both list the train split: keep one"),
+    ],
+)
+def test_mmaction2_mistakes(tmp_path: Path, lists: dict[str, str], message: str):
+    for name, content in lists.items():
+        write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=message):
+        load_videos("mmaction2", touch(tmp_path, "a.mp4", "b.mp4"), "train")
+
+
+def test_mmaction2_of_videos_and_frames_the_videos_are_taken(tmp_path: Path, caplog):
+    write(tmp_path / "train_rawframes.txt", "a 3 0\n")
+    write(tmp_path / "train_videos.txt", "a.mp4 0\n")
+    assert rows(load_videos("mmaction2", touch(tmp_path, "a.mp4"), "train")) == [("a.mp4", "a.mp4", "class 0")]
+    assert "list the train split: the videos are taken" in caplog.text
+
+
+def test_a_folder_of_numbered_pictures_is_a_clip_of_its_class(tmp_path: Path, caplog):
+    frames(tmp_path / "run/a", 3)
+    frames(tmp_path / "run/b.c", 4, "frame_{:04d}.webp")
+    touch(tmp_path, "run/a/notes.txt", "jump/d.mp4", "jump/cover1.jpg", "jump/cover2.jpg")
+    caplog.set_level("INFO")
+    assert rows(load_videos("folder", tmp_path, "train")) == [
+        ("jump/d.mp4", "d.mp4", "jump"),
+        ("run/a", "a", "run"),
+        ("run/b.c", "b.c", "run"),
+    ]
+    assert "2 folders of numbered pictures are read as videos" in caplog.text
+    assert "8 of 11 files used; left out: 2 .jpg (cover1.jpg), 1 .txt (notes.txt)" in caplog.text
+    frames(tmp_path / "walk", 3)
+    with pytest.raises(ValueError, match=r"walk has no video clip: .*3 \.jpg.*from a folder of their own"):
+        load_videos("folder", tmp_path, "train")
+
+
+def test_ssv2_frames(tmp_path: Path):
+    write(tmp_path / "labels.json", ["Holding something"])
+    write(tmp_path / "train.json", [{"id": name, "template": "Holding something"} for name in ("7", "8")])
+    frames(tmp_path / "frames/7", 2, "{:06d}.jpg")
+    found = find_videos("ssv2", tmp_path, "train")
+    assert (found.num_expected, rows(found.videos)) == (2, [("7", "7", "Holding something")])
+    assert found.videos[0]["video"] == str(tmp_path / "frames/7")
+
+
 # webdataset
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..media_files import MediaFiles, find_media, leads_back, stem_of
+from ..media_files import MediaFiles, find_media, is_numbered_picture, leads_back, stem_of
 from ..records import SPLIT_ALIASES, VideoRecords, canonical_split
 
 
@@ -101,6 +101,8 @@ def _add_class(records: VideoRecords, class_folder: Path, root: Path, extensions
     media = find_media(class_folder, extensions)
     if not media.clips:
         seen = media.describe() or "it is empty"
+        if any(is_numbered_picture(path.name) for path in media.examples.values()):
+            seen += ". Pictures are read as a video from a folder of their own in the class folder"
         raise ValueError(f"class folder {class_folder} has no video clip: {seen}. Add clips or remove the folder")
     label = records.class_names.index(class_folder.name)
     for path in media.clips:

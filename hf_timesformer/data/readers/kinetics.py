@@ -5,11 +5,12 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
-from ..labels import check_numbers, read_class_names
 from ..media_files import ClipIndex, is_video
 from ..records import SPLIT_ALIASES, VideoRecords, canonical_split, find_annotations
+from .class_numbers import names_of_numbers
 
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def _seconds(text: str) -> int:
 
 def _read_lists(data_dir: Path, files: dict[str, Path], split: str, index: ClipIndex) -> VideoRecords:
     lists = {name: list(_list_lines(path)) for name, path in files.items()}
-    class_names = _list_classes(data_dir, [line for lines in lists.values() for line in lines])
+    class_names = names_of_numbers(data_dir, chain.from_iterable(lists.values()), ["labels.json"])
     records = VideoRecords(class_names)
     for name, label in lists[split]:
         records.add_listed(name, index.locate(name), label)
@@ -154,25 +155,3 @@ def _list_lines(path: Path) -> Iterator[Line]:
         if match is None:
             raise ValueError(f"{path}, line {number}: expected 'path label' with a class number, got {line!r}")
         yield match[1].strip('"'), int(match[2])
-
-
-def _list_classes(data_dir: Path, lines: list[Line]) -> list[str]:
-    """Names for the class numbers: from `labels.json`, else from the folders if one stands for each number.
-
-    Without names the numbers must be 0, 1, 2, ...: a list that begins at 1 would train an empty class 0.
-    """
-    count = max((label for _, label in lines), default=-1) + 1
-    path = find_annotations(data_dir, ["labels.json"])
-    if path is not None:
-        names = read_class_names(path)
-        if len(names) < count:
-            raise ValueError(f"{path} names {len(names)} classes, the lists use numbers up to {count - 1}")
-        return names
-    check_numbers(sorted({label for _, label in lines}), f"the lists in {data_dir} (no labels.json beside them)")
-    folders = {label: set() for label in range(count)}
-    for name, label in lines:
-        folders[label].add(Path(name).parent.name)
-    names = [next(iter(found)) if len(found) == 1 else "" for found in folders.values()]
-    if all(names) and len(set(names)) == count:
-        return names
-    return [f"class {label}" for label in range(count)]
