@@ -63,6 +63,9 @@ class FrameStream:
     The last frame before a gap stands for what is missing. A picture of another size than the first frame is scaled to
     the first one's.
 
+    `length` and `frame_rate` are what the container claims, in seconds and frames a second, once iterating has begun;
+    None where it claims nothing. The last frame tells the true length.
+
     Iterating raises VideoDecodeError where the video cannot be opened, where not a single frame can be decoded, and
     where a frame is over a limit.
     """
@@ -72,6 +75,8 @@ class FrameStream:
     short_side: int | None = None
     limits: DecodeLimits = STREAM_LIMITS
     gaps: list[tuple[float, float | None]] = field(default_factory=list)
+    length: float | None = None
+    frame_rate: float | None = None
 
     def __iter__(self) -> Iterator[StreamedFrame]:
         watch = _Watch(self.limits.max_seconds)
@@ -79,6 +84,9 @@ class FrameStream:
             video = replace(opened, check=watch)
             watch.name = video.name
             with video.open_stream() as (container, stream):
+                self.length = container.duration / av.time_base if container.duration else None
+                rate = stream.average_rate or stream.guessed_rate
+                self.frame_rate = float(rate) if rate else None
                 clock = _Clock(container, stream, video.name)
                 pictures = _good_pictures(container, stream, clock, watch, self.gaps)
                 convert = _Converter(self.short_side, video)

@@ -1,0 +1,180 @@
+"""One video of any length to its timeline: decoded once, forward, while the network runs beside it."""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..inference import REGRESSION, problem_type_of
+from ..model.modeling_timesformer import TimeSformerForVideoClassification
+from ..video.frame_stream import FrameStream
+from ..video.video_processing_timesformer import TimeSformerVideoProcessor
+from .journal import Journal
+from .segments import SegmentRules, find_segments
+from .stream_classifier import StreamClassifier, WindowPrediction
+from .timeline import Timeline
+from .windows import Windows
+
+
+# Decoded frames that may wait for the network: a few windows' worth, so that neither side idles.
+FRAMES_AHEAD = 32
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """How videos are labelled: windows, batches, what becomes a segment, whether CLS features are kept."""
+
+    window: float = 2.0
+    stride: float = 1.0
+    batch_size: int = 8
+    rules: SegmentRules = field(default_factory=SegmentRules)
+    with_features: bool = False
+
+
+def label_video(
+    source: str | os.PathLike,
+    model: TimeSformerForVideoClassification,
+    processor: TimeSformerVideoProcessor,
+    settings: LabelSettings | None = None,
+    *,
+    journal: Path | None = None,
+    resume: bool = False,
+    about: dict[str, Any] | None = None,
+    progress: Callable[[float, float | None], None] = lambda seconds, length: None,
+) -> Timeline:
+    """The timeline of one video. Memory does not grow with its length, but for the scores themselves.
+
+    Args:
+        source: path of the video, or a folder of numbered pictures.
+        model: in eval mode, on its device, in its dtype.
+        settings: windows and rules.
+        journal: a file that keeps what is done; with `resume` the windows in it are not run again.
+        about: what else decides the scores (the model's name, ...): it stands in the journal and in the timeline.
+        progress: called with the seconds that are done and the length that the container claims, None if it does not.
+
+    Raises VideoDecodeError where nothing of the video can be decoded, ValueError for a journal of other settings.
+    """
+    settings = settings or LabelSettings()
+    windows = Windows(settings.window, settings.stride, processor.num_frames)
+    looked = describe_windows(settings, processor, about)
+    done = Journal(journal, looked | _fingerprint(source), resume=resume) if journal is not None else None
+    scores = list(done.scores) if done is not None else []
+    features = list(done.features) if done is not None else []
+    first = len(scores)
+    stream = FrameStream(source, times=windows.all_moments(first))
+    classifier = StreamClassifier(
+        model,
+        processor,
+        window=settings.window,
+        stride=settings.stride,
+        batch_size=settings.batch_size,
+        with_features=settings.with_features,
+        first=first,
+    )
+    end = 0.0
+
+    def keep(predictions: list[WindowPrediction]) -> None:
+        if not predictions:
+            return
+        scores.extend(one.scores for one in predictions)
+        features.extend(one.features for one in predictions if one.features is not None)
+        if done is not None:
+            done.add((one.scores, one.features) for one in predictions)
+        progress(predictions[-1].end, stream.length)
+
+    classifier.begin_at(0.0)  # the first frame that still matters may be a later one
+    for frame in ahead(iter(stream), FRAMES_AHEAD):
+        keep(classifier.push(frame.pixels, frame.seconds))
+        end = frame.seconds + frame.duration
+    keep(classifier.finish(end))
+    count = windows.count(end)
+    timeline = Timeline(
+        video=os.fspath(source),
+        seconds=end,
+        windows=windows,
+        labels=[str(model.config.id2label[index]) for index in range(model.config.num_labels)],
+        scores=np.stack(scores[:count]),
+        is_regression=problem_type_of(model.config) == REGRESSION,
+        features=np.stack(features[:count]) if settings.with_features else None,
+        frame_rate=stream.frame_rate,
+        gaps=stream.gaps,
+        settings=looked | asdict(settings.rules),
+    )
+    if not timeline.is_regression:
+        timeline.segments = find_segments(timeline.scores, timeline.cells, timeline.labels, settings.rules)
+    return timeline
+
+
+def describe_windows(
+    settings: LabelSettings, processor: TimeSformerVideoProcessor, about: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Whatever decides the scores of the windows, by name. The rules do not: they apply to finished scores."""
+    return {
+        **(about or {}),
+        "window": settings.window,
+        "stride": settings.stride,
+        "num_frames": processor.num_frames,
+        "num_crops": processor.num_crops,
+        "with_features": settings.with_features,
+    }
+
+
+def _fingerprint(source: str | os.PathLike) -> dict[str, Any]:
+    """What tells that a video has been replaced by another."""
+    stat = os.stat(source)
+    return {"video": os.fspath(source), "bytes": stat.st_size, "modified": stat.st_mtime_ns}
+
+
+class _End:
+    """Marks the end of a queue, with what ended it."""
+
+    def __init__(self, error: BaseException | None = None):
+        self.error = error
+
+
+def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """The items of an iterator that runs in a thread of its own, up to `count` ahead of the caller.
+
+    Decoding leaves Python free, so the network runs meanwhile. An exception of the iterator is raised here. A caller
+    that stops early stops the thread.
+    """
+    waiting: queue.Queue[Item | _End] = queue.Queue(count)
+    stopped = threading.Event()
+
+    def put(item: Item | _End) -> None:
+        while not stopped.is_set():
+            try:
+                return waiting.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stopped.is_set():
+                    return
+            put(_End())
+        except BaseException as error:  # whatever it is, it is the caller's, who waits in the other thread
+            put(_End(error))
+
+    thread = threading.Thread(target=work, name="decode ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = waiting.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

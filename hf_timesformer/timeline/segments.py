@@ -1,0 +1,146 @@
+"""From scores over time to segments: smoothing, hysteresis, merging. Plain arithmetic on arrays.
+
+Scores of one class, a high threshold of 0.5 and a low one of 0.3: the segment begins where the score reaches 0.5 and
+goes on until it falls below 0.3, so a score that wavers around 0.5 makes one segment and not four:
+
+    score      0.1   0.4   0.6   0.4   0.55   0.45   0.2   0.4
+    segment                 |------------------------|
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Segment:
+    """A stretch of the video, in seconds, with one class and the mean of its scores there."""
+
+    start: float
+    end: float
+    label: str
+    score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, times to the millisecond."""
+        row = asdict(self)
+        return row | {"start": round(self.start, 3), "end": round(self.end, 3), "score": round(self.score, 6)}
+
+
+@dataclass(frozen=True)
+class SegmentRules:
+    """How scores become segments.
+
+    Args:
+        threshold: a class begins where its score reaches this ...
+        low_threshold: ... and ends where it falls below this.
+        smoothing: windows that a score is averaged over before that, an odd number; 1 leaves scores alone.
+        merge: segments of one class that are at most so many seconds apart become one.
+        min_seconds: segments that are shorter, after merging, are left out.
+        exclusive: one class at a time: another class that reaches the threshold with a higher score ends the first.
+
+    Raises ValueError for rules that contradict themselves.
+    """
+
+    threshold: float = 0.5
+    low_threshold: float = 0.3
+    smoothing: int = 3
+    merge: float = 0.0
+    min_seconds: float = 0.0
+    exclusive: bool = True
+
+    def __post_init__(self):
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}")
+        if not 0 <= self.low_threshold <= self.threshold:
+            raise ValueError(
+                f"low_threshold must lie between 0 and the threshold {self.threshold}, got {self.low_threshold}"
+            )
+        if self.smoothing < 1 or self.smoothing % 2 == 0:
+            raise ValueError(f"smoothing must be an odd number of windows, got {self.smoothing}")
+        if self.merge < 0 or self.min_seconds < 0:
+            raise ValueError(f"merge and min_seconds must not be negative, got {self.merge} and {self.min_seconds}")
+
+
+def find_segments(scores: np.ndarray, cells: np.ndarray, labels: list[str], rules: SegmentRules) -> list[Segment]:
+    """The segments of a video in order of time.
+
+    Args:
+        scores: probabilities `(windows, labels)`.
+        cells: the borders of the windows' cells `(windows + 1,)`, in seconds.
+        labels: the names of the classes.
+    """
+    if len(cells) != len(scores) + 1 or scores.shape[1] != len(labels):
+        raise ValueError(f"scores {scores.shape} do not fit {len(cells)} borders and {len(labels)} labels")
+    smooth = smoothed(scores, rules.smoothing)
+    active = _one_at_a_time(smooth, rules) if rules.exclusive else _each_alone(smooth, rules)
+    segments = []
+    for index, label in enumerate(labels):
+        for begin, end in _runs(active[:, index]):
+            mean = float(np.average(scores[begin:end, index], weights=_lengths(cells, begin, end)))
+            segments.append(Segment(float(cells[begin]), float(cells[end]), label, mean))
+    segments = merged(segments, rules.merge)
+    kept = [segment for segment in segments if segment.end - segment.start >= rules.min_seconds]
+    return sorted(kept, key=lambda segment: (segment.start, segment.end, segment.label))
+
+
+def smoothed(scores: np.ndarray, width: int) -> np.ndarray:
+    """The centred mean over `width` windows, `(windows, labels)`; at the ends over those that there are."""
+    half = width // 2
+    sums = np.concatenate((np.zeros((1, scores.shape[1])), np.cumsum(scores, axis=0, dtype=np.float64)))
+    numbers = np.arange(len(scores))
+    begin, end = np.maximum(numbers - half, 0), np.minimum(numbers + half + 1, len(scores))
+    return (sums[end] - sums[begin]) / (end - begin)[:, None]
+
+
+def _each_alone(scores: np.ndarray, rules: SegmentRules) -> np.ndarray:
+    """Where each class is on, whatever the others are: bool `(windows, labels)`."""
+    active = np.zeros(scores.shape, bool)
+    state = np.zeros(scores.shape[1], bool)
+    for number, row in enumerate(scores):
+        state = np.where(state, row >= rules.low_threshold, row >= rules.threshold)
+        active[number] = state
+    return active
+
+
+def _one_at_a_time(scores: np.ndarray, rules: SegmentRules) -> np.ndarray:
+    """Where each class is on when at most one is: bool `(windows, labels)`."""
+    active = np.zeros(scores.shape, bool)
+    current = None
+    for number, row in enumerate(scores):
+        if current is not None and row[current] < rules.low_threshold:
+            current = None
+        best = int(row.argmax())
+        if row[best] >= rules.threshold:
+            current = best
+        if current is not None:
+            active[number, current] = True
+    return active
+
+
+def _runs(active: np.ndarray) -> list[tuple[int, int]]:
+    """The runs of True of `(windows,)` as `(first, last + 1)`."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], active.astype(np.int8), [0]))))
+    return [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2])]
+
+
+def _lengths(cells: np.ndarray, begin: int, end: int) -> np.ndarray:
+    lengths = np.diff(cells[begin : end + 1])
+    return lengths if lengths.sum() > 0 else np.ones(end - begin)  # a video of one picture lasts no time
+
+
+def merged(segments: list[Segment], gap: float) -> list[Segment]:
+    """Segments of one class that are at most `gap` seconds apart as one, its score their mean by length."""
+    joined: list[Segment] = []
+    latest: dict[str, Segment] = {}
+    for segment in sorted(segments, key=lambda one: one.start):
+        before = latest.get(segment.label)
+        if before is not None and gap > 0 and segment.start - before.end <= gap:
+            lengths = before.end - before.start, segment.end - segment.start
+            before.score = float(np.average((before.score, segment.score), weights=lengths))
+            before.end = segment.end
+        else:
+            latest[segment.label] = Segment(segment.start, segment.end, segment.label, segment.score)
+            joined.append(latest[segment.label])
+    return joined
