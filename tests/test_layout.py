@@ -16,7 +16,7 @@ FLOORS = (
     ("model", "video"),
     ("data",),
     ("evaluation", "visualization", "hub", "conversion", "inference"),
-    ("training", "recipes"),
+    ("timeline", "training", "recipes"),
     ("cli",),
     ("__init__", "__main__"),
 )

@@ -217,7 +217,7 @@ class StreamClassifier:
         return predictions
 
     def _forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, np.ndarray | None]:
-        """Logits `(b, labels)` and, where asked for, CLS `(b, hidden)`, each the mean over views, from `(b, v, ...)`."""
+        """Logits `(b, labels)` and, where asked for, CLS `(b, hidden)`: the mean over the views of `(b, v, ...)`."""
         parameter = next(self.model.parameters(), None)  # an exported graph has none
         if parameter is not None:
             pixel_values = pixel_values.to(parameter.device, parameter.dtype)
