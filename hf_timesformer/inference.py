@@ -8,14 +8,11 @@ import torch
 from transformers import AutoConfig
 from transformers.video_utils import VideoMetadata
 
+from .data.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .model.configuration_timesformer import TimeSformerConfig
 from .model.modeling_timesformer import TimeSformerForVideoClassification
 from .video.video_processing_timesformer import TimeSformerVideoProcessor
 
-
-SINGLE_LABEL = "single_label_classification"
-MULTI_LABEL = "multi_label_classification"
-REGRESSION = "regression"
 
 # What `--dtype` takes.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -165,6 +165,38 @@ def program_for_launchers(argv: Sequence[str]) -> str:
     return f"-m hf_timesformer.cli.{command}"
 
 
+def share_of(count: int, shard: str | None = None) -> list[int]:
+    """The numbers, out of `count`, that are this process's share of some work.
+
+    `shard` is `"i/n"`: the i-th, from 0, of n machines or array tasks. Each of them may run several processes, started
+    by torchrun or accelerate (`RANK`, `WORLD_SIZE`), which share its part:
+
+        10 videos, shard 1/2, rank 0 of 2: 2, 6        rank 1 of 2: 3, 7
+
+    Raises ValueError for a shard that is none.
+    """
+    part, parts = _parse_shard(shard)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return list(range(part * world + rank, count, parts * world))
+
+
+def _parse_shard(shard: str | None) -> tuple[int, int]:
+    if shard is None:
+        return 0, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ValueError(f"--shard {shard}: give I/N with I from 0 to N - 1, such as 0/4")
+    return int(found[1]), int(found[2])
+
+
+def local_device() -> str | None:
+    """The GPU of this process where torchrun or accelerate started several, None where it is the only one."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
+
+
 def end_process_group() -> None:
     """Leave the group of processes, if this is one of several, and end the threads that served it.
 

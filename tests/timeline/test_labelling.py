@@ -1,0 +1,342 @@
+"""`timesformer label` and what it writes: segments where clips were joined, files that others read, resume, shares."""
+
+import csv
+import json
+import multiprocessing
+import re
+import threading
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from decoding_clips import encode
+from tiny import tiny_model
+
+from hf_timesformer import TimeSformerVideoProcessor
+from hf_timesformer.cli import label
+from hf_timesformer.cli.common import share_of
+from hf_timesformer.timeline.film import caption, cut_film
+from hf_timesformer.timeline.journal import Journal
+from hf_timesformer.timeline.labelling import LabelSettings, ahead, label_video
+from hf_timesformer.timeline.picture import seconds_at
+from hf_timesformer.timeline.segments import Segment
+from hf_timesformer.timeline.stream_classifier import StreamClassifier
+from hf_timesformer.timeline.timeline import Timeline
+from hf_timesformer.timeline.windows import Windows
+from hf_timesformer.timeline.writers import write_label_studio, write_webvtt
+from hf_timesformer.video.decoding import decode_video
+
+
+FPS = 10
+JOINTS = (0, 6, 11, 20)  # seconds: dark, bright, dark
+NAMES = ("dark", "bright")
+
+
+class Brightness(torch.nn.Module):
+    """Stands for a network: class 1 if the clip is bright, else class 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = tiny_model("space_only", num_labels=2, id2label=dict(enumerate(NAMES))).config
+        self.scale = torch.nn.Parameter(torch.tensor(20.0))
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+
+    def forward(self, pixel_values: torch.Tensor):
+        mean = pixel_values.flatten(1).mean(1) * self.scale
+        return type("Output", (), {"logits": torch.stack([-mean, mean], dim=-1)})
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory) -> Path:
+    """20 seconds of grey frames that change their brightness at `JOINTS`."""
+    levels = np.repeat([40, 200, 40], np.diff(JOINTS) * FPS)
+    frames = np.broadcast_to(levels[:, None, None, None], (len(levels), 32, 48, 3)).astype(np.uint8)
+    times = [3 * number for number in range(len(frames))]
+    return encode(tmp_path_factory.mktemp("film") / "film.mp4", frames, times=times, options={"g": "20"})
+
+
+@pytest.fixture(scope="module")
+def processor() -> TimeSformerVideoProcessor:
+    crop = {"height": 12, "width": 8}
+    return TimeSformerVideoProcessor(num_frames=4, size={"shortest_edge": 12}, crop_size=crop)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, processor) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("divided_space_time", num_labels=2, id2label=dict(enumerate(NAMES))).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("window", "stride"), [(2.0, 1.0), (2.0, 0.5), (1.0, 1.0)])
+def test_joints_are_found_within_a_stride(film, processor, window: float, stride: float):
+    timeline = label_video(film, Brightness(), processor, LabelSettings(window, stride))
+    assert timeline.seconds == pytest.approx(20, abs=0.1)
+    assert [segment.label for segment in timeline.segments] == ["dark", "bright", "dark"]
+    found = [segment.start for segment in timeline.segments] + [timeline.segments[-1].end]
+    assert np.abs(np.array(found) - JOINTS).max() <= stride
+
+
+def run(capsys, *arguments: str | Path) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        label.main([*map(str, arguments)])
+    streams = capsys.readouterr()
+    return end.value.code, streams.out, streams.err
+
+
+def test_all_files(film, model_folder, tmp_path: Path, capsys):
+    features = tmp_path / "features.parquet"
+    code, out, _ = run(
+        capsys, film, "--model", model_folder, "--output_dir", tmp_path, "--features", features, "--overlay",
+        "--threshold", 0.4, "--dtype", "float32",
+    )  # fmt: skip
+    assert code == 0
+    assert "19.9 s in 19 windows" in out
+    written = set(re.findall(r"wrote (\S+)", out))
+    suffixes = [".json", ".csv", ".scores.csv", ".vtt", ".label_studio.json", ".png", ".overlay.mp4"]
+    assert written == {str(tmp_path / f"film{suffix}") for suffix in suffixes} | {str(features)}
+    assert not (tmp_path / "film.windows.jsonl").exists()
+    content = json.loads((tmp_path / "film.json").read_text())
+    assert content["threshold"] == 0.4
+    assert content["low_threshold"] == pytest.approx(0.24)
+    assert content["dtype"] == "float32"
+    assert content["not_decoded"] == []
+    assert len(content["windows"]) == 19
+    rows = list(csv.DictReader((tmp_path / "film.scores.csv").open()))
+    for row, window in zip(rows, content["windows"]):
+        assert float(row["start"]) == window["start"]
+        assert {name: float(row[name]) for name in NAMES} == pytest.approx(window["scores"], abs=1e-6)
+    segments = list(csv.DictReader((tmp_path / "film.csv").open()))
+    assert [row["label"] for row in segments] == [segment["label"] for segment in content["segments"]]
+    table = pyarrow.parquet.read_table(features).to_pydict()
+    assert table["window"] == list(range(19))
+    assert np.array(table["features"]).shape == (19, 16)
+    with av.open(str(tmp_path / "film.overlay.mp4")) as container:
+        times = [float(frame.time) for frame in container.decode(video=0)]
+    np.testing.assert_allclose(times, np.arange(200) / 10, atol=1e-3)
+
+
+def timeline_of(segments: list[Segment], **fields) -> Timeline:
+    return Timeline(
+        **{
+            "video": "clip.mp4",
+            "seconds": 10.0,
+            "windows": Windows(2, 1, 4),
+            "labels": ["a", "b"],
+            "scores": np.tile(np.array([[0.75, 0.25]], np.float32), (9, 1)),
+            "segments": segments,
+            "frame_rate": 25.0,
+        }
+        | fields
+    )
+
+
+def test_subtitles(tmp_path: Path):
+    segments = [Segment(0.5, 3723.5, "a < b & c --> d\n", 0.75)]
+    text = write_webvtt(tmp_path / "a.vtt", timeline_of(segments)).read_text()
+    assert text == "WEBVTT\n\n00:00:00.500 --> 01:02:03.500\na &lt; b &amp; c --&gt; d 75%\n"
+    numbers = timeline_of([], is_regression=True, scores=np.arange(18, dtype=np.float32).reshape(9, 2))
+    text = write_webvtt(tmp_path / "b.vtt", numbers).read_text()
+    assert "00:00:01.500 --> 00:00:02.500\na 2, b 3\n" in text
+
+
+def test_label_studio_counts_frames_from_one(tmp_path: Path):
+    path = write_label_studio(tmp_path / "a.json", timeline_of([Segment(0, 2, "a", 0.9), Segment(2, 4.04, "b", 0.7)]))
+    (task,) = json.loads(path.read_text())
+    assert task["data"] == {"video": "clip.mp4", "frameRate": 25.0}
+    values = [row["value"] for row in task["predictions"][0]["result"]]
+    assert values == [
+        {"ranges": [{"start": 1, "end": 50}], "timelinelabels": ["a"]},
+        {"ranges": [{"start": 51, "end": 101}], "timelinelabels": ["b"]},
+    ]
+
+
+def test_captions():
+    timeline = timeline_of([Segment(0, 2, "a", 0.9)])
+    assert caption(timeline, 1.9) == "a 75%"
+    assert caption(timeline, 2.0) == "(a 75%)"
+    numbers = timeline_of([], is_regression=True)
+    assert caption(numbers, 99.0) == "a 0.75  b 0.25"
+
+
+def test_clicks_on_the_picture():
+    timeline = timeline_of([])
+    assert seconds_at(timeline, 0.07 * 1200, 1200) == 0
+    assert seconds_at(timeline, 0.98 * 1200, 1200) == pytest.approx(10)
+    assert seconds_at(timeline, 0.525 * 1200, 1200) == pytest.approx(5)
+    assert seconds_at(timeline, 5, 1200) == 0
+
+
+def test_a_piece_of_the_film(film, tmp_path: Path):
+    frames, _ = decode_video(cut_film(tmp_path / "piece.mp4", film, 5.5, 7.5, short_side=32), range(20))
+    brightness = frames.float().mean(dim=(1, 2, 3))
+    assert (brightness[:5] < 60).all()
+    assert (brightness[5:] > 180).all()
+    with pytest.raises(ValueError, match="there is no frame to write"):
+        cut_film(tmp_path / "none.mp4", film, 50, 60)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("done", [0, 1, 7, 18])
+def test_a_killed_run_goes_on(film, model_folder, tmp_path: Path, capsys, monkeypatch, done: int):
+    arguments = [film, "--model", model_folder, "--batch_size", 1, "--dtype", "float32", "--threshold", 0.3]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    features = ["--features", tmp_path / "features.parquet"]
+    assert run(capsys, *arguments, *features, "--output_dir", whole)[0] == 0
+    expected = pyarrow.parquet.read_table(tmp_path / "features.parquet")
+    count = []
+    forward = StreamClassifier._forward
+
+    def counted(self, pixel_values):
+        if len(count) == done and done < 18:
+            raise Killed
+        count.append(1)
+        return forward(self, pixel_values)
+
+    monkeypatch.setattr(StreamClassifier, "_forward", counted)
+    if done < 18:
+        with pytest.raises(Killed):
+            label.main([*map(str, [*arguments, *features, "--output_dir", killed])])
+    else:  # killed while it wrote the files
+        monkeypatch.setattr("hf_timesformer.timeline.outputs.write_json", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            label.main([*map(str, [*arguments, *features, "--output_dir", killed])])
+        monkeypatch.undo()
+    monkeypatch.setattr(StreamClassifier, "_forward", lambda self, pixels: count.append(1) or forward(self, pixels))
+    journal = killed / "film.windows.jsonl"
+    with journal.open("a") as file:
+        file.write('{"scores": "AAAA')  # the line that a kill cut short
+    count.clear()
+    assert run(capsys, *arguments, *features, "--output_dir", killed, "--resume")[0] == 0
+    assert len(count) == (19 - done if done < 18 else 0)
+    for name in ("film.json", "film.scores.csv"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert pyarrow.parquet.read_table(tmp_path / "features.parquet").equals(expected)
+    _, out, _ = run(capsys, *arguments, *features, "--output_dir", killed, "--resume")
+    assert "finished before (film.json)" in out
+
+
+def test_a_journal_of_other_settings(film, model_folder, tmp_path: Path, capsys):
+    arguments = [film, "--model", model_folder, "--output_dir", tmp_path, "--resume", "--dtype", "float32"]
+    Journal(tmp_path / "film.windows.jsonl", {"window": 3.0}, resume=False)
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert "film.windows.jsonl was begun with" in err
+    assert "leave out --resume to begin anew" in err
+
+
+def test_a_broken_video_among_others(film, model_folder, tmp_path: Path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.mp4").write_text("no video")
+    (tmp_path / "in/b.mp4").write_bytes(film.read_bytes())
+    (tmp_path / "in/notes.txt").write_text("none")
+    code, out, err = run(capsys, tmp_path / "in", "--model", model_folder, "--output_dir", tmp_path / "out")
+    assert code == 1
+    assert "a.mp4: cannot be opened as a video" in err
+    assert "b.mp4: 19.9 s in 19 windows" in out
+    assert (tmp_path / "out/b.json").exists()
+
+
+def test_every_video_is_in_one_share(film, model_folder, tmp_path: Path, capsys, monkeypatch):
+    for name in "abcde":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cam.mp4").symlink_to(film)
+    (tmp_path / "list").write_text("".join(f"{tmp_path / name / 'cam.mp4'}\n\n" for name in "abcde"))
+    arguments = [f"@{tmp_path / 'list'}", "--model", model_folder, "--output_dir", tmp_path / "out", "--window", 8]
+    shares = []
+    for shard, rank in (("0/2", 0), ("0/2", 1), ("1/2", 0), ("1/2", 1)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        code, out, _ = run(capsys, *arguments, "--shard", shard, "--features", tmp_path / "features")
+        assert code == 0
+        shares.append(sorted(re.findall(r"features/(\w+)\.parquet", out)))
+    assert shares == [["a_cam", "e_cam"], ["b_cam"], ["c_cam"], ["d_cam"]]
+    assert len(list((tmp_path / "out").glob("*_cam.json"))) == 5
+
+
+@pytest.mark.parametrize(("shard", "rank", "world", "share"), [("1/2", 0, 2, [2, 6]), (None, 1, 3, [1, 4, 7])])
+def test_shares(monkeypatch, shard: str | None, rank: int, world: int, share: list[int]):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    assert share_of(10, shard) == share
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shard", "4/4"], "--shard 4/4: give I/N"),
+        (["--window", "0"], "window must be a positive number of seconds, got 0.0"),
+        (["--threshold", "0.2", "--low_threshold", "0.4"], "low_threshold must lie between"),
+        (["--smoothing", "4"], "smoothing must be an odd number"),
+        (["--features", "folder"], "--features folder: give a file that ends in .parquet"),
+        (["--batch_size", "0"], "batch_size must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(film, model_folder, tmp_path, capsys, arguments: list[str], message: str):
+    code, _, err = run(capsys, film, "--model", model_folder, "--output_dir", tmp_path, *arguments)
+    assert code == 2
+    assert f"error: {message}" in err
+
+
+def test_motion_that_looks_slow_is_said(film, model_folder, tmp_path, capsys):
+    _, _, err = run(capsys, film, "--model", model_folder, "--output_dir", tmp_path, "--window", 1)
+    assert "the checkpoint's clips last about 4.3 s, windows 1 s: motion looks 4.3 times as slow" in err
+
+
+def test_items_ahead():
+    begun = []
+
+    def count():
+        for number in range(100):
+            begun.append(number)
+            yield number
+
+    items = ahead(count(), 3)
+    assert [next(items) for _ in range(5)] == [0, 1, 2, 3, 4]
+    time.sleep(0.05)
+    assert len(begun) <= 5 + 3 + 1
+    items.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "decode ahead"]
+
+    def fails():
+        yield 1
+        raise KeyError("broken")
+
+    with pytest.raises(KeyError, match="broken"):
+        list(ahead(fails(), 3))
+    assert list(ahead(iter(range(10)), 2)) == list(range(10))
+
+
+def _peak_of(path: str, queue: multiprocessing.Queue) -> None:
+    """The peak memory of a process that labels `path`, in MiB."""
+    model = Brightness()
+    processor = TimeSformerVideoProcessor(
+        num_frames=4, size={"shortest_edge": 12}, crop_size={"height": 12, "width": 8}
+    )
+    label_video(path, model, processor, LabelSettings(window=2.0, stride=2.0))
+    status = Path("/proc/self/status").read_text()  # getrusage would tell the peak of the parent
+    queue.put(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_does_not_grow_with_length(tmp_path: Path):
+    frames = np.random.default_rng(0).integers(0, 255, (30, 240, 320, 3), np.uint8)
+    peaks = []
+    for repeats in (2, 40):
+        path = encode(tmp_path / f"{repeats}.mkv", np.concatenate([frames] * repeats), options={"preset": "ultrafast"})
+        context = multiprocessing.get_context("spawn")
+        queue = context.Queue()
+        process = context.Process(target=_peak_of, args=(str(path), queue))
+        process.start()
+        peaks.append(queue.get(timeout=120))
+        process.join()
+    assert peaks[1] - peaks[0] < 40  # the 38 further repetitions are 250 MB of frames
