@@ -17,6 +17,7 @@ from ..training.arguments import DataArguments, ModelArguments, VideoTrainingArg
 from ..training.checkpoints import only_run_in
 from ..training.recipes import apply_recipe
 from ..training.run import train
+from ..training.stopping import EXIT_CODE, RunStopped
 from .common import end_process_group, user_errors, warn_of_lone_process
 from .train_help import make_train_parser
 
@@ -48,8 +49,13 @@ def main(argv: list[str] | None = None) -> None:
     """Train as `argv` says; without it, as the command line says."""
     with user_errors():
         model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
-        with only_run_in(args.output_dir) if args.process_index == 0 else nullcontext():
-            train(model_args, data_args, args)
+        try:
+            with only_run_in(args.output_dir) if args.should_save else nullcontext():
+                train(model_args, data_args, args)
+        except RunStopped as stop:
+            end_process_group()
+            print(stop, file=sys.stderr)
+            sys.exit(EXIT_CODE)
         end_process_group()
 
 

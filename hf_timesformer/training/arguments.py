@@ -1,12 +1,17 @@
 """The arguments of a training run: what to start from, which clips, and how to train."""
 
+import logging
 from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.arguments import DatasetArguments
 from .optimization import FREEZE_CHOICES
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -121,6 +126,20 @@ class VideoTrainingArguments(TrainingArguments):
             "Needs --probe_passes."
         },
     )
+    decay_all: bool = field(
+        default=False,
+        metadata={
+            "help": "Weight decay on all parameters, as in the official code: on biases, norms, CLS, position and "
+            "time embeddings too."
+        },
+    )
+    class_weights: str = field(
+        default="none",
+        metadata={
+            "help": "`balanced`: rare classes weigh more in the loss, so that all classes weigh the same; or `none`.",
+            "choices": ("none", "balanced"),
+        },
+    )
     layer_decay: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate from each block to the one below it."}
     )
@@ -148,7 +167,8 @@ class VideoTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Go on from this checkpoint folder, or, without a value, from the last whole one in --output_dir.",
+            "help": "Go on from this checkpoint folder; without a value, from the last whole one in --output_dir; "
+            "with auto, from the last whole one if there is one, else start.",
             "nargs": "?",
             "const": "last",
         },
@@ -159,26 +179,71 @@ class VideoTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints to keep; the best and the last always stay."}
     )
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Whether the model that is saved at the end is the best one evaluated."}
+    load_best_model_at_end: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the model that is saved at the end is the best one evaluated: if not said, wherever each "
+            "evaluation has its checkpoint."
+        },
+    )
+    on_non_finite: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do where an evaluation gives logits that are NaN or infinite: `stop` once a checkpoint "
+            "is saved, or `go_on`. They count as wrong in either case.",
+            "choices": ("stop", "go_on"),
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Whether losses that are NaN or infinite are left out of the log."}
     )
     metric_for_best_model: str | None = field(
         default="top1_accuracy", metadata={"help": "Metric that says which model is the best."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or every such share of all."})
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that decode, for each device."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: clips carry their names."})
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={"help": "Whether columns of a plain data set that the model does not take are removed."},
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False,
         metadata={"help": "Whether DDP looks in each step for parameters without a gradient. This network has none."},
     )
 
     def __post_init__(self):
-        # Without evaluations or checkpoints there is no best model to load.
-        self.load_best_model_at_end &= "no" not in (self.eval_strategy, self.save_strategy)
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = self._evaluations_have_checkpoints()
         self.use_cpu |= not torch.accelerator.is_available()  # else --bf16 is refused where there are CPUs only
         super().__post_init__()
         self.dataloader_pin_memory &= torch.accelerator.is_available()
+
+    def _evaluations_have_checkpoints(self) -> bool:
+        """Whether each evaluation comes with a checkpoint, so that the best model can be loaded at the end."""
+        evaluations = IntervalStrategy(self.eval_strategy).value
+        saves = SaveStrategy(self.save_strategy).value
+        if "no" in (evaluations, saves):
+            return False
+        if saves == "best":
+            return True
+        if evaluations != saves:
+            logger.warning(
+                "the model saved at the end is the last one, not the best: evaluations come by %s, checkpoints by %s",
+                evaluations,
+                saves,
+            )
+            return False
+        # Evaluations without a value of their own come every --logging_steps.
+        every = self.eval_steps or self.logging_steps
+        if evaluations == "steps" and self.save_steps % every:
+            logger.warning(
+                "the model saved at the end is the last one, not the best: --save_steps %g is no multiple of the %g "
+                "steps from one evaluation to the next",
+                self.save_steps,
+                every,
+            )
+            return False
+        return True
 
     def learning_rate_factor(self, batch_size: int) -> float:
         """What the learning rates are multiplied by where each device takes `batch_size` clips at a time."""

@@ -1,4 +1,8 @@
-"""Which checkpoints of a run are whole, so that one that was cut off by a kill is never gone on from."""
+"""Which checkpoints of a run are whole, which may be removed, and that a folder has one run at a time.
+
+A checkpoint of ours carries a mark: `incomplete` while it is being written, `data_order.json` from then on. What
+carries neither is somebody else's, and is never removed.
+"""
 
 import logging
 import re
@@ -16,15 +20,20 @@ logger = logging.getLogger(__name__)
 INCOMPLETE = "incomplete"  # stands in a checkpoint for as long as it is being written
 BAD_CLIPS = "bad_clips.json"
 DATA_ORDER = "data_order.json"
+EVALUATION_DUE = "evaluation_due"  # stands in a checkpoint that was saved when an evaluation was due, or was cut off
 RUN_LOCK = "_run.lock"  # the underscore keeps Trainer from pushing it to the Hub
 WAIT_SECONDS = 20  # decoding workers outlive a killed run by some seconds, and hold its lock
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+_held: set[Path] = set()  # locks that this process has already
 
 
-def list_checkpoints(output_dir: str | Path, *, whole: bool = True) -> list[Path]:
-    """Checkpoint folders of a run by step: the whole ones, or those that a kill has left half-written."""
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The whole checkpoint folders of a run, by step."""
+    return [path for path in _by_step(output_dir) if _is_whole(path)]
+
+
+def _by_step(output_dir: str | Path) -> list[Path]:
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if _CHECKPOINT.search(path.name)]
-    folders = [path for path in folders if _is_whole(path) == whole]
     return sorted(folders, key=lambda path: int(_CHECKPOINT.search(path.name)[1]))
 
 
@@ -32,18 +41,21 @@ def _is_whole(checkpoint: Path) -> bool:
     return (checkpoint / TRAINER_STATE_NAME).is_file() and not (checkpoint / INCOMPLETE).exists()
 
 
-def find_checkpoint(output_dir: str | Path, wanted: str) -> Path:
-    """The checkpoint folder to go on from: `wanted`, or with `"last"` the last whole one in `output_dir`.
+def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
+    """The checkpoint folder to go on from.
 
-    Raises ValueError where there is none, or where the run was killed while `wanted` was being written.
+    That is `wanted`; with `"last"` the last whole one in `output_dir`; with `"auto"` the same, or None where there is
+    none yet, so that one command both starts a run and goes on with it. Raises ValueError where there is none, or
+    where the run was killed while `wanted` was being written.
     """
-    if wanted.lower() in ("last", "true"):
+    if wanted.lower() in ("auto", "last", "true"):
         found = list_checkpoints(output_dir)
-        if not found:
+        if not found and wanted.lower() != "auto":
             raise ValueError(
-                f"{output_dir} holds no whole checkpoint to resume from; leave --resume_from_checkpoint out"
+                f"{output_dir} holds no whole checkpoint to resume from: leave --resume_from_checkpoint out, "
+                "or give it the value auto, which starts a run and goes on with it"
             )
-        return found[-1]
+        return found[-1] if found else None
     path = Path(wanted)
     if not path.is_dir():
         raise ValueError(f"checkpoint {wanted!r} is no folder")
@@ -56,10 +68,30 @@ def find_checkpoint(output_dir: str | Path, wanted: str) -> Path:
 
 
 def remove_half_written(output_dir: str | Path) -> None:
-    """Remove what a kill has left half-written, which Trainer would take for the newest checkpoint."""
-    for path in list_checkpoints(output_dir, whole=False):
-        logger.warning("%s was being written when the run was killed, and is removed", path)
-        shutil.rmtree(path)
+    """Remove the checkpoints that a kill has left half-written; folders without our mark stay."""
+    for path in _by_step(output_dir):
+        if (path / INCOMPLETE).exists():
+            logger.warning("%s was being written when the run was killed, and is removed", path)
+            shutil.rmtree(path)
+
+
+def remove_old_checkpoints(output_dir: str | Path, keep: int | None, best: str | None) -> None:
+    """Remove all whole checkpoints of ours but the last `keep`; the best one stays and counts as one of them.
+
+    Where `keep` is 1, the last one stays beside the best one, to resume from. None or 0 keeps all.
+    """
+    if not keep:
+        return
+    ours = [path for path in list_checkpoints(output_dir) if (path / DATA_ORDER).is_file()]
+    kept = set(ours[-1:])
+    if best is not None:
+        kept |= {path for path in ours if path.resolve() == Path(best).resolve()}
+    for path in reversed(ours):
+        if len(kept) < keep:
+            kept.add(path)
+    for path in ours:
+        if path not in kept:
+            shutil.rmtree(path)
 
 
 @contextmanager
@@ -67,9 +99,12 @@ def only_run_in(output_dir: str | Path) -> Iterator[None]:
     """Keep other runs out of the folder while this one is alive; also a `kill -9` gives it back.
 
     The launchers of torch and accelerate start every process in a session of its own, so a kill may miss one, which
-    trains and saves on. Raises ValueError where another run has the folder.
+    trains and saves on. A process that has the folder already keeps it. Raises ValueError where another run has it.
     """
-    path = Path(output_dir) / RUN_LOCK
+    path = (Path(output_dir) / RUN_LOCK).resolve()
+    if path in _held:
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
@@ -81,9 +116,11 @@ def only_run_in(output_dir: str | Path) -> Iterator[None]:
         ) from error
     except (OSError, NotImplementedError) as error:
         logger.warning("%s cannot be locked (%s): two runs in it would not notice each other", path, error)
+    _held.add(path)
     try:
         yield
     finally:
+        _held.discard(path)
         lock.release()
 
 

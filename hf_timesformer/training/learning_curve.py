@@ -9,7 +9,10 @@ logger = logging.getLogger(__name__)
 
 
 def draw_curve(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
-    """Draw loss and accuracy over epochs as a PNG; False, with one line in the log, where matplotlib is missing."""
+    """Draw the loss and what an evaluation measures over epochs as a PNG.
+
+    Returns False, with one line in the log, where matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -17,7 +20,12 @@ def draw_curve(log_history: Sequence[Mapping[str, float]], path: Path) -> bool:
         return False
     curves = {
         "loss": {"loss": "training", "eval_loss": "validation"},
-        "validation accuracy": {"eval_top1_accuracy": "top-1", "eval_top5_accuracy": "top-5"},
+        "validation": {
+            "eval_top1_accuracy": "top-1 accuracy",
+            "eval_top5_accuracy": "top-5 accuracy",
+            "eval_mean_average_precision": "mean average precision",
+            "eval_mean_absolute_error": "mean absolute error",
+        },
     }
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, (title, lines) in zip(figure.subplots(1, 2), curves.items()):

@@ -14,6 +14,9 @@ _VIDEO_PARAMETERS = re.compile(r"\.(temporal|local|width)_|time_embeddings")
 _HEAD = re.compile(r"(^|\.)classifier\.")
 _EMBEDDINGS = re.compile(r"cls_token|position_embeddings|time_embeddings")
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
+# What wrappers put into the names of the parameters that they wrap: FSDP1, torch.compile, recomputation, DDP.
+_WRAPPERS = re.compile(r"(^|(?<=\.))(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module|module)\.")
+_FLAT = "_flat_param"  # how FSDP1 names what it has merged
 
 
 def freeze_parameters(model: nn.Module, freeze: str, freeze_depth: float = 0.0) -> None:
@@ -49,37 +52,70 @@ def parameter_groups(
     head_learning_rate: float | None = None,
     temporal_learning_rate: float | None = None,
     weight_decay: float = 0.0,
+    decay_all: bool = False,
     layer_decay: float = 1.0,
 ) -> list[dict]:
     """Optimizer groups of the trainable parameters, each with its own `lr` and `weight_decay`.
 
-    No weight decay on biases, norms, CLS, position and time embeddings, nor on what the model's own
-    `no_weight_decay()` names. Layer `n` of `L` learns at `learning_rate * layer_decay ** (L - n)` (Bao et al. 2022,
-    BEiT), the embeddings below layer 1; the classifier at `head_learning_rate` where given. What an image ViT does not
-    have (time embeddings and the earlier attention steps: those that `freeze="spatial"` lets learn) starts from
-    `temporal_learning_rate` where given, in place of `learning_rate`.
+    What `names_without_decay` lists has no weight decay, unless `decay_all`. Layer `n` of `L` learns at
+    `learning_rate * layer_decay ** (L - n)` (Bao et al. 2022, BEiT), the embeddings below layer 1; the classifier at
+    `head_learning_rate` where given. What an image ViT does not have (time embeddings and the earlier attention steps:
+    those that `freeze="spatial"` lets learn) starts from `temporal_learning_rate` where given, in place of
+    `learning_rate`. A rate of 0 is a rate.
+
+    `model` may be wrapped by DDP, FSDP or torch.compile. Raises ValueError where nothing learns, or where FSDP has
+    merged parameters that may need rates of their own.
     """
-    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
-    names = [name for name, _ in model.named_parameters()]
-    num_layers = _count_layers(names)
+    exempt = set() if decay_all else names_without_decay(model)
+    named = [(plain_name(name), parameter) for name, parameter in model.named_parameters()]
+    if any(name.endswith(_FLAT) for name, _ in named):
+        raise ValueError(
+            "FSDP has merged parameters that learn at different rates: set use_orig_params to true in --fsdp_config"
+        )
+    num_layers = _count_layers([name for name, _ in named])
+    head_rate = learning_rate if head_learning_rate is None else head_learning_rate
+    video_rate = learning_rate if temporal_learning_rate is None else temporal_learning_rate
     groups: dict[tuple[float, float], dict] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if not parameter.requires_grad:
             continue
         if _HEAD.search(name):
-            rate = head_learning_rate or learning_rate
+            rate = head_rate
         else:
-            is_video = _VIDEO_PARAMETERS.search(name) is not None
-            rate = temporal_learning_rate if is_video and temporal_learning_rate else learning_rate
+            rate = video_rate if _VIDEO_PARAMETERS.search(name) else learning_rate
             rate *= layer_decay ** (num_layers - _depth(name, num_layers))
-        is_exempt = parameter.ndim <= 1 or name in exempt or _EMBEDDINGS.search(name) is not None
-        decay = 0.0 if is_exempt else weight_decay
+        decay = 0.0 if name in exempt else weight_decay
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
     if not groups:
         raise ValueError("no parameter is left to train: choose another value for --freeze")
     # Trainer logs the rate of the first group: --learning_rate itself where anything learns at it.
     return sorted(groups.values(), key=lambda group: group["lr"] != learning_rate)
+
+
+def names_without_decay(model: nn.Module) -> set[str]:
+    """Plain names of the parameters that weight decay leaves alone.
+
+    These are biases, the parameters of norms, CLS, position and time embeddings, and what the model's own
+    `no_weight_decay()` names. Names and modules decide, never shapes: FSDP1 shows every parameter as a flat shard.
+    """
+    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    for prefix, module in model.named_modules():
+        is_norm = "norm" in type(module).__name__.lower()
+        for name, _ in module.named_parameters(prefix, recurse=False):
+            name = plain_name(name)
+            if is_norm or name.endswith("bias") or _EMBEDDINGS.search(name):
+                exempt.add(name)
+    return exempt
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter in the network itself, without what wrappers put into it.
+
+    `_fsdp_wrapped_module.timesformer.encoder.layer.0._fsdp_wrapped_module.output.dense.weight` is
+    `timesformer.encoder.layer.0.output.dense.weight`.
+    """
+    return _WRAPPERS.sub("", name)
 
 
 def _is_below_norm(name: str) -> bool:

@@ -6,6 +6,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
 from transformers import set_seed
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import IntervalStrategy
@@ -21,14 +23,16 @@ from ..data.clips import (
 from ..data.dataset_factory import FoundVideos, available_splits, find_videos, hold_out
 from ..data.row_source import ClipSource, RecordSource
 from ..data.shard_source import ShardSource, StreamLayout, count_clips, warn_of_few_shards
+from ..data.targets import LABEL_COLUMNS, REGRESSION, SINGLE_LABEL
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .arguments import DataArguments, ModelArguments, VideoTrainingArguments
 from .checkpoints import find_checkpoint, list_checkpoints
 from .learning_curve import draw_curve
+from .objective import BEST_METRICS, ClipMetrics, balanced_weights
 from .optimization import freeze_parameters
 from .starting_point import load_network, make_processor, parse_overrides
-from .trainer import VideoTrainer, clip_metrics
+from .trainer import VideoTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -79,7 +83,7 @@ def make_source(found: FoundVideos, data: DataArguments, args: VideoTrainingArgu
     if training:
         warn_of_few_shards(len(sizes), layout)
     buffer = data.shuffle_buffer if training else 0
-    return ShardSource(found.videos, sizes, layout, shuffle_buffer=buffer, seed=args.seed)
+    return ShardSource(found.videos, sizes, layout, shuffle_buffer=buffer, seed=data_seed(args))
 
 
 def make_augmentation(processor: TimeSformerVideoProcessor, data: DataArguments) -> ClipAugmentation:
@@ -100,10 +104,12 @@ def make_augmentation(processor: TimeSformerVideoProcessor, data: DataArguments)
 def choose_checkpoint(args: VideoTrainingArguments) -> str | None:
     """The checkpoint to go on from, if any. Raises ValueError where an old run's checkpoints are in the way."""
     if args.resume_from_checkpoint:
-        return str(find_checkpoint(args.output_dir, args.resume_from_checkpoint))
+        checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+        return None if checkpoint is None else str(checkpoint)
     if list_checkpoints(args.output_dir):
         raise ValueError(
-            f"{args.output_dir} has the checkpoints of another run: pass --resume_from_checkpoint or remove it"
+            f"{args.output_dir} has the checkpoints of another run: pass --resume_from_checkpoint (with the value "
+            "auto one command starts a run and goes on with it) or remove it"
         )
     return None
 
@@ -130,7 +136,7 @@ def settle_arguments(model: ModelArguments, args: VideoTrainingArguments) -> Vid
 
 
 def make_network(
-    model: ModelArguments, class_names: list[str]
+    model: ModelArguments, class_names: list[str], problem_type: str = SINGLE_LABEL
 ) -> tuple[TimeSformerForVideoClassification, list[int], TimeSformerVideoProcessor]:
     """The network to train, the id that it gives to each class, and the processor of the run.
 
@@ -147,6 +153,7 @@ def make_network(
         attention_type=model.attention_type,
         num_frames=model.num_frames,
         image_size=model.image_size,
+        problem_type=problem_type,
     )
     if model.attn_implementation:
         network.set_attn_implementation(model.attn_implementation)
@@ -195,27 +202,65 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: VideoTrain
 def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: VideoTrainingArguments) -> VideoTrainer:
     """A trainer with the network, the clips and the metrics that the arguments ask for."""
     train_videos, validation_videos = find_splits(data_args, args)
-    if train_videos.shards is None:
+    problem_type = train_videos.problem_type
+    if train_videos.shards is None and problem_type == SINGLE_LABEL:
         check_every_class_is_readable(train_videos.videos)
-    network, label_ids, processor = make_network(model_args, train_videos.class_names)
+    network, label_ids, processor = make_network(model_args, train_videos.class_names, problem_type)
     freeze_parameters(network, args.freeze, args.freeze_depth)
+    args = settle_evaluation(args, problem_type, has_validation=validation_videos is not None)
+
     source = make_source(train_videos, data_args, args, training=True)
     augmentation = make_augmentation(processor, data_args)
-    training = TrainingClips(source, FrameSampling.of(processor), augmentation, label_ids=label_ids, seed=args.seed)
+    sampling = FrameSampling.of(processor)
+    training = TrainingClips(source, sampling, augmentation, label_ids=label_ids, seed=data_seed(args))
     validation = None
     if validation_videos is not None:
         source = make_source(validation_videos, data_args, args, training=False)
         validation = EvaluationClips(source, processor, label_ids=label_ids)
-    else:
-        args = copy.copy(args)
-        args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
     logger.info("%d clips to train on, %d classes", len(training), len(train_videos.class_names))
+
+    num_labels = network.config.num_labels
     return VideoTrainer(
         model=network,
         args=args,
         train_dataset=training,
         eval_dataset=validation,
-        data_collator=ClipCollator(network.config.num_labels, mixup_alpha=data_args.mixup),
-        compute_metrics=clip_metrics,
+        data_collator=ClipCollator(num_labels, mixup_alpha=data_args.mixup, problem_type=problem_type),
+        compute_metrics=ClipMetrics(problem_type),
+        class_weights=find_class_weights(args.class_weights, train_videos, label_ids, num_labels),
         processing_class=processor,
     )
+
+
+def data_seed(args: VideoTrainingArguments) -> int:
+    """What the order of the clips, and what is drawn for each, follows from."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def settle_evaluation(
+    args: VideoTrainingArguments, problem_type: str, *, has_validation: bool
+) -> VideoTrainingArguments:
+    """A copy of `args` without evaluations where there are no clips for them, and with a metric that there is."""
+    args = copy.copy(args)
+    if not has_validation:
+        args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+    if problem_type != SINGLE_LABEL and args.metric_for_best_model == BEST_METRICS[SINGLE_LABEL]:
+        args.metric_for_best_model = BEST_METRICS[problem_type]
+        args.greater_is_better = problem_type != REGRESSION
+    return args
+
+
+def find_class_weights(kind: str, found: FoundVideos, label_ids: list[int], num_labels: int) -> torch.Tensor | None:
+    """The weight of each class in the loss `(num_labels,)`, or None where all weigh the same.
+
+    Raises ValueError for clips that have no classes, or whose classes nobody can count beforehand.
+    """
+    if kind == "none":
+        return None
+    if found.problem_type == REGRESSION or found.shards is not None:
+        what = "the targets are numbers" if found.shards is None else "nobody has counted the classes of tar shards"
+        raise ValueError(f"--class_weights {kind} does not go with these data: {what}")
+    column = found.videos[LABEL_COLUMNS[found.problem_type]]
+    classes = [label for labels in column for label in (labels if isinstance(labels, list) else [labels])]
+    counts = np.bincount(np.asarray(label_ids)[classes], minlength=num_labels)
+    return balanced_weights(counts)

@@ -9,6 +9,7 @@ from typing import Any
 from transformers.utils import PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
 
 from ..data.labels import has_no_names, match_labels
+from ..data.targets import SINGLE_LABEL
 from ..model.configuration_timesformer import TimeSformerConfig, pair
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
@@ -24,17 +25,21 @@ def load_network(
     from_vit: str | None = None,
     new_head: bool = False,
     config_overrides: dict[str, Any] | None = None,
+    problem_type: str = SINGLE_LABEL,
     **settings: Any,
 ) -> tuple[TimeSformerForVideoClassification, list[int]]:
     """The network to train, and the id that it gives to each class of the data.
 
     From a TimeSformer checkpoint (`model`), an image ViT (`from_vit`), or from scratch (`config_overrides` alone).
-    Settings that are None are left as the checkpoint has them. Raises ValueError where the labels do not match.
+    Settings that are None are left as the checkpoint has them. Raises ValueError where the labels, or the kind of
+    problem, do not match.
     """
     if model and from_vit:
         raise ValueError("--model (a TimeSformer) and --from_vit (an image ViT) exclude each other: give one of them")
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     overrides = (config_overrides or {}) | {name: value for name, value in settings.items() if value is not None}
+    if problem_type != SINGLE_LABEL or len(class_names) == 1:  # transformers takes one label for a regression
+        overrides["problem_type"] = problem_type
     identity = list(range(len(class_names)))
     if from_vit:
         return TimeSformerForVideoClassification.from_vit(from_vit, **labels, **overrides), identity
@@ -55,6 +60,12 @@ def _load_checkpoint(
     # The embeddings stay as long as the checkpoint has them; the network resizes them to the clips that it sees.
     overrides = {name: value for name, value in overrides.items() if name not in ("num_frames", "image_size")}
     is_unnamed = has_no_names(list(config.id2label.values())) and len(class_names) == config.num_labels
+    known = config.problem_type or SINGLE_LABEL
+    wanted = overrides.get("problem_type", SINGLE_LABEL)
+    if known != wanted and not new_head:
+        raise ValueError(f"the checkpoint was trained for {known}, the data are for {wanted}: pass --new_head")
+    if wanted == SINGLE_LABEL and known != wanted:
+        overrides["problem_type"] = wanted
     if not new_head and not is_unnamed:
         cure = "Pass --new_head to train a new classifier for the data"
         ids = match_labels(class_names, config.id2label, cure=cure)

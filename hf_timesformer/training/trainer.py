@@ -1,71 +1,109 @@
 """`transformers.Trainer` for clips: its data order, its losses and learning rates, and checkpoints that are whole."""
 
-import copy
-import json
+import functools
 import logging
 import math
-from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput, rotate_checkpoints
+from transformers.trainer import is_optimizer_factory
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.training_args import OptimizerNames
 
-from ..data.clips import EvaluationClips
+from ..data.clips import EvaluationClips, TrainingClips
 from ..data.faults import FaultTally
 from ..data.shard_source import ShardSource
-from ..data.targets import NO_CLIP, UNREADABLE
-from ..evaluation.accuracy import classification_metrics
+from ..data.targets import REGRESSION, SINGLE_LABEL, is_counted
 from ..hub.publish import PublishMixin
-from .checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE, remove_half_written
-from .classifier_fit import fit_new_classifier
+from .arguments import VideoTrainingArguments
+from .checkpoints import only_run_in
+from .objective import CLIP_LOSS, NON_FINITE, clip_loss
 from .optimization import parameter_groups, step_schedule
+from .refused_arguments import refuse
+from .stopping import ignore_sigterm_in_worker
+from .trainer_checkpoints import CheckpointMixin
+from .trainer_classifier import ClassifierFitMixin
 from .wait_clock import WaitClock
 
 
 logger = logging.getLogger(__name__)
 
-CLIP_LOSS = "clip_loss"  # of `clip_metrics`, until it takes the place of Trainer's own
 RATES = ("learning_rate", "head_learning_rate", "temporal_learning_rate")
-EVALUATION_CROPS = 3  # of the paper's protocol
 
 
-def clip_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Top-1, top-5 and mean class accuracy, one clip a video; clips that could not be read are counted apart."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    labels = prediction.label_ids
-    if not (labels >= 0).any():
-        raise ValueError("no validation clip can be read, so nothing can be evaluated; see the warnings above")
-    counts = {"videos": int((labels >= 0).sum()), "videos_unreadable": int((labels == UNREADABLE).sum())}
-    logits, labels = logits[labels >= 0], labels[labels >= 0]
-    loss = functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels).long())
-    return classification_metrics(logits, labels) | counts | {CLIP_LOSS: loss.item()}
-
-
-class VideoTrainer(PublishMixin, Trainer):
+class VideoTrainer(ClassifierFitMixin, CheckpointMixin, PublishMixin, Trainer):
     """Trainer whose epochs follow from the seed alone, that counts broken clips and the time spent waiting for data.
 
-    `train_dataset` and `eval_dataset` are `TrainingClips` and `EvaluationClips`.
+    `train_dataset` and `eval_dataset` are `TrainingClips` and `EvaluationClips`, or any data sets that Trainer takes,
+    whose items hold `pixel_values` and `labels`. `class_weights` `(classes,)` multiply the loss of each class.
+
+    On SIGTERM `train` saves a checkpoint and raises `RunStopped`. Raises ValueError for an argument that would do
+    nothing, or something else, with clips (see `refused_arguments`).
     """
 
-    loss_is_scaled_for_ga = False  # compute_loss gives the mean over its own batch
+    loss_is_scaled_for_ga = True  # compute_loss divides by the clips of the whole step, over all its batches
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        num_clips = len(self.train_dataset) if self.train_dataset is not None else 0
-        self.train_faults = FaultTally(num_clips, limit=self.args.max_bad_fraction)
-        self.eval_faults = FaultTally(num_clips, limit=math.inf, remedy="left out of the evaluation")
+    def __init__(
+        self, model: Any = None, args: VideoTrainingArguments | None = None, *, class_weights: Any = None,
+        **kwargs: Any,
+    ):  # fmt: skip
+        if args is None:
+            args = VideoTrainingArguments(output_dir="tmp_trainer")
+        if not isinstance(args, VideoTrainingArguments):
+            raise TypeError(f"VideoTrainer takes VideoTrainingArguments, not {type(args).__name__}")
+        if args.enable_jit_checkpoint:
+            logger.info("enable_jit_checkpoint is what happens in any case: SIGTERM saves and leaves")
+            args.enable_jit_checkpoint = False
+        refuse(args, has_clips=isinstance(kwargs.get("train_dataset"), TrainingClips))
+        self._init_checkpoints()
+        self._sampler = None
+        self._steps_per_epoch = 0
+        super().__init__(model, args, **kwargs)
+        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        self._check_problem()
+        self.train_faults = FaultTally(self.num_train_clips, limit=args.max_bad_fraction)
+        self.eval_faults = FaultTally(self.num_train_clips, limit=math.inf, remedy="left out of the evaluation")
         self._clock = WaitClock()
-        self.add_callback(_EpochCallback(self))
+        self._is_own_optimizer = self.optimizer is None
+        self.add_callback(_RunCallback(self))
+
+    @property
+    def problem_type(self) -> str:
+        """What the network is trained for: the config's `problem_type`, by default one class a clip."""
+        return getattr(self.accelerator.unwrap_model(self.model).config, "problem_type", None) or SINGLE_LABEL
+
+    def _check_problem(self) -> None:
+        if self.problem_type == REGRESSION and self.class_weights is not None:
+            raise ValueError("class_weights are for classes, and the network is trained to give a number")
+        if self.problem_type != SINGLE_LABEL and self.args.label_smoothing_factor:
+            logger.info("labels are not smoothed: that is for one class a clip (%s)", self.problem_type)
+            self.args.label_smoothing_factor = 0.0
 
     # Data
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        self._sampler = (train_dataset or self.train_dataset).source.make_sampler(self.args.seed)
+    @property
+    def has_clips(self) -> bool:
+        """Whether the training data are `TrainingClips`, which come in an order of their own."""
+        return isinstance(self.train_dataset, TrainingClips)
+
+    @property
+    def num_train_clips(self) -> int:
+        """How many clips there are to train on; 0 where nobody can tell."""
+        return len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else 0
+
+    @property
+    def data_seed(self) -> int:
+        """What the order of the clips follows from: `--data_seed`, or `--seed` without one."""
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        clips = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(clips, (TrainingClips, EvaluationClips)):
+            return super()._get_train_sampler(train_dataset)
+        self._sampler = clips.source.make_sampler(self.data_seed)
         return self._sampler
 
     def make_train_dataloader(self, clips: torch.utils.data.Dataset) -> torch.utils.data.DataLoader:
@@ -78,68 +116,132 @@ class VideoTrainer(PublishMixin, Trainer):
             is_training=True,
         )
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        loader.worker_init_fn = functools.partial(ignore_sigterm_in_worker, loader.worker_init_fn)
+        return loader
+
     def set_data_epoch(self, epoch: int) -> None:
         """Have the training clips laid out as that epoch has them, from the next iteration on."""
-        self._sampler.set_epoch(epoch)
+        if self._sampler is not None:
+            self._sampler.set_epoch(epoch)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
-        if isinstance(eval_dataset.source, ShardSource):
-            return eval_dataset.source.make_sampler(self.args.seed)
+        if isinstance(eval_dataset, EvaluationClips) and isinstance(eval_dataset.source, ShardSource):
+            return eval_dataset.source.make_sampler(self.data_seed)
         return super()._get_eval_sampler(eval_dataset)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # What clips carry beside the model's inputs; the collator needs it, and it is taken out before the model runs.
+        for name in ("video_id", "faults", "entropy"):
+            if name not in self._signature_columns:
+                self._signature_columns.append(name)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Trainer's own, timed; what the batches carry beside tensors is taken out and counted here."""
         with self._clock:
             batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
-            batch.pop("video_ids")
-            self.train_faults.add(batch.pop("faults"))
+            batch.pop("video_ids", None)
+            self.train_faults.add(batch.pop("faults", ()))
         return batches, num_items
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """The clips that count in one step, of all processes; at least 1."""
+        if not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        count = sum(is_counted(batch["labels"]).sum() for batch in batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return count.clamp(min=1)
+
+    # Evaluation
+
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
-        """Trainer's own, without what the batch carries beside tensors."""
-        self.eval_faults.add(inputs.pop("faults"))
-        inputs.pop("video_ids")
+        """Trainer's own, without what the batch carries beside tensors. Raises RunStopped after SIGTERM."""
+        self.leave_if_stopped()
+        self.eval_faults.add(inputs.pop("faults", ()))
+        inputs.pop("video_ids", None)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's own, with the loss of the clips that count: Trainer's counts those twice that fill up batches."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        loss = output.metrics.pop(f"{metric_key_prefix}_{CLIP_LOSS}", None)
-        return (
-            output if loss is None else output._replace(metrics=output.metrics | {f"{metric_key_prefix}_loss": loss})
-        )
+        """Trainer's own, with the loss of the clips that count: Trainer's counts those twice that fill up batches.
 
-    # Loss, learning rates
+        It leaves the random generators as they are, so that training does not depend on when it is evaluated.
+        """
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # a DataLoader draws a number when it begins
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        bad = output.metrics.get(f"{metric_key_prefix}_{NON_FINITE}", 0)
+        if bad:
+            logger.error("the logits of %d clips are NaN or infinite: they count as wrong, the loss as infinite", bad)
+        loss = output.metrics.pop(f"{metric_key_prefix}_{CLIP_LOSS}", None)
+        if loss is None:
+            return output
+        return output._replace(metrics=output.metrics | {f"{metric_key_prefix}_loss": loss})
+
+    # Loss, optimizer, learning rates
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean cross-entropy of hard `(B,)` or soft `(B, classes)` labels; negative labels are left out."""
+        """The loss of a batch, or its part of the loss of a step of `num_items_in_batch` clips.
+
+        `compute_loss_func` where the trainer has one, else `clip_loss` of the config's `problem_type`. Labels are
+        smoothed in training only.
+        """
         labels = inputs["labels"]
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        logits = outputs["logits"].float()
-        if labels.ndim == 1:
-            labels = labels.clamp(min=NO_CLIP)
-        loss = functional.cross_entropy(
-            logits, labels, label_smoothing=smoothing, ignore_index=NO_CLIP, reduction="none"
-        )
-        loss = loss.sum() / max((labels != NO_CLIP).sum(), 1) if labels.ndim == 1 else loss.mean()
-        return (loss, {"logits": logits}) if return_outputs else loss
+        if self.compute_loss_func is not None:
+            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        else:
+            weights = None if self.class_weights is None else self.class_weights.to(labels.device)
+            loss = clip_loss(
+                outputs["logits"],
+                labels,
+                problem_type=self.problem_type,
+                num_items=num_items_in_batch,
+                label_smoothing=self.args.label_smoothing_factor if model.training else 0.0,
+                class_weights=weights,
+            )
+        if num_items_in_batch is not None:
+            loss = loss * self._share_of_step()
+        return (loss, {"logits": outputs["logits"].float()}) if return_outputs else loss
+
+    def _share_of_step(self) -> int:
+        """What a process' part of the loss is multiplied by, where the clips of all processes divide it.
+
+        DDP and FSDP average the gradients over the processes; their sum is wanted.
+        """
+        if not self.args.average_tokens_across_devices:
+            return 1
+        return self.args.world_size if self.args.n_gpu <= 1 else self.args.n_gpu
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimizer of `--optim` over `parameter_groups`."""
-        if self.optimizer is None:
-            model = self.model if model is None else model
+        """The optimizer of `--optim`, or of `optimizer_cls_and_kwargs`, over `parameter_groups`."""
+        if self.optimizer is not None:
+            return self.optimizer
+        model = self.model if model is None else model
+        if self.optimizer_cls_and_kwargs is not None:
+            optimizer_class, options = self.optimizer_cls_and_kwargs
+        else:
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            groups = parameter_groups(
-                model,
-                **self._scaled_learning_rates(),
-                weight_decay=self.args.weight_decay,
-                layer_decay=self.args.layer_decay,
+        groups_itself = {"params", "model", "optimizer_dict"} & options.keys()
+        if is_optimizer_factory(optimizer_class) or groups_itself:
+            name = OptimizerNames(self.args.optim).value
+            raise ValueError(
+                f"--optim {name} chooses by itself which parameters learn at which rate, and VideoTrainer does so by "
+                "their place in the network: choose an optimizer of all parameters, such as adamw_torch"
             )
-            self.optimizer = optimizer_class(groups, **options)
+        groups = parameter_groups(
+            model,
+            **self._scaled_learning_rates(),
+            weight_decay=self.args.weight_decay,
+            decay_all=self.args.decay_all,
+            layer_decay=self.args.layer_decay,
+        )
+        self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def _scaled_learning_rates(self) -> dict[str, float | None]:
@@ -161,13 +263,29 @@ class VideoTrainer(PublishMixin, Trainer):
         )
         return {name: None if rate is None else rate * factor for name, rate in rates.items()}
 
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
+        """Trainer's own; the steps of an epoch are kept, for milestones in epochs."""
+        values = super().set_initial_training_values(*args, **kwargs)
+        self._steps_per_epoch = values[1]  # (epochs, steps an epoch, ...), in transformers 5.20 to 5.24
+        return values
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The scheduler of `--lr_scheduler_type`, or steps at `--lr_milestones`."""
         if self.lr_scheduler is None and self.args.lr_milestones:
-            per_epoch = num_training_steps / self.args.num_train_epochs
+            per_epoch = self._steps_per_epoch or num_training_steps / self.args.num_train_epochs
+            milestones = [round(epoch * per_epoch) for epoch in self.args.lr_milestones]
+            late = [milestone for milestone in milestones if milestone >= num_training_steps]
+            if late:
+                logger.warning(
+                    "%d of the %d --lr_milestones come after the last of %d steps (%g an epoch)",
+                    len(late),
+                    len(milestones),
+                    num_training_steps,
+                    per_epoch,
+                )
             self.lr_scheduler = step_schedule(
                 self.optimizer if optimizer is None else optimizer,
-                [round(epoch * per_epoch) for epoch in self.args.lr_milestones],
+                milestones,
                 factor=self.args.lr_factor,
                 num_warmup_steps=self.args.get_warmup_steps(num_training_steps),
             )
@@ -187,170 +305,111 @@ class VideoTrainer(PublishMixin, Trainer):
         """What `train_results.json` holds beside Trainer's own; all processes must call it."""
         self.train_faults.sync()
         return {
-            "train_samples": len(self.train_dataset),
+            "train_samples": self.num_train_clips,
             "best_metric": self.state.best_metric,
             "data_wait_percent": self._clock.percent_in_all(),
         } | self.train_faults.metrics()
 
-    # The classifier before and after the training
+    # The run
 
-    def can_fit_classifier(self) -> bool:
-        """Whether `fit_classifier` can do its work; where it cannot, a warning says why."""
-        classifier = self.model.classifier
-        obstacle = None
-        if not isinstance(classifier, nn.Linear):
-            obstacle = f"it is a {type(classifier).__name__}, and only a linear one can be"
-        elif self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            obstacle = "DeepSpeed and FSDP spread the network over the processes"
-        if obstacle is not None:
-            logger.warning(
-                "the classifier is not fitted to the frozen network (probe_passes=%d): %s",
-                self.args.probe_passes,
-                obstacle,
-            )
-        return obstacle is None
-
-    def fit_classifier(self) -> None:
-        """Fit the model's classifier to `probe_passes` augmented passes over the clips and their evaluation views.
-
-        All processes must call it; each ends with the same classifier.
-        """
-        with self.accelerator.autocast():
-            fit_new_classifier(
-                self.model,
-                self.fitting_batches(self.args.probe_passes),
-                gather=self.accelerator.gather,
-                label_smoothing=self.args.label_smoothing_factor,
-            )
-
-    def fitting_batches(self, passes: int) -> Iterator[dict[str, Any]]:
-        """The clips of the epochs after the last, which training itself does not see, then their evaluation views.
-
-        Where the trainer has a processor, the views are the three crops of every clip that an evaluation would cut:
-        objects look smaller there than in random crops of enlarged frames (Touvron et al. 2019, "Fixing the train-test
-        resolution discrepancy"), and a classifier fitted to the latter alone is off for the former.
-        """
-        first = math.ceil(self.args.num_train_epochs)
-        clips, processor = self.train_dataset, self.processing_class
-        rounds = [(clips, range(first, first + passes))]
-        if processor is not None:
-            processor = copy.copy(processor)
-            processor.num_crops = EVALUATION_CROPS
-            views = EvaluationClips(clips.source, processor, label_ids=clips.label_ids)
-            rounds.append((views, [first + passes]))
-        hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
-        with tqdm(desc="features", total=0, disable=hidden) as bar:
-            for dataset, epochs in rounds:
-                loader = self.make_train_dataloader(dataset)
-                bar.total += len(epochs) * len(loader)
-                for epoch in epochs:
-                    loader.set_epoch(epoch)  # accelerate's own count, which it tells the sampler
-                    self.set_data_epoch(epoch)
-                    for batch in loader:
-                        self.train_faults.add(batch["faults"])
-                        yield batch
-                        bar.update()
-
-    def _refit_classifier(self) -> None:
-        """Fit the classifier to the network that training ends with, unless it evaluates worse than the best one."""
-        before = copy.deepcopy(self.model.classifier.state_dict())
-        self.fit_classifier()
-        best = self.state.best_metric
-        if not self.args.load_best_model_at_end or best is None:
-            return
-        name = self.args.metric_for_best_model
-        value = self.evaluate()[name if name.startswith("eval_") else f"eval_{name}"]
-        is_worse = value < best if self.args.greater_is_better else value > best
-        logger.info(
-            "with the classifier fitted anew %s is %.4f, the best one before %.4f: the %s is kept",
-            name,
-            value,
-            best,
-            "one before" if is_worse else "new one",
-        )
-        if is_worse:
-            self.model.classifier.load_state_dict(before)
-        else:
-            self.state.best_metric = value
-
-    # Checkpoints
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        self.train_faults.sync()
-        if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / INCOMPLETE).touch()
-        # Older checkpoints go only once this one is whole, on every process.
-        keep, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = keep
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self.train_faults.save(folder / BAD_CLIPS)
-            (folder / DATA_ORDER).write_text(json.dumps(self._data_order()), encoding="utf-8")
-            (folder / INCOMPLETE).unlink()
-            rotate_checkpoints(
-                output_dir=str(folder.parent),
-                save_total_limit=keep,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
-
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Trainer's own; with a checkpoint, goes on with the clips that would have come next.
 
-        With `probe_passes` the classifier is fitted first; with `refit_classifier` once more at the end.
+        `resume_from_checkpoint` is a checkpoint's folder, `"last"` (or True), or `"auto"`: the last one if there is
+        one. With `probe_passes` the classifier is fitted first; with `refit_classifier` once more at the end.
+
+        Raises ValueError where another run is at work in the output folder, and RunStopped after SIGTERM.
         """
-        if self.args.should_save:
-            remove_half_written(self.args.output_dir)
-        fits = bool(self.args.probe_passes) and self.can_fit_classifier()
-        if self.args.refit_classifier and not self.args.probe_passes:
-            logger.warning("refit_classifier is left out: it needs --probe_passes")
+        with only_run_in(self.args.output_dir) if self.args.should_save else nullcontext(), self._stop:
+            self._clear_output()
+            checkpoint = self._find_start(resume_from_checkpoint)
+            self._fits = bool(self.args.probe_passes) and self.can_fit_classifier()
+            if self.args.refit_classifier and not self.args.probe_passes:
+                logger.warning("refit_classifier is left out: it needs --probe_passes")
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            if self._fits and self.args.refit_classifier:
+                self.refit_classifier()
+            return output
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> tuple:
+        """Trainer's own, after the fit of a new classifier, or what is to be taken over of a checkpoint."""
+        if self.args.auto_find_batch_size and self._is_own_optimizer:
+            self.optimizer = None  # its rates were for the batch before, which did not fit
         if resume_from_checkpoint is not None:
             self._take_over(Path(resume_from_checkpoint))
-        elif fits:
+        elif self._fits:
             self.fit_classifier()
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if fits and self.args.refit_classifier:
-            self._refit_classifier()
-        return output
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
-    def _take_over(self, checkpoint: Path) -> None:
-        if not (checkpoint / DATA_ORDER).is_file():
-            logger.warning(
-                "%s does not say in which order its run read the clips, so resuming is not exact", checkpoint
-            )
-            return
-        self.train_faults.load(checkpoint / BAD_CLIPS)
-        before, now = json.loads((checkpoint / DATA_ORDER).read_text(encoding="utf-8")), self._data_order()
-        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name)]
-        if changed:
-            logger.warning("clips will not come in the order of the run of %s: %s", checkpoint, ", ".join(changed))
+    def _inner_training_loop(
+        self, batch_size: Any = None, args: Any = None, resume_from_checkpoint: Any = None, trial: Any = None,
+        ignore_keys_for_eval: Any = None,
+    ) -> TrainOutput:  # fmt: skip
+        self._due = (resume_from_checkpoint, trial, ignore_keys_for_eval)
+        return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
 
-    def _data_order(self) -> dict[str, Any]:
-        """What the order of the clips follows from; if it changes, resuming is not exact."""
-        source = self.train_dataset.source
-        streams = [source.layout.num_processes, source.layout.num_workers] if isinstance(source, ShardSource) else None
-        return {
-            "seed": self.args.seed,
-            "clips": len(source),
-            "total_batch": self.get_total_train_batch_size(self.args),
-            "streams": streams,
-        }
+    def catch_up(self) -> None:
+        """Do the evaluation that was due when the checkpoint that this run goes on from was saved."""
+        checkpoint, trial, ignore_keys = self._due
+        if checkpoint is not None:
+            self._catch_up(Path(checkpoint), trial, ignore_keys)
 
 
-class _EpochCallback(TrainerCallback):
-    """Tells the sampler which epoch begins, and has something logged at the end of even the shortest one."""
+class _RunCallback(TrainerCallback):
+    """What `VideoTrainer` does between the steps of Trainer's loop."""
 
     def __init__(self, trainer: VideoTrainer):
         self.trainer = trainer
+        self.non_finite = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.trainer.catch_up()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         # Where batches are skipped on several processes, neither Trainer nor accelerate reaches the sampler.
         self.trainer.set_data_epoch(int(state.epoch or 0))
 
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        control.should_log = True
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        # After the last step of an epoch `on_epoch_end` comes at once, and says whether an evaluation is due.
+        is_last_of_epoch = state.global_step % max(self.trainer._steps_per_epoch, 1) == 0
+        if not (is_last_of_epoch or control.should_training_stop):
+            self._stop_where_told(args, state, control)
         return control
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        control.should_log = True  # also of the shortest epoch
+        self._stop_where_told(args, state, control)
+        return control
+
+    def _stop_where_told(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
+        """After SIGTERM, have a checkpoint saved and nothing else done."""
+        if not self.trainer.is_stopped():
+            return
+        if args.save_strategy == "no":
+            self.trainer.leave_if_stopped()
+        self.trainer._evaluation_due = control.should_evaluate
+        self.trainer._leaves_after_save = True
+        control.should_evaluate, control.should_save = False, True
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs: Any
+    ) -> TrainerControl:
+        self.non_finite = max((value for name, value in metrics.items() if name.endswith(NON_FINITE)), default=0)
+        if self.non_finite and args.on_non_finite == "stop" and self.trainer.is_in_train:
+            if args.save_strategy == "no":
+                self._stop_for_non_finite(state)
+            control.should_save = True
+        return control
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer._leaves_after_save:
+            raise self.trainer.stopped_here()
+        if self.non_finite and args.on_non_finite == "stop":
+            self._stop_for_non_finite(state)
+
+    def _stop_for_non_finite(self, state: TrainerState) -> None:
+        raise ValueError(
+            f"the logits of {self.non_finite} validation clips are NaN or infinite at step {state.global_step}: a "
+            "lower --learning_rate, --bf16 in place of --fp16, or --max_grad_norm may help; --on_non_finite go_on "
+            "trains on"
+        )

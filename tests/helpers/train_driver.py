@@ -2,7 +2,8 @@
 end, and a death at a chosen moment.
 
 Environment: TRAIN_LOG names a folder for one log a process; DIE_AT_STEP kills the process with that many steps done;
-DIE_SAVING kills it halfway through the checkpoint of that step.
+DIE_SAVING kills it halfway through the checkpoint of that step; TERM_AT_STEP sends SIGTERM to the process and to its
+workers, as a scheduler does, with that many steps done; TERM_EVALUATING does so in the evaluation after that step.
 
 `train_driver.py ARGUMENTS` is one run. `train_driver.py --serve` imports everything once. Then, for each line
 `{"argv": [...], "env": [{...}, ...], "output": "..."}` that it reads, it forks a process for each environment, and
@@ -59,6 +60,17 @@ def die_if(variable: str):
     return maybe_die
 
 
+def terminate_if(variable: str):
+    def maybe_terminate(trainer, *args) -> None:
+        if trainer.state.global_step == int(os.environ.get(variable, -1)):
+            del os.environ[variable]
+            workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            for process in [*map(int, workers), os.getpid()]:
+                os.kill(process, signal.SIGTERM)
+
+    return maybe_terminate
+
+
 def run(argv: list[str]) -> None:
     main_of_train(argv)
     time.sleep(0.1)  # a thread that has just ended may be listed for a moment
@@ -111,6 +123,8 @@ def run_in_child(argv: list[str], env: dict[str, str], output: str) -> int:
 torch.set_num_threads(1)
 transformers.Trainer.get_batch_samples = watch_batches
 watch(training.VideoTrainer, "training_step", die_if("DIE_AT_STEP"))
+watch(training.VideoTrainer, "training_step", terminate_if("TERM_AT_STEP"))
+watch(training.VideoTrainer, "prediction_step", terminate_if("TERM_EVALUATING"))
 watch(training.VideoTrainer, "_save_optimizer_and_scheduler", die_if("DIE_SAVING"))
 watch(
     loading.TrainingClips, "__getitem__", lambda clips, key: note("decoded", f"{key.epoch} {key.index} {key.stream}")

@@ -27,7 +27,8 @@ from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.training.arguments import VideoTrainingArguments
 from hf_timesformer.training.classifier_fit import SHRINKAGE, collect_features, fit_classifier, fit_new_classifier
-from hf_timesformer.training.trainer import VideoTrainer, clip_metrics
+from hf_timesformer.training.objective import ClipMetrics
+from hf_timesformer.training.trainer import VideoTrainer
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -244,12 +245,12 @@ def test_nothing_is_fitted_anew_without_passes(folder, tmp_path, caplog):
 def test_new_classifier_is_kept_unless_the_best_evaluated_is_better(best, folder, processor, tmp_path, caplog):
     trainer = make_trainer(folder, tmp_path, processor=processor, probe_passes=1, refit_classifier=True)
     trainer.eval_dataset = EvaluationClips(trainer.train_dataset.source, processor, label_ids=range(6))
-    trainer.compute_metrics = clip_metrics
+    trainer.compute_metrics = ClipMetrics()
     trainer.args.load_best_model_at_end, trainer.args.greater_is_better = True, True
     tuned = trainer.model.classifier.weight.clone()
     trainer.state.best_metric = best
     with caplog.at_level(logging.INFO, logger="hf_timesformer"):
-        trainer._refit_classifier()
+        trainer.refit_classifier()
     assert torch.equal(trainer.model.classifier.weight, tuned) == (best == 2)
     assert ("the new one is kept" if best == 0 else "the one before is kept") in caplog.text
     value = float(re.search(r"top1_accuracy is ([\d.]+), the best", caplog.text)[1])

@@ -88,10 +88,9 @@ def test_without_evaluation(train, clips, tmp_path):
     assert train("--data_dir", clips, "--validation_fraction", 0, "--num_train_epochs", 1)[0] == 0
     results = json.loads((tmp_path / "run" / "train_results.json").read_text())
     assert (results["train_samples"], results["best_metric"]) == (18, None)
-    assert train("--data_dir", clips, "--validation_fraction", 0) == (
-        2,
-        f"error: {tmp_path / 'run'} has the checkpoints of another run: pass --resume_from_checkpoint or remove it",
-    )
+    code, error = train("--data_dir", clips, "--validation_fraction", 0)
+    assert code == 2
+    assert f"{tmp_path / 'run'} has the checkpoints of another run: pass --resume_from_checkpoint (with the" in error
 
 
 def empty(clips: Path) -> None:
@@ -144,7 +143,7 @@ def test_labels_that_the_checkpoint_does_not_have(train, clips, tmp_path):
     start = ("--model", tmp_path / "model")
     code, error = train("--data_dir", clips, start=start)
     assert code == 2
-    assert "4 of 6 classes of the data are no labels of the checkpoint: 'down', 'growing', 'shrinking', 'up'" in error
+    assert "4 of 6 classes of the data are not among the model's 2: 'down'" in error
     assert "--new_head" in error
     assert train("--data_dir", clips, "--ignore_mismatched_sizes", "--max_steps", 1, start=start)[0] == 0
 

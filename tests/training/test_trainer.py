@@ -1,39 +1,25 @@
-"""Learning rates, freezing, recipes, reports and checkpoints, each against numbers worked out by hand."""
+"""`VideoTrainer` in one process: losses, rates, what it is given and what it logs."""
 
 import logging
-import subprocess
-import sys
-from argparse import ArgumentParser
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import HfArgumentParser
+from transformers import Trainer, default_data_collator
 from transformers.trainer_utils import EvalPrediction
 
+from hf_timesformer.data.clips import TrainingClips
+from hf_timesformer.data.row_source import RecordSource
 from hf_timesformer.data.targets import NO_CLIP, UNREADABLE
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
-from hf_timesformer.training import checkpoints
 from hf_timesformer.training.arguments import VideoTrainingArguments
-from hf_timesformer.training.checkpoints import (
-    INCOMPLETE,
-    RUN_LOCK,
-    find_checkpoint,
-    list_checkpoints,
-    only_run_in,
-    remove_half_written,
-)
+from hf_timesformer.training.checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE
 from hf_timesformer.training.learning_curve import draw_curve
-from hf_timesformer.training.optimization import freeze_parameters, parameter_groups, step_schedule
-from hf_timesformer.training.recipes import RECIPES, apply_recipe, find_recipe, list_recipes, read_recipe
-from hf_timesformer.training.starting_point import (
-    load_network,
-    make_processor,
-    parse_overrides,
-)
-from hf_timesformer.training.trainer import VideoTrainer, clip_metrics
+from hf_timesformer.training.objective import ClipMetrics, balanced_weights
+from hf_timesformer.training.trainer import VideoTrainer
 
 
 TINY = {
@@ -47,119 +33,23 @@ def make_network(attention_type="divided_space_time", **options) -> TimeSformerF
     return TimeSformerForVideoClassification(config)
 
 
-def rates_by_name(model, groups) -> dict[str, tuple[float, float]]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-
-
-def test_learning_rate_and_weight_decay_of_each_parameter():
-    model = make_network()
-    groups = parameter_groups(model, learning_rate=1.0, head_learning_rate=5.0, weight_decay=0.1, layer_decay=0.5)
-    found = rates_by_name(model, groups)
-    assert found.keys() == dict(model.named_parameters()).keys()
-    layer = "timesformer.encoder.layer"
-    expected = {
-        "classifier.weight": (5.0, 0.1),
-        "classifier.bias": (5.0, 0.0),
-        "timesformer.layernorm.weight": (1.0, 0.0),
-        f"{layer}.1.attention.attention.qkv.weight": (1.0, 0.1),
-        f"{layer}.1.temporal_attention.attention.qkv.bias": (1.0, 0.0),
-        f"{layer}.0.intermediate.dense.weight": (0.5, 0.1),
-        f"{layer}.0.temporal_layernorm.weight": (0.5, 0.0),
-        "timesformer.embeddings.patch_embeddings.projection.weight": (0.25, 0.1),
-        "timesformer.embeddings.cls_token": (0.25, 0.0),
-        "timesformer.embeddings.position_embeddings": (0.25, 0.0),
-        "timesformer.embeddings.time_embeddings": (0.25, 0.0),
-    }
-    assert {name: found[name] for name in expected} == expected
-    assert groups[0]["lr"] == 1.0  # what Trainer logs
-
-
-def test_what_an_image_vit_does_not_have_learns_at_its_own_rate():
-    model = make_network("axial")
-    groups = parameter_groups(model, learning_rate=1.0, temporal_learning_rate=8.0, layer_decay=0.5)
-    found = {name: rate for name, (rate, _) in rates_by_name(model, groups).items()}
-    layer = "timesformer.encoder.layer"
-    expected = {
-        "classifier.weight": 1.0,
-        "timesformer.layernorm.weight": 1.0,
-        f"{layer}.1.attention.attention.qkv.weight": 1.0,
-        f"{layer}.1.temporal_attention.attention.qkv.weight": 8.0,
-        f"{layer}.1.width_attention.attention.qkv.bias": 8.0,
-        f"{layer}.0.temporal_layernorm.weight": 4.0,
-        f"{layer}.0.temporal_dense.weight": 4.0,
-        f"{layer}.0.intermediate.dense.weight": 0.5,
-        "timesformer.embeddings.position_embeddings": 0.25,
-        "timesformer.embeddings.time_embeddings": 2.0,
-    }
-    assert {name: found[name] for name in expected} == expected
-    freeze_parameters(model, "spatial")
-    learning = {
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and "class" not in name
-    }
-    assert {name for name, rate in found.items() if rate in (8, 4, 2)} == learning
-    assert groups[0]["lr"] == 1.0  # what Trainer logs
-
-
-@pytest.mark.parametrize(
-    ("scheme", "learning"),
-    [
-        ("divided_space_time", {"temporal", "time_embeddings", "classifier"}),
-        ("axial", {"temporal", "width", "time_embeddings", "classifier"}),
-        ("sparse_local_global", {"local", "time_embeddings", "classifier"}),
-        ("joint_space_time", {"time_embeddings", "classifier"}),
-    ],
-)
-def test_freeze_spatial_leaves_what_the_image_vit_did_not_have(scheme, learning):
-    model = make_network(scheme)
-    freeze_parameters(model, "spatial")
-    for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == any(word in name for word in learning), name
-
-
-def test_blocks_that_do_not_learn_are_not_dropped():
-    model = make_network(num_hidden_layers=4, drop_path_rate=0.3)
-    rates = [layer.drop_path.rate for layer in model.timesformer.encoder.layer]
-    assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
-    freeze_parameters(model, "none", 0.5)
-    rates = [layer.drop_path.rate for layer in model.timesformer.encoder.layer]
-    assert rates == pytest.approx([0, 0, 0.2, 0.3])
-    freeze_parameters(model, "backbone")
-    assert not any(layer.drop_path.rate for layer in model.timesformer.encoder.layer)
-
-
-def test_freeze_backbone_and_none():
-    model = make_network()
-    freeze_parameters(model, "backbone")
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == [
-        "classifier.weight",
-        "classifier.bias",
-    ]
-    groups = parameter_groups(model, learning_rate=1.0)
-    assert sum(len(group["params"]) for group in groups) == 2
-    freeze_parameters(model, "none")
-    assert all(p.requires_grad for p in model.parameters())
-    with pytest.raises(ValueError, match="freeze 'all' is unknown"):
-        freeze_parameters(model, "all")
-
-
-def test_step_schedule():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=8.0)
-    schedule, rates = step_schedule(optimizer, [4, 6], factor=0.5, num_warmup_steps=1), []
-    for _ in range(8):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates == [4, 8, 8, 8, 4, 4, 2, 2]
-
-
 def make_arguments(folder, **options) -> VideoTrainingArguments:
-    return VideoTrainingArguments(output_dir=str(folder), use_cpu=True, eval_strategy="no", **options)
+    return VideoTrainingArguments(output_dir=str(folder), use_cpu=True, **{"eval_strategy": "no"} | options)
 
 
-def make_trainer(tmp_path, **options) -> VideoTrainer:
-    args = make_arguments(tmp_path, load_best_model_at_end=False, **options)
-    return VideoTrainer(model=make_network(), args=args)
+def make_trainer(tmp_path, *, trainer: dict | None = None, **options) -> VideoTrainer:
+    """A trainer with `options` among its arguments and `trainer` beside them."""
+    options = {"disable_tqdm": True, "dataloader_num_workers": 0, "save_strategy": "no", "logging_steps": 1} | options
+    torch.manual_seed(0)
+    start = {} if "model_init" in (trainer or {}) else {"model": make_network()}
+    return VideoTrainer(**start, args=make_arguments(tmp_path, **options), **(trainer or {}))
+
+
+def make_items(count: int, labels: list[int] | None = None) -> list[dict]:
+    """A plain data set: no clips of ours, nothing but what the model takes."""
+    pixels = torch.randn(count, 2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    labels = labels or [number % 3 for number in range(count)]
+    return [{"pixel_values": pixels[number], "labels": labels[number]} for number in range(count)]
 
 
 def test_learning_rates_scale_with_the_total_batch_and_say_so(tmp_path, caplog):
@@ -199,12 +89,197 @@ def test_loss_of_hard_and_soft_labels(tmp_path, smoothing):
 def test_metrics_count_what_could_be_read():
     logits = np.eye(6)[[0, 1, 2, 3, 4]]
     labels = np.array([0, 1, 0, UNREADABLE, NO_CLIP])
-    metrics = clip_metrics(EvalPrediction(predictions=logits, label_ids=labels))
+    metrics = ClipMetrics()(EvalPrediction(predictions=logits, label_ids=labels))
     assert metrics["top1_accuracy"] == pytest.approx(2 / 3)
     assert (metrics["videos"], metrics["videos_unreadable"]) == (3, 1)
     assert metrics["clip_loss"] == pytest.approx(np.log(np.e + 5) - 2 / 3)
     with pytest.raises(ValueError, match="no validation clip can be read"):
-        clip_metrics(EvalPrediction(predictions=logits, label_ids=np.full(5, UNREADABLE)))
+        ClipMetrics()(EvalPrediction(predictions=logits, label_ids=np.full(5, UNREADABLE)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_train_epochs": 3}, {"max_steps": 9}, {"max_steps": 9, "num_train_epochs": 1}]
+)
+def test_milestones_are_epochs_however_the_length_is_given(options, tmp_path, caplog):
+    options |= {"optim": "sgd", "learning_rate": 1.0, "per_device_train_batch_size": 4, "lr_milestones": [1, 2, 9]}
+    trainer = make_trainer(tmp_path, trainer={"train_dataset": make_items(12)}, **options)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
+    assert rates == pytest.approx([1.0] * 3 + [0.1] * 3 + [0.01] * 3)
+    assert "1 of the 3 --lr_milestones come after the last of 9 steps (3 an epoch)" in caplog.text
+
+
+class OutOfMemoryAbove:
+    """A collator that runs out of memory where a batch has more than `largest` clips."""
+
+    def __init__(self, largest: int):
+        self.largest = largest
+
+    def __call__(self, items):
+        if len(items) > self.largest:
+            raise RuntimeError("CUDA out of memory.")
+        return default_data_collator(items)
+
+
+def test_a_batch_size_that_is_found_scales_the_learning_rates(tmp_path):
+    options = {"optim": "sgd", "learning_rate": 1.0, "per_device_train_batch_size": 8, "reference_batch_size": 16}
+    pieces = {"train_dataset": make_items(8), "data_collator": OutOfMemoryAbove(5)}
+    trainer = make_trainer(tmp_path, trainer=pieces, auto_find_batch_size=True, max_steps=1, **options)
+    trainer.train()
+    found = trainer._train_batch_size
+    assert found <= 5
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {found / 16}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_accumulated_steps_are_those_of_one_batch(smoothing, tmp_path):
+    """Also where the parts have unequal numbers of clips that count: 3 and 1, then 2."""
+    items = make_items(6, [0, 1, 2, 1, NO_CLIP, UNREADABLE])
+    weights = []
+    for size, accumulation in ((6, 1), (3, 2), (2, 3)):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+        options |= {"optim": "sgd", "learning_rate": 0.5, "max_steps": 1, "label_smoothing_factor": smoothing}
+        trainer = make_trainer(tmp_path, trainer={"train_dataset": items}, **options)
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    for other in weights[1:]:
+        for name, weight in weights[0].items():
+            torch.testing.assert_close(other[name], weight, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_loss_of_the_users_own(tmp_path):
+    seen = []
+
+    def loss(outputs, labels, num_items_in_batch=None):
+        seen.append((tuple(outputs.logits.shape), labels.tolist(), num_items_in_batch))
+        return outputs.logits.sum() / num_items_in_batch
+
+    pieces = {"train_dataset": make_items(4), "eval_dataset": make_items(2), "compute_loss_func": loss}
+    options = {"max_steps": 1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    trainer = make_trainer(tmp_path, trainer=pieces, **options)
+    trainer.train()
+    trainer.evaluate()
+    assert [(shape, items) for shape, _, items in seen] == [((2, 3), 4), ((2, 3), 4), ((2, 3), 2)]
+
+
+def test_optimizers_of_the_users_own(tmp_path):
+    rule = (torch.optim.Adagrad, {"lr_decay": 0.25})
+    trainer = make_trainer(tmp_path, trainer={"optimizer_cls_and_kwargs": rule}, weight_decay=0.1, learning_rate=2.0)
+    optimizer = trainer.create_optimizer()
+    assert isinstance(optimizer, torch.optim.Adagrad)
+    assert {(group["lr"], group["lr_decay"], group["weight_decay"]) for group in optimizer.param_groups} == {
+        (2.0, 0.25, 0.1), (2.0, 0.25, 0.0),
+    }  # fmt: skip
+    model = make_network()
+    mine = torch.optim.SGD(model.parameters(), lr=7.0)
+    args = make_arguments(tmp_path, reference_batch_size=64)
+    assert VideoTrainer(model=model, args=args, optimizers=(mine, None)).create_optimizer() is mine
+    trainer = make_trainer(tmp_path, optim="galore_adamw", optim_target_modules="all-linear")
+    trainer.get_optimizer_cls_and_kwargs = lambda *_: (torch.optim.AdamW, {"params": []})  # as GaLore's own does
+    with pytest.raises(ValueError, match="--optim galore_adamw chooses by itself which parameters"):
+        trainer.create_optimizer()
+
+
+def test_model_init_makes_the_network_that_is_trained(tmp_path):
+    made = []
+
+    def make():
+        made.append(make_network())
+        return made[-1]
+
+    trainer = make_trainer(tmp_path, trainer={"model_init": make, "train_dataset": make_items(4)}, max_steps=1)
+    trainer.train()
+    assert trainer.model is made[-1]
+    assert len(made) == 2
+    assert {id(p) for group in trainer.optimizer.param_groups for p in group["params"]} == set(
+        map(id, made[1].parameters())
+    )
+
+
+def test_class_weights_are_in_the_loss(tmp_path):
+    weights = [0.5, 1.0, 4.0]
+    trainer = make_trainer(tmp_path, trainer={"class_weights": weights})
+    items = make_items(3, [2, 0, NO_CLIP])
+    batch = default_data_collator(items)
+    logits = trainer.model(batch["pixel_values"]).logits.detach()
+    each = -logits.log_softmax(-1)[[0, 1], [2, 0]]
+    expected = (4.0 * each[0] + 0.5 * each[1]) / 2
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), expected)
+    assert balanced_weights([30, 10, 0]).tolist() == pytest.approx([2 / 3, 2, 1])
+    model = make_network(num_labels=1, problem_type="regression")
+    with pytest.raises(ValueError, match="class_weights are for classes"):
+        VideoTrainer(model=model, args=make_arguments(tmp_path), class_weights=[1.0])
+
+
+@pytest.mark.parametrize("choice", ["stop", "go_on"])
+@pytest.mark.parametrize("save_strategy", ["epoch", "no"])
+def test_logits_that_are_not_finite(choice, save_strategy, tmp_path, caplog):
+    pieces = {"train_dataset": make_items(4), "eval_dataset": make_items(3), "compute_metrics": ClipMetrics()}
+    options = {"eval_strategy": "epoch", "save_strategy": save_strategy, "on_non_finite": choice, "learning_rate": 0.0}
+    trainer = make_trainer(tmp_path, trainer=pieces, num_train_epochs=2, metric_for_best_model="loss", **options)
+    with torch.no_grad():
+        trainer.model.timesformer.layernorm.bias.fill_(float("nan"))
+    message = "3 validation clips are NaN or infinite at step 1: .*--on_non_finite go_on"
+    with pytest.raises(ValueError, match=message) if choice == "stop" else nullcontext():
+        trainer.train()
+    assert "the logits of 3 clips are NaN or infinite: they count as wrong, the loss as infinite" in caplog.text
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluations) == (1 if choice == "stop" else 2)
+    assert (evaluations[0]["eval_top1_accuracy"], evaluations[0]["eval_loss"]) == (0, np.inf)
+    assert (tmp_path / "checkpoint-1").is_dir() == (save_strategy == "epoch")
+
+
+def test_the_data_seed_orders_the_clips(tmp_path):
+    clips = TrainingClips(RecordSource(list(range(50))), None, None, label_ids=[], seed=0)
+    orders = []
+    for seeds in ({"seed": 1}, {"seed": 1, "data_seed": 2}, {"seed": 2}):
+        trainer = make_trainer(tmp_path, trainer={"train_dataset": clips}, **seeds)
+        orders.append([key.index for key in trainer._get_train_sampler()])
+    assert orders[0] != orders[1] == orders[2]
+
+
+def test_columns_that_the_model_does_not_take(tmp_path):
+    """Clips keep their names and faults; of plain data the rest goes."""
+    items = [item | {"title": object()} for item in make_items(4)]
+    trainer = make_trainer(tmp_path, trainer={"train_dataset": items}, remove_unused_columns=True, max_steps=1)
+    trainer.train()
+    collator = trainer._get_collator_with_removed_columns(lambda items: items)
+    clip = {"pixel_values": 0, "labels": 1, "video_id": "a", "faults": [], "entropy": [1]}
+    assert collator([clip]) == [clip]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "saves", "more", "loads_best"),
+    [
+        ("epoch", "epoch", {}, True),
+        ("epoch", "steps", {}, False),
+        ("epoch", "best", {}, True),
+        ("epoch", "no", {}, False),
+        ("steps", "steps", {"eval_steps": 10, "save_steps": 30}, True),
+        ("steps", "steps", {"eval_steps": 20, "save_steps": 30}, False),
+        ("steps", "steps", {"logging_steps": 10, "save_steps": 30}, True),
+    ],
+)
+def test_the_best_model_is_loaded_where_it_can_be(evaluations, saves, more, loads_best, tmp_path, caplog):
+    args = make_arguments(tmp_path, eval_strategy=evaluations, save_strategy=saves, **more)
+    assert args.load_best_model_at_end is loads_best
+    is_said = "the model saved at the end is the last one, not the best" in caplog.text
+    assert is_said == (saves == "steps" and not loads_best)
+
+
+def test_a_checkpoint_is_pushed_when_it_is_whole(tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append({p.name for p in Path(folder).iterdir()})
+    )
+    monkeypatch.setattr(VideoTrainer, "init_hf_repo", lambda self: None)
+    monkeypatch.setattr(VideoTrainer, "_finish_current_push", lambda self: None)
+    pieces = {"train_dataset": make_items(4)}
+    options = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_strategy": "epoch", "num_train_epochs": 1}
+    make_trainer(tmp_path, trainer=pieces, **options).train()
+    assert len(pushed) == 1
+    assert {BAD_CLIPS, DATA_ORDER, "trainer_state.json", "optimizer.pt"} <= pushed[0]
+    assert INCOMPLETE not in pushed[0]
 
 
 def test_curve(tmp_path):
@@ -217,168 +292,3 @@ def test_no_curve_without_matplotlib_is_said_in_one_line(tmp_path, monkeypatch, 
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     assert not draw_curve([], tmp_path / "curve.png")
     assert caplog.messages == ["no learning curve is drawn: pip install matplotlib (extra `viz`)"]
-
-
-def make_checkpoint(folder: Path, step: int, *, whole: bool = True) -> Path:
-    path = folder / f"checkpoint-{step}"
-    path.mkdir()
-    (path / "trainer_state.json").write_text("{}")
-    if not whole:
-        (path / INCOMPLETE).touch()
-    return path
-
-
-def test_only_whole_checkpoints_are_gone_on_from(tmp_path):
-    with pytest.raises(ValueError, match="no whole checkpoint"):
-        find_checkpoint(tmp_path, "last")
-    for step in (9, 10, 100):
-        make_checkpoint(tmp_path, step, whole=step != 100)
-    (tmp_path / "checkpoint-11").mkdir()  # killed before its first file
-    assert find_checkpoint(tmp_path, "last") == tmp_path / "checkpoint-10"
-    assert find_checkpoint(tmp_path, "True") == tmp_path / "checkpoint-10"
-    assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-9")) == tmp_path / "checkpoint-9"
-    with pytest.raises(ValueError, match="checkpoint-100' is not whole"):
-        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-100"))
-    with pytest.raises(ValueError, match="is no folder"):
-        find_checkpoint(tmp_path, "nowhere")
-    remove_half_written(tmp_path)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-10", "checkpoint-9"]
-    assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-9", tmp_path / "checkpoint-10"]
-
-
-def test_a_folder_has_one_run_at_a_time_and_a_kill_gives_it_back(tmp_path, monkeypatch, caplog):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    path = str(folder / RUN_LOCK)
-    hold = f"import filelock; lock = filelock.FileLock({path!r}); lock.acquire(); print('held', flush=True); input()"
-    monkeypatch.setattr(checkpoints, "WAIT_SECONDS", 0)
-    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(ValueError, match="another run is at work in"), only_run_in(folder):
-            pass
-        assert f"holds {folder}: waiting up to 0 s" in caplog.text
-        other.kill()
-    for _ in range(2):
-        with only_run_in(folder), pytest.raises(ValueError, match="another run"), only_run_in(folder):
-            pass
-
-
-def parse(argv: list[str], default: str | None = None) -> tuple[VideoTrainingArguments, str | None]:
-    parser = HfArgumentParser(VideoTrainingArguments)
-    message = apply_recipe(parser, argv, default)
-    return parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)[0], message
-
-
-@pytest.fixture
-def recipe(tmp_path) -> Path:
-    path = tmp_path / "mine.json"
-    path.write_text('{"description": "x", "learning_rate": 0.25, "num_train_epochs": 7, "lr_milestones": [3, 5]}')
-    return path
-
-
-def test_the_command_line_wins_over_the_recipe(recipe, tmp_path):
-    argv = ["--output_dir", str(tmp_path), "--recipe", str(recipe), "--num-train-epochs=2"]
-    args, message = parse(argv)
-    assert (args.learning_rate, args.num_train_epochs, args.lr_milestones) == (0.25, 2, [3, 5])
-    assert message == (
-        "recipe mine sets learning_rate=0.25, lr_milestones=[3, 5]; the command line sets num_train_epochs instead"
-    )
-    assert parse([*argv, "--recipe", "none"])[1] is None
-
-
-def test_a_model_on_the_command_line_takes_the_place_of_the_recipes_vit():
-    parser = ArgumentParser()
-    for name in read_recipe(find_recipe("ssv2-8-224")).keys() | {"model", "recipe"}:
-        parser.add_argument(f"--{name}")
-    for argv, expected in (([], "google/vit-base-patch16-224-in21k"), (["--model", "m"], None)):
-        apply_recipe(parser, [*argv, "--recipe", "ssv2-8-224"])
-        assert parser.parse_args(argv).from_vit == expected
-        parser.set_defaults(from_vit=None)
-
-
-def test_a_recipe_holds_what_differs_from_its_base(tmp_path):
-    (tmp_path / "one.json").write_text('{"base": "two", "seed": 1, "description": "x"}')
-    (tmp_path / "two.json").write_text('{"base": "k400-8x32-224", "seed": 2, "num_frames": 3}')
-    expected = read_recipe(RECIPES / "k400-8x32-224.json") | {"seed": 1, "num_frames": 3}
-    assert read_recipe(tmp_path / "one.json") == expected
-    assert (expected["sampling_rate"], expected["optim"]) == (32, "sgd")
-    (tmp_path / "two.json").write_text('{"base": "one"}')
-    with pytest.raises(ValueError, match="cannot be based on each other: one -> two -> one"):
-        read_recipe(tmp_path / "one.json")
-
-
-def test_every_recipe_is_described_in_one_line():
-    assert {"paper", "small-set", "demo", "k400-8x32-224"} <= list_recipes().keys()
-    assert all(10 < len(line) < 100 for line in list_recipes().values())
-
-
-def test_recipes_that_cannot_be(recipe):
-    with pytest.raises(ValueError, match=r"recipe 'k400' is neither a file nor one of: .*k400-8x32-224"):
-        parse(["--recipe", "k400"])
-    recipe.write_text('{"learning_rat": 1}')
-    with pytest.raises(ValueError, match="'learning_rat', which is no argument; did you mean 'learning_rate'"):
-        parse(["--recipe", str(recipe)])
-    for text, message in (("{", "is no JSON"), ("[1]", "should hold a JSON object, not list")):
-        recipe.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            parse(["--recipe", str(recipe)])
-
-
-def test_the_papers_recipe():
-    """Paper, appendix: 15 epochs, initial rate 0.005, divided by 10 at epochs 11 and 14, batch of 64."""
-    values = read_recipe(find_recipe("k400-8x32-224"))
-    expected = {
-        "optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.005, "weight_decay": 0.0001,
-        "num_train_epochs": 15, "lr_milestones": [11, 14], "lr_factor": 0.1, "reference_batch_size": 64,
-        "num_frames": 8, "sampling_rate": 32, "image_size": 224, "short_side": [256, 320],
-    }  # fmt: skip
-    assert {name: values[name] for name in expected} == expected
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    labels = {0: "run", 1: "jump", 2: "sit"}
-    model = make_network(id2label=labels, label2id={name: i for i, name in labels.items()})
-    model.save_pretrained(folder)
-    return folder
-
-
-def test_networks_to_start_from(checkpoint):
-    model, ids = load_network(["jump", "run", "sit"], model=str(checkpoint))
-    assert ids == [1, 0, 2]
-    fresh, ids = load_network(["fall", "fly", "run"], model=str(checkpoint), new_head=True)
-    assert (ids, fresh.config.id2label) == ([0, 1, 2], {0: "fall", 1: "fly", 2: "run"})
-    torch.testing.assert_close(fresh.timesformer.state_dict(), model.timesformer.state_dict())
-    assert not torch.equal(fresh.classifier.weight, model.classifier.weight)
-    assert load_network(["a"], model=str(checkpoint), new_head=True)[0].config.num_labels == 1
-    assert load_network(["a", "b"], config_overrides=TINY, num_frames=4)[0].config.num_frames == 4
-    with pytest.raises(ValueError, match="nothing to start from"):
-        load_network(["a"])
-    with pytest.raises(ValueError, match="exclude each other"):
-        load_network(["a"], model="m", from_vit="v")
-
-
-def test_processor_of_the_run(checkpoint, tmp_path):
-    config = TimeSformerConfig(**TINY)
-    processor = make_processor(config, None, image_size=48, sampling="segments")
-    assert (processor.num_frames, processor.sampling, processor.crop_size["height"]) == (2, "segments", 48)
-    assert processor.size["shortest_edge"] == 48
-    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "num_frames": 5}')
-    processor = make_processor(config, str(tmp_path), num_frames=3)
-    assert (list(processor.image_mean), processor.num_frames) == ([0.1, 0.2, 0.3], 3)
-    with pytest.raises(ValueError, match="image_size 100 is no multiple of the patch size 16: take 96 or 112"):
-        make_processor(config, None, image_size=100)
-    with pytest.raises(ValueError, match="made for frames of 32x48: give a square --image_size"):
-        make_processor(TimeSformerConfig(**TINY | {"image_size": [32, 48]}), None)
-
-
-def test_config_overrides():
-    assert parse_overrides("hidden_size=96, drop_path_rate=0.1,attention_type=axial") == {
-        "hidden_size": 96,
-        "drop_path_rate": 0.1,
-        "attention_type": "axial",
-    }
-    assert parse_overrides(None) == {}
-    with pytest.raises(ValueError, match="takes name=value pairs"):
-        parse_overrides("hidden_size")

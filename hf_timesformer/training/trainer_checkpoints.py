@@ -1,0 +1,156 @@
+"""The part of `VideoTrainer` that saves checkpoints, goes on from them, and leaves when it is told to."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import TrainOutput
+
+from ..data.shard_source import ShardSource
+from .checkpoints import (
+    BAD_CLIPS,
+    DATA_ORDER,
+    EVALUATION_DUE,
+    INCOMPLETE,
+    find_checkpoint,
+    remove_half_written,
+    remove_old_checkpoints,
+)
+from .stopping import RunStopped, StopRequest, any_process
+
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointMixin:
+    """For `VideoTrainer`: checkpoints that are whole before anyone takes them for whole, and SIGTERM."""
+
+    def _init_checkpoints(self) -> None:
+        self._stop = StopRequest()
+        self._leaves_after_save = False
+        self._evaluation_due = False
+        self._folder_to_push: str | None = None
+
+    # Saving
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        self.train_faults.sync()
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / INCOMPLETE).touch()
+        with self._keeping_checkpoints():
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._finish_checkpoint(folder)
+            remove_old_checkpoints(folder.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self._folder_to_push is not None and not self._leaves_after_save:
+            super()._push_from_checkpoint(self._folder_to_push)
+        self._folder_to_push = None
+
+    def _finish_checkpoint(self, folder: Path) -> None:
+        """Write what makes resuming exact, then take the mark of an unfinished checkpoint away."""
+        self.train_faults.save(folder / BAD_CLIPS)
+        (folder / DATA_ORDER).write_text(json.dumps(self._data_order()), encoding="utf-8")
+        (folder / EVALUATION_DUE).unlink(missing_ok=True)
+        if self._evaluation_due:
+            (folder / EVALUATION_DUE).touch()
+        (folder / INCOMPLETE).unlink()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer pushes before the checkpoint is whole; `_save_checkpoint` does so afterwards.
+        self._folder_to_push = checkpoint_folder
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        with self._keeping_checkpoints():
+            return super()._finalize_training(*args, **kwargs)
+
+    @contextmanager
+    def _keeping_checkpoints(self) -> Iterator[None]:
+        """Trainer removes no checkpoint: it would do so before the next is whole, and take any folder for one."""
+        keep, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = keep
+
+    # Going on
+
+    def _find_start(self, wanted: str | bool | None) -> str | None:
+        """The checkpoint to go on from; raises ValueError as `find_checkpoint` does."""
+        if not wanted:
+            return None
+        found = find_checkpoint(self.args.output_dir, "last" if wanted is True else str(wanted))
+        return None if found is None else str(found)
+
+    def _clear_output(self) -> None:
+        if self.args.should_save:
+            remove_half_written(self.args.output_dir)
+
+    def _take_over(self, checkpoint: Path) -> None:
+        """Take over what Trainer does not know of a checkpoint; say where going on from it will not be exact."""
+        if not (checkpoint / DATA_ORDER).is_file():
+            logger.warning(
+                "%s does not say in which order its run read the clips, so resuming is not exact", checkpoint
+            )
+            return
+        self.train_faults.load(checkpoint / BAD_CLIPS)
+        before, now = json.loads((checkpoint / DATA_ORDER).read_text(encoding="utf-8")), self._data_order()
+        if before.get("model_only"):
+            logger.warning(
+                "%s was saved with --save_only_model: optimizer and schedule start anew, resuming is not exact",
+                checkpoint,
+            )
+        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name)]
+        if changed:
+            logger.warning("clips will not come in the order of the run of %s: %s", checkpoint, ", ".join(changed))
+
+    def _data_order(self) -> dict[str, Any]:
+        """What the order of the clips follows from; if it changes, resuming is not exact."""
+        source = getattr(self.train_dataset, "source", None)
+        streams = [source.layout.num_processes, source.layout.num_workers] if isinstance(source, ShardSource) else None
+        return {
+            "seed": self.data_seed,
+            "clips": self.num_train_clips,
+            "total_batch": self.get_total_train_batch_size(self.args),
+            "streams": streams,
+            "model_only": self.args.save_only_model,
+        }
+
+    def _catch_up(self, checkpoint: Path, trial: Any, ignore_keys: list[str] | None) -> None:
+        """Do the evaluation that was due when that checkpoint was saved, as if the run had not been stopped."""
+        if not (checkpoint / EVALUATION_DUE).exists():
+            return
+        metrics = self._evaluate(trial, ignore_keys)
+        if self._determine_best_metric(metrics=metrics, trial=trial):
+            self.state.best_model_checkpoint = str(checkpoint)
+
+    # SIGTERM
+
+    def is_stopped(self) -> bool:
+        """Whether any process has got SIGTERM; all of them must ask."""
+        return self._stop.listens and any_process(self._stop.received, self.accelerator)
+
+    def leave_if_stopped(self) -> None:
+        """Raise RunStopped where any process has got SIGTERM; all of them must call it."""
+        if self.is_stopped():
+            raise RunStopped(self.state.global_step, None)
+
+    def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        try:
+            return super()._evaluate(trial, *args, **kwargs)
+        except RunStopped:
+            if self.args.save_strategy == "no":
+                raise
+            self._leaves_after_save = self._evaluation_due = True
+            self._save_checkpoint(self.model, trial)
+            raise self.stopped_here(trial) from None
+
+    def stopped_here(self, trial: Any = None) -> RunStopped:
+        """The exception of a run that has been told to leave and has saved."""
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        return RunStopped(self.state.global_step, folder)

@@ -1,0 +1,108 @@
+"""The part of `VideoTrainer` that fits the classifier to the frozen network, before and after the training."""
+
+import copy
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..data.clips import EvaluationClips
+from .classifier_fit import fit_new_classifier
+
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_CROPS = 3  # of the paper's protocol
+
+
+class ClassifierFitMixin:
+    """For `VideoTrainer`: `fit_classifier` with the trainer's own clips."""
+
+    def can_fit_classifier(self) -> bool:
+        """Whether `fit_classifier` can do its work; where it cannot, a warning says why."""
+        classifier = getattr(self.model, "classifier", None)
+        obstacle = None
+        if not isinstance(classifier, nn.Linear):
+            obstacle = f"it is a {type(classifier).__name__}, and only a linear one can be"
+        elif self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            obstacle = "DeepSpeed and FSDP spread the network over the processes"
+        elif not self.has_clips:
+            obstacle = "the training data are no TrainingClips"
+        if obstacle is not None:
+            logger.warning(
+                "the classifier is not fitted to the frozen network (probe_passes=%d): %s",
+                self.args.probe_passes,
+                obstacle,
+            )
+        return obstacle is None
+
+    def fit_classifier(self) -> None:
+        """Fit the model's classifier to `probe_passes` augmented passes over the clips and their evaluation views.
+
+        All processes must call it; each ends with the same classifier.
+        """
+        sampler = self._sampler
+        try:
+            with self.accelerator.autocast():
+                fit_new_classifier(
+                    self.model,
+                    self.fitting_batches(self.args.probe_passes),
+                    gather=self.accelerator.gather,
+                    label_smoothing=self.args.label_smoothing_factor,
+                )
+        finally:
+            self._sampler = sampler  # of the clips that are trained on, whose epochs follow
+
+    def fitting_batches(self, passes: int) -> Iterator[dict[str, Any]]:
+        """The clips of the epochs after the last, which training itself does not see, then their evaluation views.
+
+        Where the trainer has a processor, the views are the three crops of every clip that an evaluation would cut:
+        objects look smaller there than in random crops of enlarged frames (Touvron et al. 2019, "Fixing the train-test
+        resolution discrepancy"), and a classifier fitted to the latter alone is off for the former.
+        """
+        first = math.ceil(self.args.num_train_epochs)
+        clips, processor = self.train_dataset, self.processing_class
+        rounds = [(clips, range(first, first + passes))]
+        if processor is not None:
+            processor = copy.copy(processor)
+            processor.num_crops = EVALUATION_CROPS
+            views = EvaluationClips(clips.source, processor, label_ids=clips.label_ids)
+            rounds.append((views, [first + passes]))
+        hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
+        with tqdm(desc="features", total=0, disable=hidden) as bar:
+            for dataset, epochs in rounds:
+                loader = self.make_train_dataloader(dataset)
+                bar.total += len(epochs) * len(loader)
+                for epoch in epochs:
+                    loader.set_epoch(epoch)  # accelerate's own count, which it tells the sampler
+                    self.set_data_epoch(epoch)
+                    for batch in loader:
+                        self.leave_if_stopped()
+                        self.train_faults.add(batch["faults"])
+                        yield batch
+                        bar.update()
+
+    def refit_classifier(self) -> None:
+        """Fit the classifier to the network that training ends with, unless it evaluates worse than the best one."""
+        before = copy.deepcopy(self.model.classifier.state_dict())
+        self.fit_classifier()
+        best = self.state.best_metric
+        if not self.args.load_best_model_at_end or best is None:
+            return
+        name = self.args.metric_for_best_model
+        value = self.evaluate()[name if name.startswith("eval_") else f"eval_{name}"]
+        is_worse = value < best if self.args.greater_is_better else value > best
+        logger.info(
+            "with the classifier fitted anew %s is %.4f, the best one before %.4f: the %s is kept",
+            name,
+            value,
+            best,
+            "one before" if is_worse else "new one",
+        )
+        if is_worse:
+            self.model.classifier.load_state_dict(before)
+        else:
+            self.state.best_metric = value

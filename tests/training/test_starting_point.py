@@ -1,0 +1,74 @@
+"""What a run starts from: labels, network, processor."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
+from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
+from hf_timesformer.training.starting_point import (
+    load_network,
+    make_processor,
+    parse_overrides,
+)
+
+
+TINY = {
+    "image_size": 32, "num_frames": 2, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 32,
+}  # fmt: skip
+
+
+def make_network(attention_type="divided_space_time", **options) -> TimeSformerForVideoClassification:
+    config = TimeSformerConfig(**{"num_labels": 3} | TINY | options, attention_type=attention_type)
+    return TimeSformerForVideoClassification(config)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    labels = {0: "run", 1: "jump", 2: "sit"}
+    model = make_network(id2label=labels, label2id={name: i for i, name in labels.items()})
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_networks_to_start_from(checkpoint):
+    model, ids = load_network(["jump", "run", "sit"], model=str(checkpoint))
+    assert ids == [1, 0, 2]
+    fresh, ids = load_network(["fall", "fly", "run"], model=str(checkpoint), new_head=True)
+    assert (ids, fresh.config.id2label) == ([0, 1, 2], {0: "fall", 1: "fly", 2: "run"})
+    torch.testing.assert_close(fresh.timesformer.state_dict(), model.timesformer.state_dict())
+    assert not torch.equal(fresh.classifier.weight, model.classifier.weight)
+    assert load_network(["a"], model=str(checkpoint), new_head=True)[0].config.num_labels == 1
+    assert load_network(["a", "b"], config_overrides=TINY, num_frames=4)[0].config.num_frames == 4
+    with pytest.raises(ValueError, match="nothing to start from"):
+        load_network(["a"])
+    with pytest.raises(ValueError, match="exclude each other"):
+        load_network(["a"], model="m", from_vit="v")
+
+
+def test_processor_of_the_run(checkpoint, tmp_path):
+    config = TimeSformerConfig(**TINY)
+    processor = make_processor(config, None, image_size=48, sampling="segments")
+    assert (processor.num_frames, processor.sampling, processor.crop_size["height"]) == (2, "segments", 48)
+    assert processor.size["shortest_edge"] == 48
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "num_frames": 5}')
+    processor = make_processor(config, str(tmp_path), num_frames=3)
+    assert (list(processor.image_mean), processor.num_frames) == ([0.1, 0.2, 0.3], 3)
+    with pytest.raises(ValueError, match="image_size 100 is no multiple of the patch size 16: take 96 or 112"):
+        make_processor(config, None, image_size=100)
+    with pytest.raises(ValueError, match="made for frames of 32x48: give a square --image_size"):
+        make_processor(TimeSformerConfig(**TINY | {"image_size": [32, 48]}), None)
+
+
+def test_config_overrides():
+    assert parse_overrides("hidden_size=96, drop_path_rate=0.1,attention_type=axial") == {
+        "hidden_size": 96,
+        "drop_path_rate": 0.1,
+        "attention_type": "axial",
+    }
+    assert parse_overrides(None) == {}
+    with pytest.raises(ValueError, match="takes name=value pairs"):
+        parse_overrides("hidden_size")
