@@ -19,7 +19,7 @@ from ..data.arguments import DATASETS, add_dataset_arguments, dataset_arguments
 from .common import make_parser, user_errors
 
 
-SOURCES = tuple(name for name in DATASETS if name != "webdataset")  # whose clips are not in shards yet
+SOURCES = tuple(name for name in DATASETS if name not in ("webdataset", "hub"))  # whose clips are not in shards yet
 CHECKS = ("header", "frames", "full")  # as in `data.preparation.scan`
 CHECK_HELP = "decode nothing, the first, middle and last frame, or all"
 

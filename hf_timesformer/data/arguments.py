@@ -9,7 +9,7 @@ from typing import Any
 
 
 # Readers in `readers/`, in the order of `dataset_factory.LAYOUTS`; shards are read as a stream.
-DATASETS = ("folder", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51", "mmaction2", "webdataset")
+DATASETS = ("folder", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51", "mmaction2", "webdataset", "hub")
 
 
 @dataclass
@@ -17,7 +17,9 @@ class DatasetArguments:
     """Where the clips are, and what their layout leaves open."""
 
     data_dir: str = field(
-        metadata={"help": "Folder of the data set; for webdataset also a pattern or URL of shards."},
+        metadata={
+            "help": "Folder of the data set; for webdataset also a pattern or URL of shards, for hub user/name."
+        },
     )
     dataset: str = field(default="folder", metadata={"help": "Layout of --data_dir.", "choices": DATASETS})
     extensions: list[str] | None = field(
@@ -26,6 +28,15 @@ class DatasetArguments:
     fold: int | None = field(
         default=None,
         metadata={"help": "Official division of ucf101, hmdb51 or mmaction2: 1 (if not given), 2 or 3."},
+    )
+
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a hub data set that has several."}
+    )
+    video_column: str | None = field(default=None, metadata={"help": "Column of a hub data set that has the videos."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of a hub data set that has the labels."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read a hub data set shard by shard while it is needed, nothing beforehand."}
     )
 
     @property
@@ -48,6 +59,8 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, datasets: tuple[str, 
             settings["default"] = item.default
         if item.name == "dataset":
             settings["choices"] = datasets
+        if item.type is bool:
+            settings["action"] = "store_true"
         if item.type == list[str] | None:
             settings["nargs"] = "+"
         if item.type == int | None:

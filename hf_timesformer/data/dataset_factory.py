@@ -13,16 +13,17 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .arguments import DATASETS
+from .found_videos import FoundVideos
 from .readers.diving48 import diving48_splits, read_diving48
 from .readers.folder import find_split_folders, read_folder
 from .readers.hmdb51 import hmdb51_splits, read_hmdb51
+from .readers.hub import HUB_OPTIONS, find_hub_videos, hub_splits
 from .readers.kinetics import kinetics_files, read_kinetics
 from .readers.mmaction2 import mmaction2_splits, read_mmaction2
 from .readers.ssv2 import read_ssv2, ssv2_splits
 from .readers.ucf101 import read_ucf101, ucf101_splits
 from .readers.webdataset import find_class_names, find_shards, read_index, stream_shards, webdataset_splits
 from .records import VideoRecords, canonical_split, report_missing
-from .targets import SINGLE_LABEL
 
 
 @dataclass(frozen=True)
@@ -49,29 +50,6 @@ LAYOUTS = {
 }
 
 
-@dataclass
-class FoundVideos:
-    """One split of a data set.
-
-    Attributes:
-        videos: the records as a `datasets` object, with the columns of `records.video_features`.
-        class_names: names of the classes in order; of a regression the name of what is predicted.
-        num_expected: videos that the annotations list; None for tar shards that no manifest describes.
-        num_found: videos that are on disk; None for the same.
-        shards: names of the tar shards, where there are any.
-        shard_sizes: the videos in each shard, where the manifest says it.
-        problem_type: one of `targets`' three kinds.
-    """
-
-    videos: Dataset | IterableDataset
-    class_names: list[str]
-    num_expected: int | None
-    num_found: int | None
-    shards: list[str] | None = None
-    shard_sizes: list[int] | None = None
-    problem_type: str = SINGLE_LABEL
-
-
 def find_videos(
     dataset: str,
     data_dir: str | Path,
@@ -91,6 +69,8 @@ def find_videos(
     if dataset == "webdataset":
         refuse_unknown_options(dataset, options)
         return _find_shards(str(data_dir), split, class_names)
+    if dataset == "hub":
+        return find_hub_videos(str(data_dir), split, **refuse_unknown_options(dataset, options))
     records = read_records(dataset, data_dir, split, **options)
     report_missing(records, missing_file)
     return FoundVideos(
@@ -112,10 +92,10 @@ def read_records(dataset: str, data_dir: str | Path, split: str, **options: Any)
 def refuse_unknown_options(dataset: str, options: dict[str, Any]) -> dict[str, Any]:
     """Those of `options` that are given; ValueError that names one which the data set's reader does not have."""
     given = {name: value for name, value in options.items() if value not in (None, [], (), False, "")}
-    known = LAYOUTS[dataset].options if dataset in LAYOUTS else ()
+    known = {name: layout.options for name, layout in LAYOUTS.items()} | {"hub": HUB_OPTIONS}
     for name in given:
-        if name not in known:
-            having = [other for other, layout in LAYOUTS.items() if name in layout.options]
+        if name not in known.get(dataset, ()):
+            having = [other for other in known if name in known[other]]
             where = f"only --dataset {', '.join(having)} has it" if having else "no data set has it"
             raise ValueError(f"--{name} does not go with --dataset {dataset}: {where}")
     return given
@@ -148,10 +128,12 @@ def load_videos(dataset: str, data_dir: str | Path, split: str, **options: Any) 
     return find_videos(dataset, data_dir, split, **options).videos
 
 
-def available_splits(dataset: str, data_dir: str | Path) -> list[str]:
-    """Names of the splits that `data_dir` has, of `train`, `validation` and `test`."""
+def available_splits(dataset: str, data_dir: str | Path, **options: Any) -> list[str]:
+    """Names of the splits that `data_dir` has, of `train`, `validation` and `test`; arguments as of `find_videos`."""
     if dataset == "webdataset":
         return webdataset_splits(str(data_dir))
+    if dataset == "hub":
+        return hub_splits(str(data_dir), options.get("dataset_config"))
     return list(_layout(dataset).find_splits(Path(data_dir).expanduser()))
 
 

@@ -43,7 +43,7 @@ def find_splits(data: DataArguments, args: VideoTrainingArguments) -> tuple[Foun
     missing_file = data.missing_file if args.process_index == 0 else None  # all find the same: one writes it down
     options = data.reader_options
     train = find_videos(data.dataset, data.data_dir, data.train_split, missing_file=missing_file, **options)
-    splits = available_splits(data.dataset, data.data_dir)
+    splits = available_splits(data.dataset, data.data_dir, **options)
     validation_split = data.validation_split or ("validation" if "validation" in splits else None)
     if validation_split:
         return train, find_videos(data.dataset, data.data_dir, validation_split, **options)

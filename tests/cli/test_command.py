@@ -149,7 +149,7 @@ def test_choices_that_help_tells_are_those_of_the_package():
     from hf_timesformer.evaluation.predictions import AUTOCAST_DTYPES
     from hf_timesformer.model.schemes import SCHEMES
 
-    assert (*LAYOUTS, "webdataset") == DATASETS
+    assert (*LAYOUTS, "webdataset", "hub") == DATASETS
     assert tuple(LAYOUTS) == prepare.SOURCES
     assert tuple(CHECKS) == prepare.CHECKS
     assert tuple(AUTOCAST_DTYPES) == evaluate.DTYPES

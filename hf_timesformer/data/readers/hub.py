@@ -1,0 +1,338 @@
+"""Any data set that `datasets` opens, from the Hub or a local folder: a column of videos, a column of labels.
+
+Nothing is decoded by `datasets`: videos are read as they lie there, by path or as bytes. Map-style a data set is
+opened whole, as `load_dataset` does; streamed it is read shard by shard, as tar shards are, through the same order.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    List,
+    Value,
+    Video,
+    get_dataset_split_names,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetNotFoundError
+from datasets.utils.file_utils import xopen
+
+from ..found_videos import FoundVideos
+from ..labels import check_numbers
+from ..records import OPTIONAL_COLUMNS, SPLIT_ALIASES, video_features
+from ..targets import LABEL_COLUMNS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+
+logger = logging.getLogger(__name__)
+
+HUB_OPTIONS = ("dataset_config", "video_column", "label_column", "streaming")
+USUAL_LABELS = ("label", "labels", "cls", "class", "target")
+USUAL_VIDEOS = ("video", "mp4", "webm", "avi", "clip", "file_name", "path", "file")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a data set are to us."""
+
+    video: str
+    label: str
+    problem_type: str
+    optional: tuple[str, ...]
+
+
+def find_hub_videos(
+    data_dir: str,
+    split: str,
+    *,
+    dataset_config: str | None = None,
+    video_column: str | None = None,
+    label_column: str | None = None,
+    streaming: bool = False,
+) -> FoundVideos:
+    """One split of a data set that `datasets` opens, with the columns of `records.video_features`.
+
+    Args:
+        data_dir: `user/name` on the Hub, a local folder that `load_dataset` opens (videos in class folders, Parquet,
+            ...), or one that `save_to_disk` wrote.
+        split: the data set's own name of it, or train, validation or test for one with another usual name.
+        dataset_config: which configuration, where there are several.
+        video_column: what has the videos: a `Video`, bytes, or paths. If None, the only column that can be meant.
+        label_column: what has the labels: a `ClassLabel`, names, numbers, a list of these (several classes), or
+            floats (a regression). If None, the only `ClassLabel`, or a column of a usual name.
+        streaming: read it as a stream of shards.
+
+    Raises:
+        ValueError: there is no such data set, split or column, or a label is missing.
+    """
+    opened = _open(data_dir, dataset_config, split, streaming)
+    columns = choose_columns(opened.features or Features(), video_column, label_column)
+    opened = _undecoded(opened, columns.video)
+    names = _class_names(data_dir, dataset_config, opened.features[columns.label], columns, streaming)
+    if streaming:
+        return _streamed(data_dir, dataset_config, split, opened, columns, names)
+    videos = _as_records(opened, data_dir, split, columns, names)
+    return FoundVideos(videos, names, len(videos), len(videos), problem_type=columns.problem_type)
+
+
+def hub_splits(data_dir: str, dataset_config: str | None = None) -> list[str]:
+    """Splits of the data set: `train`, `validation` or `test` for a usual name, any other as it is."""
+    if _is_saved(data_dir):
+        saved = load_from_disk(data_dir)
+        names = list(saved) if isinstance(saved, DatasetDict) else ["train"]
+    else:
+        names = _with_clear_errors(get_dataset_split_names, data_dir, dataset_config)
+    return [_canonical_or_same(name) for name in names]
+
+
+def _canonical_or_same(name: str) -> str:
+    return next((split for split, aliases in SPLIT_ALIASES.items() if name.lower() in aliases), name)
+
+
+def _is_saved(data_dir: str) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return any(Path(data_dir).expanduser().joinpath(name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _with_clear_errors(function: Any, data_dir: str, config: str | None, **options: Any) -> Any:
+    if not Path(data_dir).expanduser().exists() and (data_dir.startswith(("/", ".", "~")) or data_dir.count("/") != 1):
+        raise ValueError(f"{data_dir} is neither a folder nor, as user/name, a data set of the Hub")
+    place = os.path.expanduser(data_dir)
+    try:
+        return function(place, config, **options)
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
+        raise ValueError(f"`datasets` cannot open {data_dir}: {error}") from error
+
+
+def _open(data_dir: str, config: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:
+    if _is_saved(data_dir):
+        saved = load_from_disk(os.path.expanduser(data_dir))
+        splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
+        chosen = splits[_own_name(split, list(splits), data_dir)]
+        return chosen.to_iterable_dataset(num_shards=max(1, min(64, len(chosen)))) if streaming else chosen
+    names = _with_clear_errors(get_dataset_split_names, data_dir, config)
+    name = _own_name(split, names, data_dir)
+    return _with_clear_errors(load_dataset, data_dir, config, split=name, streaming=streaming)
+
+
+def _own_name(split: str, names: Sequence[str], data_dir: str) -> str:
+    """What the data set calls the split. Raises ValueError that names those that it has."""
+    if split in names:
+        return split
+    known = [name for name in names if _canonical_or_same(name) == _canonical_or_same(split)]
+    if len(known) != 1:
+        raise ValueError(f"{data_dir} has no {split} split; it has: {', '.join(names)}")
+    return known[0]
+
+
+def choose_columns(features: Features, video: str | None, label: str | None) -> Columns:
+    """The columns of videos and labels; ValueError that lists all columns where it is not clear which are meant."""
+    video = video or _only(
+        [name for name, feature in features.items() if isinstance(feature, Video)]
+        or [name for name, feature in features.items() if feature in (Value("binary"), Value("large_binary"))]
+        or [name for name in USUAL_VIDEOS if features.get(name) in (Value("string"), Value("large_string"))],
+        features,
+        "videos",
+    )
+    label = label or _only(
+        [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        or [name for name in USUAL_LABELS if name in features],
+        features,
+        "labels",
+    )
+    for name in (video, label):
+        if name not in features:
+            raise ValueError(f"there is no column {name!r}; the data set has {_listed(features)}")
+    optional = tuple(name for name in OPTIONAL_COLUMNS if name in features and name not in (video, label))
+    if optional:
+        logger.info("the columns %s are taken for what they mean in a CSV file of clips", ", ".join(optional))
+    return Columns(video, label, _problem_type(features[label], label), optional)
+
+
+def _only(names: list[str], features: Features, what: str) -> str:
+    if len(names) != 1:
+        found = f"may be {', '.join(names)}" if names else "is not to be found"
+        raise ValueError(
+            f"the column of {what} {found}: give --{what[:-1]}_column; the data set has {_listed(features)}"
+        )
+    return names[0]
+
+
+def _listed(features: Features) -> str:
+    kinds = {name: getattr(feature, "dtype", None) or type(feature).__name__ for name, feature in features.items()}
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "no columns that are known beforehand"
+
+
+def _problem_type(feature: Any, name: str) -> str:
+    if isinstance(feature, List):
+        return MULTI_LABEL
+    if isinstance(feature, ClassLabel):
+        return SINGLE_LABEL
+    kind = getattr(feature, "dtype", "")
+    if kind.startswith("float"):
+        return REGRESSION
+    if kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint")):
+        return SINGLE_LABEL
+    raise ValueError(f"column {name!r} ({kind or type(feature).__name__}) has no labels: give --label_column")
+
+
+def _undecoded(opened: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
+    if isinstance(opened.features[column], Video):
+        return opened.cast_column(column, Video(decode=False))
+    return opened
+
+
+def _class_names(data_dir: str, config: str | None, feature: Any, columns: Columns, streaming: bool) -> list[str]:
+    """Names of the classes; where the data set has none, from the labels of all its splits, so that these agree."""
+    if columns.problem_type == REGRESSION:
+        return [columns.label]
+    inner = feature.feature if isinstance(feature, List) else feature
+    if isinstance(inner, ClassLabel):
+        return list(inner.names)
+    found: set[Any] = set()
+    for split in hub_splits(data_dir, config):
+        opened = _open(data_dir, config, split, streaming)
+        if columns.label not in (opened.features or {}):
+            continue  # as a test split without labels
+        for row in opened.select_columns([columns.label]):
+            label = row[columns.label]
+            found.update(label if isinstance(label, list) else [label])
+    found.discard(None)
+    if inner.dtype == "bool" or inner.dtype.endswith("string"):
+        return sorted(map(str, found))
+    check_numbers(sorted(found), f"column {columns.label!r} of {data_dir}")
+    return [f"class {number}" for number in sorted(found)]
+
+
+def label_of(value: Any, number_of: Mapping[str, int], columns: Columns, where: str) -> Any:
+    """A label as our records have it: a class number, a list of them, or a float."""
+    is_withheld = columns.problem_type == SINGLE_LABEL and value == -1  # how the Hub writes a label that is not told
+    if value is None or is_withheld:
+        raise ValueError(f"{where} has no label ({value}): choose another split")
+    if columns.problem_type == REGRESSION:
+        return float(value)
+    if columns.problem_type == MULTI_LABEL:
+        return [_class_number(one, number_of) for one in value]
+    return _class_number(value, number_of)
+
+
+def _class_number(value: Any, number_of: Mapping[str, int]) -> int:
+    return number_of[str(value)] if isinstance(value, (str, bool)) else int(value)
+
+
+def video_of(value: Any, root: str) -> str | bytes:
+    """A video as `decode_video` takes it: bytes, or a path; what lies at an address is fetched."""
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value["bytes"] is not None else value["path"]
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value)
+    if "://" in value or "::" in value:  # a file of the Hub, or in an archive
+        with xopen(value, "rb") as file:
+            return file.read()
+    return os.path.join(root, value)  # an absolute path stays as it is
+
+
+def _read_videos(batch: dict[str, list], root: str) -> dict[str, list]:
+    return {"video": [video_of(value, root) for value in batch["video"]]}
+
+
+def _as_records(opened: Dataset, data_dir: str, split: str, columns: Columns, names: list[str]) -> Dataset:
+    """The data set with our columns; a video is fetched when its row is."""
+    number_of = {name: number for number, name in enumerate(names)}
+    labels = [
+        label_of(value, number_of, columns, f"row {row} of the {split} split of {data_dir}")
+        for row, value in enumerate(opened[columns.label][:])
+    ]
+    kinds = video_features(names, problem_type=columns.problem_type, optional=columns.optional)
+    label_column = LABEL_COLUMNS[columns.problem_type]
+    ids = _video_ids(opened, columns.video, split, data_dir)
+    opened = opened.select_columns([columns.video, *columns.optional])
+    opened = opened.rename_column(columns.video, "video") if columns.video != "video" else opened
+    for name in columns.optional:
+        opened = opened.cast_column(name, OPTIONAL_COLUMNS[name])
+    added = Dataset.from_dict(
+        {"video_id": ids, label_column: labels}, features=Features({n: kinds[n] for n in ("video_id", label_column)})
+    )
+    for name in added.column_names:
+        opened = opened.add_column(name, added[name][:], feature=kinds[name])
+    root = os.path.expanduser(data_dir) if Path(data_dir).expanduser().is_dir() else ""
+    return opened.with_transform(partial(_read_videos, root=root), columns=["video"], output_all_columns=True)
+
+
+def _video_ids(opened: Dataset, column: str, split: str, data_dir: str) -> list[str]:
+    """Paths from the data folder where the rows have different ones, else the numbers of the rows."""
+    numbers = [f"{split}/{row:07d}" for row in range(len(opened))]
+    feature = opened.features[column]
+    if not isinstance(feature, Video) and feature.dtype.endswith("binary"):
+        return numbers
+    found = opened.select_columns([column]).with_format("arrow")[:][column]  # memory-mapped: no video is read
+    paths = (pc.struct_field(found, "path") if isinstance(feature, Video) else found).to_pylist()
+    if None in paths or len(set(paths)) < len(paths):
+        return numbers
+    root = os.path.abspath(os.path.expanduser(data_dir)) + os.sep
+    return [path.removeprefix(root) for path in paths]
+
+
+def _streamed(
+    data_dir: str, config: str | None, split: str, opened: IterableDataset, columns: Columns, names: list[str]
+) -> FoundVideos:
+    sizes = _shard_sizes(data_dir, config, split, opened, columns)
+    root = os.path.expanduser(data_dir) if Path(data_dir).expanduser().is_dir() else ""
+    generate = partial(_generate, opened=opened, split=split, columns=columns, names=names, root=root)
+    features = video_features(names, video_type="binary", problem_type=columns.problem_type, optional=columns.optional)
+    shards = list(range(opened.num_shards))
+    videos = IterableDataset.from_generator(generate, features=features, gen_kwargs={"shards": shards})
+    where = [f"{data_dir} ({split}, shard {shard})" for shard in shards]
+    return FoundVideos(videos, names, sum(sizes), sum(sizes), where, sizes, problem_type=columns.problem_type)
+
+
+def _shard_sizes(
+    data_dir: str, config: str | None, split: str, opened: IterableDataset, columns: Columns
+) -> list[int]:
+    """Rows in each shard: of Parquet files as their footers say, else counted by reading the labels once."""
+    if not _is_saved(data_dir):
+        builder = _with_clear_errors(load_dataset_builder, data_dir, config)
+        files_of = builder.config.data_files or {}
+        files = files_of[_own_name(split, list(files_of), data_dir)] if files_of else []
+        is_parquet = files and all(str(file).endswith(".parquet") for file in files)
+        if is_parquet and len(files) == opened.num_shards:
+            return [_rows_of_parquet(str(file)) for file in files]
+    logger.info("%s: the rows of %d shards are counted by reading their labels", data_dir, opened.num_shards)
+    labels = opened.select_columns([columns.label])
+    shards = (labels.shard(opened.num_shards, index, contiguous=True) for index in range(opened.num_shards))
+    return [sum(1 for _ in shard) for shard in shards]
+
+
+def _rows_of_parquet(file: str) -> int:
+    with xopen(file, "rb") as content:
+        return pq.read_metadata(content).num_rows
+
+
+def _generate(
+    shards: list[int], opened: IterableDataset, split: str, columns: Columns, names: list[str], root: str
+) -> Iterator[dict[str, Any]]:
+    number_of = {name: number for number, name in enumerate(names)}
+    for shard in shards:
+        rows = opened.shard(opened.num_shards, shard, contiguous=True)
+        # `iter`, since a plain loop in a DataLoader worker would split the shard between workers once more.
+        for number, batch in enumerate(rows.iter(batch_size=1)):
+            row = {name: values[0] for name, values in batch.items()}
+            video = video_of(row[columns.video], root)
+            video_id = f"{split}-{shard:05d}/{number:07d}"
+            record = {"video_id": video_id, "video": video if isinstance(video, bytes) else Path(video).read_bytes()}
+            where = f"row {number} of shard {shard} of the {split} split"
+            record[LABEL_COLUMNS[columns.problem_type]] = label_of(row[columns.label], number_of, columns, where)
+            yield record | {name: row[name] for name in columns.optional}
