@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..model.blocks import TimeSformerLayer
 from ..model.efficient_linear import fuse
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
+from ..model.way import structure_of, why_plain
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .exported_classifier import INPUT, OUTPUT, ExportedClassifier, require
 
@@ -34,18 +34,59 @@ class Logits(nn.Module):
 
 
 @torch.no_grad()
-def fold(model: TimeSformerForVideoClassification) -> TimeSformerForVideoClassification:
-    """A copy for inference whose pairs of linear layers in a row (projection, extra dense) are one layer each."""
-    model = copy.deepcopy(model).eval()
-    for layer in model.modules():
-        if isinstance(layer, TimeSformerLayer):
-            for step in layer.earlier_steps:
-                projection, extra = getattr(layer, f"{step}_attention").output, f"{step}_dense"
-                weight, bias = fuse(projection.dense, getattr(layer, extra))
-                projection.dense.weight.copy_(weight)
-                projection.dense.bias.copy_(bias)
-                setattr(layer, extra, nn.Identity())
+def fold(model: nn.Module) -> TimeSformerForVideoClassification:
+    """A copy for inference, fp32 on the CPU: adapters are merged, and pairs of linear layers in a row (projection,
+    extra dense) are one layer each.
+
+    Where hooks, other layers or another attention function change what a block does, no pair is folded: the copy then
+    runs, and is exported, module by module.
+
+    Raises:
+        ValueError: for quantised weights.
+    """
+    model = _without_adapters(copy.deepcopy(model)).eval()
+    _refuse_quantised(model)
+    model = model.float().cpu()
+    if model.config._attn_implementation in (None, "eager") or "flash" in model.config._attn_implementation:
+        model.set_attn_implementation("sdpa")
+    network = model.timesformer
+    if why_plain(network, torch.zeros(1, 1, 1)) is not None:
+        return model
+    for layer in network.encoder.layer:
+        for step in layer.earlier_steps:
+            _, attention, extra = layer.early_modules(step)
+            weight, bias = fuse(attention.output.dense, extra)
+            attention.output.dense.weight.copy_(weight)
+            attention.output.dense.bias.copy_(bias)
+            setattr(layer, f"{step}_dense", nn.Identity())
+    network.built_of = structure_of(network)
     return model
+
+
+def _without_adapters(model: nn.Module) -> nn.Module:
+    """`model` with its adapters (PEFT's) merged into the layers below them, or taken off where they are switched off.
+
+    A `PeftModel` does it all by itself; `model.add_adapter` puts the adapters' layers into the model.
+    """
+    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_base_layer")}
+    if hasattr(model, "merge_and_unload"):
+        off = any(getattr(module, "disable_adapters", False) for module in adapted.values())
+        return model.unload() if off else model.merge_and_unload()
+    for name, module in adapted.items():
+        if not module.disable_adapters:
+            module.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module.get_base_layer())
+    return model
+
+
+def _refuse_quantised(model: nn.Module) -> None:
+    kinds = {type(parameter).__name__ for parameter in model.parameters()} - {"Parameter"}
+    if kinds or getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"export_onnx: the weights are quantised ({', '.join(sorted(kinds)) or 'is_quantized'}): export the model "
+            "before it is quantised; int8=True writes a quantised graph of it."
+        )
 
 
 def export_onnx(
@@ -63,15 +104,14 @@ def export_onnx(
 
     Raises:
         ImportError: without the extra `onnx`.
-        ValueError: for crops whose sides are no multiples of the patch size.
+        ValueError: for crops whose sides are no multiples of the patch size, and for quantised weights.
     """
     require("onnxscript", EXTRA)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     height, width = processor.crop_size["height"], processor.crop_size["width"]
     clips = torch.zeros(2, processor.num_frames, model.config.num_channels, height, width)
-    network = Logits(fold(model).float().cpu()).eval()
-    network.model.set_attn_implementation("sdpa")
+    network = Logits(fold(model)).eval()
     with torch.no_grad():
         network(clips[:1])  # a size that does not fit raises here, in words
         program = torch.onnx.export(

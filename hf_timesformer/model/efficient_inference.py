@@ -1,43 +1,45 @@
-"""A block in inference: in place, and on part of the tokens at a time, so that nothing wide is ever whole.
+"""A block in inference: in place, on part of the tokens at a time, so wide intermediates never exist for all tokens.
 
-What it gives is what `TimeSformerLayer.forward` gives with gradients on, in a fraction of the memory: beside the
-tokens themselves only the context of `local`, or the queries, keys and values of `joint`, are whole.
+What it gives is what `TimeSformerLayer.forward` gives, in a fraction of the memory: beside the tokens themselves, only
+the context of `local`, or the queries, keys and values of `joint`, exist for all tokens of a clip.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
 
+from .attention import TimeSformerSelfAttention
+from .efficient_attention import KEY_VALUE, QUERY, attend, early_projection, project, projection_of
+from .efficient_training import feed_forward, finish_cls
 from .schemes import STRIDES, Grid
 
 
-# Tokens taken at a time: on a CPU what they are widened to stays in the cache; elsewhere large products pay.
+# Tokens taken at a time: few enough that what they are widened to stays in a CPU's cache; large on a GPU, to keep it
+# busy.
 CPU_ROWS = 1024
 CPU_AUTOCAST_ROWS = 2048  # autocast converts weights that do not learn for each part anew
 DEVICE_ROWS = 65536
 CPU_HEADS = 4  # of `local` at a time
 
-QUERY, KEY_VALUE = slice(0, 1), slice(1, 3)
 
-
-def run_block(layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, cls_only: bool) -> torch.Tensor:
-    """`(b, 1 + h*w*t, d)`, contiguous, which it overwrites -> the same, or `(b, 1, d)` where only CLS is asked for."""
+def run_block_in_place(layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, cls_only: bool) -> torch.Tensor:
+    """`(b, 1 + n, d)`, contiguous, which it overwrites -> the same, or `(b, 1, d)` where only CLS is asked for."""
     rows = _rows_at_a_time(hidden_states.device.type)
-    cls, patches = hidden_states[:, :1], hidden_states[:, 1:].unflatten(1, grid)  # views
+    cls, patches = hidden_states[:, :1], hidden_states[:, 1:].unflatten(1, grid)  # views: (b, 1, d), (b, h, w, t, d)
     for step in layer.earlier_steps:
         attend = _attend_in_windows if step == "local" else _attend_in_groups
         attend(layer, step, patches, rows)
     if cls_only:
-        return layer.finish_cls(patches, cls)
+        return finish_cls(layer, hidden_states[:, 1:], cls, grid)
     if math.prod(STRIDES[layer.last_step](*grid)) == 1:
-        _attend_all(layer, hidden_states, rows)
+        _attend_all(layer, hidden_states, grid, rows)
     else:
         _attend_with_cls(layer, patches, cls, rows)
-    for part in hidden_states.flatten(0, 1).split(rows):
-        part += layer.feed_forward(part)
+    for part in hidden_states.flatten(0, 1).split(rows):  # (rows, d)
+        part += feed_forward(layer, part)
     return hidden_states
 
 
@@ -47,35 +49,46 @@ def _rows_at_a_time(device: str) -> int:
     return CPU_AUTOCAST_ROWS if torch.is_autocast_enabled(device) else CPU_ROWS
 
 
+def _early_parts(
+    layer: nn.Module, step: str, patches: torch.Tensor
+) -> tuple[nn.LayerNorm, TimeSformerSelfAttention, Callable[[torch.Tensor], torch.Tensor]]:
+    """What a step before the last does in turn: LayerNorm, attention, projection `(..., d) -> (..., d)`."""
+    layernorm, attention, extra = layer.early_modules(step)
+    tokens = math.prod(patches.shape[1:4])
+    return layernorm, attention.attention, early_projection(attention.output.dense, extra, tokens, fuses=True)
+
+
 def _attend_in_groups(layer: nn.Module, step: str, patches: torch.Tensor, rows: int) -> None:
-    """A step before the last, but `local`."""
-    layernorm, attention, project = layer.early_parts(step, patches)
+    """A step before the last, but `local`, of `patches (b, h, w, t, d)`."""
+    layernorm, attention, to_update = _early_parts(layer, step, patches)
     for _, part, stride in whole_groups(patches, step, rows):
-        context, _, _ = attention.attend_in_groups(layernorm(part), None, stride)
-        part += project(context)
+        qkv = project(attention.qkv, layernorm(part))
+        context, _, _ = attention.attend_in_groups(qkv, None, stride, brief=True)
+        part += to_update(context)
 
 
 def _attend_in_windows(layer: nn.Module, step: str, patches: torch.Tensor, rows: int) -> None:
-    """`local`, some heads after the other: no more of the keys and values than theirs is ever there."""
-    layernorm, attention, project = layer.early_parts(step, patches)
+    """`local` for `patches (b, h, w, t, d)`, some heads after the other, so that keys and values of all heads never
+    exist at once."""
+    layernorm, attention, to_update = _early_parts(layer, step, patches)
     heads = CPU_HEADS if patches.device.type == "cpu" else attention.num_heads
     for clips in patches.split(max(1, rows // math.prod(patches.shape[1:4]))):
-        context = torch.empty_like(clips, memory_format=torch.contiguous_format).unflatten(
-            -1, (attention.num_heads, -1)
-        )
+        context = torch.empty_like(clips, memory_format=torch.contiguous_format)
+        context = context.unflatten(-1, (attention.num_heads, -1))  # (b, h, w, t, heads, c)
         for first in range(0, attention.num_heads, heads):
             some = slice(first, first + heads)
             for columns, part in _windows_of(attention, layernorm, clips, some, rows):
                 context[:, :, columns, :, some] = part.unflatten(-1, (-1, attention.head_dim))
         for part, gathered in zip(_strips(clips, rows), _strips(context.flatten(-2), rows)):
-            part += project(gathered)
+            part += to_update(gathered)
 
 
 def _windows_of(
-    attention: nn.Module, layernorm: nn.LayerNorm, clips: torch.Tensor, heads: slice, rows: int
+    attention: TimeSformerSelfAttention, layernorm: nn.LayerNorm, clips: torch.Tensor, heads: slice, rows: int
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The context of some heads, a column of tiles after the other."""
-    to_query, to_keys_values = attention.projection_of(QUERY, heads), attention.projection_of(KEY_VALUE, heads)
+    """A column of tiles after the other and its context of some heads, `(b, h, columns, t, heads*c)`."""
+    to_query = projection_of(attention, QUERY, heads)
+    to_keys_values = projection_of(attention, KEY_VALUE, heads)
     keys_values = torch.cat([to_keys_values(layernorm(part)) for part in _strips(clips, rows)], dim=1)
     return attention.attend_in_windows(lambda columns: to_query(layernorm(clips[:, :, columns])), keys_values)
 
@@ -85,28 +98,30 @@ def _strips(clips: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
     return clips.split(max(1, rows // math.prod(clips.shape[2:4])), dim=1)
 
 
-def _attend_all(layer: nn.Module, hidden_states: torch.Tensor, rows: int) -> None:
-    """A last step of one group a clip."""
-    attention = layer.attention
+def _attend_all(layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, rows: int) -> None:
+    """A last step of one group a clip, of `hidden_states (b, 1 + n, d)`."""
+    output = layer.attention.output.dense
     for clips in hidden_states.split(max(1, rows // hidden_states.shape[1])):
-        context = attention.attention.attend_all(layer.layernorm_before(clips))
+        context = attend(layer.attention.attention, layer.layernorm_before(clips), grid)
         for part, gathered in zip(clips.flatten(0, 1).split(rows), context.flatten(0, 1).split(rows)):
-            part += attention.output(gathered)
+            part += project(output, gathered)
 
 
 def _attend_with_cls(layer: nn.Module, patches: torch.Tensor, cls: torch.Tensor, rows: int) -> None:
-    """A last step of several groups a clip: what CLS gathers is averaged over them."""
-    attention = layer.attention
-    cls_qkv = attention.attention.qkv(layer.layernorm_before(cls))
+    """A last step of several groups a clip: `patches (b, h, w, t, d)`, `cls (b, 1, d)`.
+
+    What CLS gathers is averaged over the groups: each part adds its share.
+    """
+    attention, output = layer.attention.attention, layer.attention.output.dense
+    cls_qkv = project(attention.qkv, layer.layernorm_before(cls))  # (b, 1, 3d)
     cls_context = torch.zeros_like(cls_qkv[..., : cls.shape[-1]])
     groups = math.prod(STRIDES[layer.last_step](*patches.shape[1:4]))
     for clips, part, stride in whole_groups(patches, layer.last_step, rows):
-        context, gathered, _ = attention.attention.attend_in_groups(
-            layer.layernorm_before(part), cls_qkv[clips], stride
-        )
-        part += attention.output(context)
+        qkv = project(attention.qkv, layer.layernorm_before(part))
+        context, gathered, _ = attention.attend_in_groups(qkv, cls_qkv[clips], stride, brief=True)
+        part += project(output, context)
         cls_context[clips] += gathered * (math.prod(stride) / groups)
-    cls += attention.output(cls_context)
+    cls += project(output, cls_context)
 
 
 def whole_groups(patches: torch.Tensor, step: str, rows: int) -> Iterator[tuple[slice, torch.Tensor, Grid]]:
@@ -123,19 +138,37 @@ def whole_groups(patches: torch.Tensor, step: str, rows: int) -> Iterator[tuple[
 
 
 def _places(grid: Grid, step: str, rows: int) -> Iterator[tuple[tuple[slice, slice, slice], Grid]]:
-    stride, whole = STRIDES[step](*grid), [slice(None)] * 3
-    apart = [axis for axis in range(3) if 1 < stride[axis] == grid[axis]]
+    """Cut one clip's grid into places that hold whole groups of `step`, each with the stride of its groups.
+
+    Take a grid of h = 2, w = 3, t = 4, so 24 tokens, and `rows = 8`:
+
+    * `"space"` has the stride (1, 1, 4): a group is a frame, of 6 tokens. The last axis keeps the groups apart, so
+      the grid is cut along it, a frame at a time (two frames are 12 tokens, more than 8). Yielded are the frames
+      0:1, 1:2, 2:3, 3:4 of all rows and columns, each with the stride (1, 1, 1): a place is one group.
+    * `"temporal"` has the stride (2, 3, 1): a group is one (row, column), of 4 tokens. The first axis that keeps
+      groups apart is cut: row 0:1, then row 1:2, of 12 tokens each, which is as small as cutting that axis gets;
+      the stride in each is (1, 3, 1), three groups.
+    * `"global"` has the stride (2, 2, 2): no slice of an axis holds whole groups, but every second token of each
+      axis does. Yielded are 8 places such as rows 0::2, columns 1::2, frames 0::2, of stride (1, 1, 1).
+    * `"joint"` is one group: all of it, of stride (1, 1, 1), however few the rows are.
+    """
+    stride = STRIDES[step](*grid)
+    whole = (slice(None), slice(None), slice(None))
+    apart = [axis for axis in range(3) if 1 < stride[axis] == grid[axis]]  # axes whose places are in separate groups
     if math.prod(grid) <= rows or not (apart or step == "global"):
-        yield tuple(whole), stride
-    elif step == "global":
+        yield whole, stride
+        return
+    if step == "global":
         for residues in itertools.product(*map(range, stride)):
             yield tuple(slice(first, None, every) for first, every in zip(residues, stride)), (1, 1, 1)
-    else:
-        axis, side = apart[0], grid[apart[0]]
-        count = max(1, rows * side // math.prod(grid))
-        for start in range(0, side, count):
-            length = min(count, side - start)
-            yield _replace(whole, axis, slice(start, start + length)), _replace(stride, axis, length)
+        return
+    axis = apart[0]
+    side = grid[axis]
+    tokens_of_one = math.prod(grid) // side
+    count = max(1, rows // tokens_of_one)
+    for start in range(0, side, count):
+        length = min(count, side - start)
+        yield _replace(whole, axis, slice(start, start + length)), _replace(stride, axis, length)
 
 
 def _replace(values: Sequence, index: int, value: object) -> tuple:

@@ -1,41 +1,87 @@
-"""A linear layer after a cheap function, in training: kept for its gradients is what went into the function.
+"""A block in training (and compiled or exported): out of place, of the MLP's wide part only half is kept.
 
-Plain autograd keeps what came out as well, of the MLP the wider part; here the backward pass computes it again.
+A linear layer keeps its input for the gradients, and GELU and LayerNorm keep theirs. So of an MLP four times as
+wide as the tokens, plain autograd keeps what GELU takes and what it gives, the two widest tensors of a block. Here
+the second is computed again in the backward pass: a few operations for each number, against thousands of the product
+after it.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from .efficient_attention import attend, attend_from_cls, early_projection, project
 from .efficient_linear import linear, weight_gradient
-from .hooks import is_plain_linear, is_watched
+from .schemes import Grid
+from .way import Way
 
 
-def linear_after(function: nn.Module, layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
-    """`layer(function(inputs))`, `(..., d) -> (..., e)`, for a `function` without randomness.
+def run_block(
+    layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, way: Way, cls_only: bool = False
+) -> torch.Tensor:
+    """What `TimeSformerLayer.forward` gives: `(b, 1 + n, d)` -> the same, or CLS alone `(b, 1, d)`."""
+    drop_path = layer.drop_path
+    if layer.earlier_steps or cls_only:
+        cls, patches = hidden_states.split((1, hidden_states.shape[1] - 1), dim=1)
+        for step in layer.earlier_steps:
+            layernorm, attention, extra = layer.early_modules(step)
+            to_update = early_projection(attention.output.dense, extra, patches.shape[1], way.fuses)
+            patches = patches + drop_path(to_update(attend(attention.attention, layernorm(patches), grid)))
+        if cls_only:
+            return finish_cls(layer, patches, cls, grid, way.recomputes)
+        hidden_states = torch.cat((cls, patches), dim=1)
+    attention = layer.attention
+    context = attend(attention.attention, layer.layernorm_before(hidden_states), grid)
+    hidden_states = hidden_states + drop_path(project(attention.output.dense, context))
+    return hidden_states + drop_path(feed_forward(layer, hidden_states, way.recomputes))
 
-    Where nothing would be saved, and where hooks, wrappers or compilers want to see each module, that is what runs.
+
+def finish_cls(
+    layer: nn.Module, patches: torch.Tensor, cls: torch.Tensor, grid: Grid, recomputes: bool = False
+) -> torch.Tensor:
+    """The last step and the MLP for CLS alone: patches `(b, n, d)`, `cls (b, 1, d)` -> `(b, 1, d)`."""
+    attention, layernorm = layer.attention, layer.layernorm_before
+    context = attend_from_cls(attention.attention, layernorm(patches), layernorm(cls), grid)
+    cls = cls + layer.drop_path(project(attention.output.dense, context))
+    return cls + layer.drop_path(feed_forward(layer, cls, recomputes))
+
+
+def feed_forward(layer: nn.Module, hidden_states: torch.Tensor, recomputes: bool = False) -> torch.Tensor:
+    """The update of the MLP, `(..., d)` -> the same; `recomputes`: keep less for the gradients."""
+    layernorm, activation = layer.layernorm_after, layer.intermediate.activation
+    into, back = layer.intermediate.dense, layer.output.dense
+    if not recomputes:
+        return project(back, activation(project(into, layernorm(hidden_states))))
+
+    def normalise(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(inputs, layernorm.normalized_shape, weight, bias, layernorm.eps)
+
+    wide = linear_after(normalise, into, hidden_states, layernorm.weight, layernorm.bias)
+    if any(True for _ in activation.parameters()):  # PReLU and the like learn: autograd keeps what they need
+        return project(back, activation(wide))
+    return linear_after(activation, back, wide)
+
+
+def linear_after(
+    function: Callable[..., torch.Tensor], layer: nn.Linear, inputs: torch.Tensor, *tensors: torch.Tensor
+) -> torch.Tensor:
+    """`layer(function(inputs, *tensors))`, `(..., d) -> (..., e)`, keeping `inputs` and not `function`'s output.
+
+    `function` must do nothing but compute: it is called again in the backward pass, and what it needs that may have a
+    gradient must be among its arguments. A layer that does not learn needs no input for its gradients, so there is
+    nothing to save.
     """
-    if not _saves_memory(function, layer):
-        return layer(function(inputs))
-    parameters = [parameter for parameter in function.parameters() if parameter.requires_grad]
-    return _LinearAfter.apply(inputs, layer.weight, layer.bias, function, *parameters)
-
-
-def _saves_memory(function: nn.Module, layer: nn.Module) -> bool:
-    if not (torch.is_grad_enabled() and is_plain_linear(layer) and layer.weight.requires_grad):
-        return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
-        return False
-    if not torch.amp.is_autocast_available(layer.weight.device.type):  # meta: shapes without numbers
-        return False
-    return not is_watched(function.modules())
+    if not layer.weight.requires_grad:
+        return project(layer, function(inputs, *tensors))
+    return _LinearAfter.apply(function, inputs, layer.weight, layer.bias, *tensors)
 
 
 class _LinearAfter(torch.autograd.Function):
     """`linear_after` with gradients of any order."""
 
     @staticmethod
-    def forward(ctx, inputs, weight, bias, function, *parameters):
+    def forward(ctx, function, inputs, weight, bias, *tensors):
         device = inputs.device.type
         ctx.function = function
         ctx.autocast = {
@@ -43,23 +89,36 @@ class _LinearAfter(torch.autograd.Function):
             "dtype": torch.get_autocast_dtype(device),
             "enabled": torch.is_autocast_enabled(device),
         }
-        ctx.save_for_backward(inputs, weight, *parameters)
-        return linear(function(inputs), weight, bias)
+        ctx.save_for_backward(inputs, weight, *tensors)
+        return linear(function(inputs, *tensors), weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
-        inputs, weight, *parameters = ctx.saved_tensors
-        again = torch.is_grad_enabled()  # the gradients are to be differentiated in their turn
+        """The gradients of `y = W f(x) + b`, given that of `y`: `grad (..., e)` -> one for each argument of `forward`.
+
+        By the chain rule, written for rows `x (n, d)`, `f(x) (n, d)`, `W (e, d)`, `grad (n, e)`:
+
+            of b:     the sum of grad's rows                   (e,)
+            of W:     grad' f(x)                               (e, d), so f(x) is computed again
+            of f(x):  grad W                                   (n, d)
+            of x:     what autograd makes of that through f    (n, d)
+
+        For example f = square, x = (3), W = (2), b = 0: y = 18. With grad = 1 the gradient of b is 1; of W it is
+        f(3) = 9; of f(x) it is 2; of x it is 2 * 2 * 3 = 12.
+        """
+        inputs, weight, *tensors = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # these gradients are to be differentiated in their turn
         with torch.autocast(**ctx.autocast):
             with torch.enable_grad():
-                hidden = ctx.function(inputs)
-            wanted = [tensor for tensor in (inputs, *parameters) if tensor.requires_grad]
-            earlier = ()
+                hidden = ctx.function(inputs, *tensors)
+            arguments = (inputs, *tensors)
+            learn = [tensor is not None and tensor.requires_grad for tensor in arguments]
+            wanted = [tensor for tensor, learns in zip(arguments, learn) if learns]
+            found = iter(())
             if wanted:
                 grad_hidden = linear(grad, weight.mT).to(hidden.dtype)
-                earlier = torch.autograd.grad(hidden, wanted, grad_hidden, create_graph=again)
+                found = iter(torch.autograd.grad(hidden, wanted, grad_hidden, create_graph=again))
             grad_weight = weight_gradient(grad, hidden).to(weight.dtype)
-            grad_bias = grad.flatten(0, -2).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[2] else None
-        if not inputs.requires_grad:
-            earlier = (None, *earlier)
-        return earlier[0], grad_weight, grad_bias, None, *earlier[1:]
+            grad_bias = grad.flatten(0, -2).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[3] else None
+        grad_inputs, *grad_tensors = [next(found) if learns else None for learns in learn]
+        return None, grad_inputs, grad_weight, grad_bias, *grad_tensors

@@ -11,23 +11,22 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, logging
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .blocks import TimeSformerAttention, TimeSformerEncoder, TimeSformerLayer
 from .configuration_timesformer import TimeSformerConfig, pair
-from .efficient_linear import ZeroLinear
 from .embeddings import TimeSformerEmbeddings, resize_positions, resize_times
-from .hooks import is_watched
 from .outputs import TimeSformerClassifierOutput, TimeSformerModelOutput
 from .schemes import SCHEMES
+from .upstream import OutputRecorder, can_return_tuple, capture_outputs, is_watched, merge_with_config_defaults
 from .vit_weights import VitSource, load_shared, load_vit, refuse_contradictions, start_steps
+from .way import choose_way, structure_of
 
 
 logger = logging.get_logger(__name__)
 
 
 RECORDED_STEPS = ("temporal", "local", "width")
+ATTENTION_RECORDS = ("output_attentions", *(f"output_{step}_attentions" for step in RECORDED_STEPS))
 
 # Config fields that embeddings can be resized to, and the arguments of `from_pretrained` that say where a config is.
 RESIZABLE = ("num_frames", "image_size")
@@ -65,7 +64,7 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """By type. The extra dense layers start at zero, so that a new network starts as the ViT it is made from."""
         super()._init_weights(module)
-        if isinstance(module, ZeroLinear):
+        if getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -215,6 +214,7 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
         self.embeddings = TimeSformerEmbeddings(config)
         self.encoder = TimeSformerEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.built_of = structure_of(self)
         self.post_init()
 
     def forward(
@@ -245,14 +245,14 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
         space_only = self.config.attention_type == "space_only"
         if space_only and pixel_values.ndim == 5:
             pixel_values = pixel_values.flatten(0, 1)[:, None]  # every frame a clip of its own
-        records = ("output_attentions", *(f"output_{step}_attentions" for step in RECORDED_STEPS))
-        with_weights = any(_wanted(self.config, kwargs, name) for name in records)
-        held = _wanted(self.config, kwargs, "output_hidden_states") or is_watched(self.embeddings.modules())
-        tokens, grid = self.embeddings(pixel_values)
-        tokens = self.encoder(tokens, grid, cls_only, with_weights, not held)
+        tokens, grid = self.embeddings(pixel_values)  # (b, 1 + n, d)
+        with_weights = any(_wanted(self.config, kwargs, name) for name in ATTENTION_RECORDS)
+        way = choose_way(self, tokens, with_weights or _wanted(self.config, kwargs, "output_hidden_states"))
+        tokens = self.encoder(tokens, grid, way, cls_only, with_weights)
         if space_only:
-            tokens = tokens.unflatten(0, (batch, -1)).mean(dim=1)
-        return TimeSformerModelOutput(last_hidden_state=self.layernorm(tokens))
+            tokens = tokens.unflatten(0, (batch, -1)).mean(dim=1)  # (b*t, 1 + h*w, d) -> (b, 1 + h*w, d)
+        tokens = self.layernorm(tokens)
+        return TimeSformerModelOutput(last_hidden_state=tokens[:, :1] if cls_only else tokens)
 
     @property
     def _steps(self) -> tuple[str, ...]:
@@ -311,7 +311,8 @@ class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
         if views is not None:
             pixel_values = pixel_values.flatten(0, 1)
         records = any(_wanted(self.config, kwargs, name) for name in ("output_hidden_states", "output_attentions"))
-        outputs = self.timesformer(pixel_values, cls_only=not records, **kwargs)
+        cls_only = not (records or is_watched(self.timesformer))  # a hook there is for all tokens
+        outputs = self.timesformer(pixel_values, cls_only=cls_only, **kwargs)
         logits = self.classifier(outputs.last_hidden_state[:, 0])
         if views is not None:
             logits = logits.unflatten(0, (-1, views)).mean(dim=1)  # (b*v, labels) -> (b, labels)

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from transformers.dynamic_module_utils import get_relative_import_files
+from .upstream import get_relative_import_files
 
 
 AUTO_MAP = {

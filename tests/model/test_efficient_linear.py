@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_timesformer.model import efficient_linear as module
-from hf_timesformer.model.efficient_linear import Linear, linear, weight_gradient
+from hf_timesformer.model.efficient_linear import linear, weight_gradient
 
 
 @pytest.fixture
@@ -23,6 +23,13 @@ def convolutions(monkeypatch):
     with mock.patch.object(functional, "conv2d", wraps=functional.conv2d) as calls:
         yield calls
     torch.set_num_threads(threads)
+
+
+class Linear(torch.nn.Linear):
+    """A layer that is nothing but `linear`."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return linear(inputs, self.weight, self.bias)
 
 
 def numbers(*shape: int) -> torch.Tensor:

@@ -149,16 +149,15 @@ def test_less_is_kept_for_the_gradients(scheme):
 @pytest.mark.parametrize("shape", [(7, 6), (2, 3, 6), (0, 6)])
 def test_linear_after_is_the_composition(shape, bias):
     torch.manual_seed(0)
-    function = torch.nn.Sequential(torch.nn.LayerNorm(6), torch.nn.Tanh())
-    linear = torch.nn.Linear(6, 4, bias=bias)
+    scale, linear = torch.randn(6, requires_grad=True), torch.nn.Linear(6, 4, bias=bias)
     inputs, weights = torch.randn(shape, requires_grad=True), torch.randn(*shape[:-1], 4)
-    twins = copy.deepcopy((function, linear, inputs))
-    expected = twins[1](twins[0](twins[2]))
-    found = linear_after(function, linear, inputs)
+    twins = copy.deepcopy((scale, linear, inputs))
+    expected = twins[1]((twins[2] * twins[0]).tanh())
+    found = linear_after(lambda inputs, scale: (inputs * scale).tanh(), linear, inputs, scale)
     assert_close(found, expected, relative=1e-6) if expected.numel() else None
     for output in (found, expected):
         (output * weights).sum().backward()
-    ours = [inputs, *function.parameters(), *linear.parameters()]
-    plain = [twins[2], *twins[0].parameters(), *twins[1].parameters()]
+    ours = [inputs, scale, *linear.parameters()]
+    plain = [twins[2], twins[0], *twins[1].parameters()]
     for one, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(one.grad, other.grad)

@@ -9,8 +9,7 @@ from tiny import SCHEMES, assert_close, clips, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_timesformer.model import efficient_inference as in_place
-from hf_timesformer.model import schemes
+from hf_timesformer.model import efficient_inference, schemes
 
 
 # (frames, rows, columns) of patches; the config's own are 4, 6, 4.
@@ -58,8 +57,8 @@ def test_network_equals_oracle(scheme, attention, grid):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_part_by_part_equals_oracle(scheme, tokens, grid, monkeypatch):
     """Inference on so many tokens at a time: on parts of groups of clips, of single groups, and between."""
-    monkeypatch.setattr(in_place, "CPU_ROWS", tokens)
-    monkeypatch.setattr(in_place, "CPU_HEADS", 1)
+    monkeypatch.setattr(efficient_inference, "CPU_ROWS", tokens)
+    monkeypatch.setattr(efficient_inference, "CPU_HEADS", 1)
     monkeypatch.setattr(schemes, "TILE_QUERIES", tokens)
     model, inputs = tiny_model(scheme), pixels(grid, batch=3)
     expected = oracle_of(model)(inputs)

@@ -68,15 +68,13 @@ def attention_matrix(step: str, grid: tuple, *, with_cls: bool) -> tuple[torch.T
     count = 1 + int(np.prod(grid))
     config = TimeSformerConfig(hidden_size=count, num_attention_heads=1, qkv_bias=False)
     config._attn_implementation = "eager"
-    attention = TimeSformerSelfAttention(config, step)
+    attention = TimeSformerSelfAttention(config, step, with_cls)
     with torch.no_grad():
         attention.qkv.weight.copy_(torch.cat((3 * torch.randn(2 * count, count), torch.eye(count))))
         tokens = torch.eye(count)[None]
-        patches, cls = tokens[:, 1:].unflatten(1, grid), tokens[:, :1] if with_cls else None
-        context, cls_context, weights = attention(patches, cls, with_weights=True)
-    rows = context.flatten(1, 3)[0]
-    first = cls_context[0] if with_cls else tokens[0, :1]
-    return torch.cat((first, rows)), weights.mean(dim=1)
+        rows, weights = attention(tokens if with_cls else tokens[:, 1:], grid, with_weights=True)
+    first = tokens[0, :0] if with_cls else tokens[0, :1]
+    return torch.cat((first, rows[0])), weights.mean(dim=1)
 
 
 # What a patch may see

@@ -1,0 +1,110 @@
+"""Attention by [`linear`] from above the layers, two linear maps in a row as one, and CLS alone.
+
+For ways other than the plain one (way.py), in which all layers are known to be plain `nn.Linear`.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .attention import TimeSformerSelfAttention, at_least_float32
+from .efficient_linear import fuse, linear
+from .schemes import STRIDES, Grid, group, key_mask, ungroup
+
+
+QUERY, KEY_VALUE = slice(0, 1), slice(1, 3)
+
+
+def project(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+    """`layer(inputs)`, `(..., d) -> (..., e)`, by the faster product."""
+    return linear(inputs, layer.weight, layer.bias)
+
+
+def attend(attention: TimeSformerSelfAttention, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """`attention(tokens, grid)` without the weights: `(b, [1 +] n, d)` -> the same."""
+    return attention.attend(project(attention.qkv, tokens), grid, brief=True)[0]
+
+
+def early_projection(
+    output: nn.Linear, extra: nn.Module, tokens: int, fuses: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The output projection of an early step and its extra linear layer, as one map `(..., d) -> (..., d)`.
+
+    Two maps of `tokens` rows cost `2 * tokens * d^2` multiply-adds, making one of them and using it
+    `d^3 + tokens * d^2`: less from `tokens == d` on. An exported network may have been folded already
+    (`conversion/onnx_export.py`): then `extra` is an identity.
+    """
+    if isinstance(extra, nn.Identity):
+        return lambda context: project(output, context)
+    if fuses and tokens >= output.in_features:
+        weight, bias = fuse(output, extra)
+        return lambda context: linear(context, weight, bias)
+    return lambda context: project(extra, project(output, context))
+
+
+def projection_of(
+    attention: TimeSformerSelfAttention, parts: slice, heads: slice
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The map `(..., d) -> (..., parts*heads*c)` to some of query, key and value (0, 1, 2), of some heads."""
+
+    def pick(values: torch.Tensor) -> torch.Tensor:
+        """Rows `(3d, ...)` of qkv -> those of the parts and heads."""
+        return values.unflatten(0, (3, attention.num_heads, attention.head_dim))[parts, heads].flatten(0, 2)
+
+    qkv = attention.qkv
+    weight = pick(qkv.weight)
+    bias = None if qkv.bias is None else pick(qkv.bias)
+    return lambda tokens: linear(tokens, weight, bias)
+
+
+def attend_from_cls(
+    attention: TimeSformerSelfAttention, patches: torch.Tensor, cls: torch.Tensor, grid: Grid
+) -> torch.Tensor:
+    """What CLS alone gathers in a last step: patches `(b, n, d)`, `cls (b, 1, d)` -> `(b, 1, d)`.
+
+    With a single query neither keys nor values of the patches are needed. An example with one head, one group and
+    `d = 2`:
+
+        W_q = W_k = I,  W_v = [[0, 2], [1, 0]],  cls = (1, 0),  patches x_1 = (3, 0), x_2 = (1, 2)
+
+    As written in the paper: the query is `q = W_q cls = (1, 0)`; keys are `W_k x`; the scores `q . W_k x` are 1 for
+    CLS itself, 3 and 1 for the patches; suppose the softmax makes weights 0.2, 0.6, 0.2 of them. Values `W_v x` are
+    (0, 1), (0, 3), (4, 1), and their weighted mean is (0.8, 2.2).
+
+    Here: `q . W_k x = (W_k' q) . x`, so one vector `probe = W_k' q = (1, 0)`, made once, is multiplied with the tokens
+    themselves: 1, 3, 1. And the mean of `W_v x` is `W_v` of the mean of `x`: mixed = 0.2 (1, 0) + 0.6 (3, 0) +
+    0.2 (1, 2) = (2.2, 0.4), `W_v mixed = (0.8, 2.2)`. Two products of all tokens with a matrix have become two with
+    one vector a head. The keys' bias adds the same to all scores of a head, and so nothing to their softmax.
+    """
+    batch, count, _ = patches.shape
+    heads, dim = attention.num_heads, attention.head_dim
+    stride = STRIDES[attention.step](*grid)
+    groups = math.prod(stride)
+
+    w_query, w_key, w_value = attention.qkv.weight.chunk(3)
+    b_query, _, b_value = (None, None, None) if attention.qkv.bias is None else attention.qkv.bias.chunk(3)
+    query = nn.functional.linear(cls[:, 0], w_query, b_query).unflatten(-1, (heads, dim))  # (b, heads, c)
+    w_key = w_key.unflatten(0, (heads, dim))  # (heads, c, d)
+    probe = torch.einsum("bhe,hed->bhd", query, w_key) * attention.scaling  # (b, heads, d)
+
+    # Scores of each group's patches, and of CLS, which is there in each group.
+    scores = patches @ probe.transpose(1, 2)  # (b, n, heads)
+    scores = group(scores.unflatten(1, grid), stride)  # (b*g, l, heads)
+    mask = key_mask(grid, stride, scores.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask.repeat(batch, 1)[..., None], torch.finfo(scores.dtype).min)
+    cls_scores = cls @ probe.transpose(1, 2)  # (b, 1, heads)
+    cls_scores = cls_scores[:, None].expand(-1, groups, -1, -1).flatten(0, 1)  # (b*g, 1, heads)
+    scores = torch.cat((cls_scores, scores), dim=1)
+    weights = scores.softmax(dim=1, dtype=at_least_float32(scores.dtype)).to(patches.dtype)
+
+    # The weighted mean of the tokens in a group, summed over groups: each patch is in one, CLS in all.
+    cls_weights = weights[:, 0].unflatten(0, (batch, groups)).sum(dim=1)[..., None]  # (b, heads, 1)
+    patch_weights = ungroup(weights[:, 1:], stride, grid).flatten(1, 3)  # (b, n, heads)
+    mixed = patch_weights.transpose(1, 2) @ patches + cls_weights * cls  # (b, heads, d)
+
+    context = torch.einsum("bhd,hed->bhe", mixed, w_value.unflatten(0, (heads, dim)))  # (b, heads, c)
+    context = context.flatten(1)[:, None] / groups  # (b, 1, d)
+    return context if b_value is None else context + b_value  # weights of a group sum to one

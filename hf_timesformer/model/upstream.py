@@ -1,0 +1,94 @@
+"""What is private, or not promised, in torch and transformers, for all of the network's folder.
+
+Names that may change with a release stand here and nowhere else in this folder. They were checked with the versions
+in `CHECKED`; `tests/model/test_upstream.py` checks what each of them does, so a release that renames one fails there,
+and does not turn into a wrong answer or a slow network here.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_modules
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+
+CHECKED = {"torch": "2.14.1", "transformers": "5.24.0"}
+
+# Modules whose hooks only take notes. transformers' record outputs, and only while a forward pass asks for them;
+# torch's tracker, which counters of FLOPs use, keeps the name of the module that runs.
+NOTE_TAKERS = ("transformers.utils.output_capturing", "torch.utils.module_tracker")
+
+# Tensors that stand for others while `torch.export` runs a network.
+EXPORT_TENSORS = (FakeTensor, FunctionalTensor)
+
+_GLOBAL_HOOKS = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
+
+
+def modules_below(network: nn.Module) -> list[nn.Module]:
+    """All modules of `network` but itself; `modules()` takes three times as long."""
+    found = [network]
+    for module in found:  # the list grows while it is walked
+        found.extend([child for child in module._modules.values() if child is not None])
+    return found[1:]
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a hook or a wrapper on `module` itself may see or change what goes through it.
+
+    Wrappers put a `forward` of their own on the module (accelerate, when it moves weights at each call), or a
+    compiled call (`module.compile()`).
+    """
+    if "forward" in module.__dict__ or module._compiled_call_impl is not None:
+        return True
+    if module._forward_pre_hooks or module._backward_pre_hooks or module._backward_hooks:
+        return True
+    return bool(module._forward_hooks) and not _take_notes(module._forward_hooks)
+
+
+def is_everything_watched() -> bool:
+    """Whether there are hooks on all modules, as `torch.nn.modules.module.register_module_forward_hook` adds them."""
+    return not all(_take_notes(getattr(torch_modules, name)) for name in _GLOBAL_HOOKS)
+
+
+def _take_notes(hooks: dict[int, Callable]) -> bool:
+    """Whether all of the hooks only take notes."""
+    return all(getattr(hook, "__module__", "") in NOTE_TAKERS for hook in hooks.values())
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` (vmap, grad, jvp, ...) or forward-mode differentiation runs this code."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def parameters_of(module: nn.Module) -> Iterable[torch.Tensor | None]:
+    """The module's own parameters, without those of its children. `torch.func.functional_call` puts tensors there."""
+    return module._parameters.values()
+
+
+__all__ = [
+    "CHECKED",
+    "EXPORT_TENSORS",
+    "NOTE_TAKERS",
+    "OutputRecorder",
+    "can_return_tuple",
+    "capture_outputs",
+    "get_relative_import_files",
+    "is_everything_watched",
+    "is_transformed",
+    "is_watched",
+    "maybe_autocast",
+    "merge_with_config_defaults",
+    "modules_below",
+    "parameters_of",
+]

@@ -1,0 +1,150 @@
+"""How a forward pass runs. It is decided here and nowhere else, once a pass, by [`choose_way`].
+
+The plain way is the paper, module by module, and it is always right. A fast way gives the same numbers from the
+same weights, but reads the weights itself where the plain way calls a module. So it is entered only where nobody
+can tell the difference, but for the time and the memory:
+
+| way       | last block gives | two linear maps | MLP's wide part | works in | taken                               |
+|           | CLS alone        | in a row as one | computed again  | place    |                                     |
+|-----------|------------------|-----------------|-----------------|----------|-------------------------------------|
+| PLAIN     | no               | no              | no              | no       | if a line of `REASONS` holds; else: |
+| EXPORTED  | yes              | no              | no              | no       | by `torch.export`                   |
+| COMPILED  | yes              | yes             | no              | no       | by `torch.compile`                  |
+| TRAINING  | yes              | yes             | yes             | no       | with gradients or stochastic depth  |
+| INFERENCE | yes              | yes             | -               | yes      | otherwise                           |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .attention import TimeSformerSelfAttention, eager_attention_forward
+from .drop_path import TimeSformerDropPath
+from .upstream import EXPORT_TENSORS, is_everything_watched, is_transformed, is_watched, modules_below, parameters_of
+
+
+@dataclass(frozen=True)
+class Way:
+    """A row of the table above."""
+
+    name: str
+    cls_alone: bool = True
+    fuses: bool = True
+    recomputes: bool = False
+    in_place: bool = False
+
+
+PLAIN = Way("plain", cls_alone=False, fuses=False)
+EXPORTED = Way("exported", fuses=False)
+COMPILED = Way("compiled")
+TRAINING = Way("training", recomputes=True)
+INFERENCE = Way("inference", in_place=True)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # float64 is for checking gradients: the plain way
+TENSORS = (torch.Tensor, nn.Parameter)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is known of a forward pass when its tokens are embedded and its blocks have not run."""
+
+    network: nn.Module
+    tokens: torch.Tensor  # (b, 1 + n, d)
+    records: bool
+    modules: list[nn.Module]  # all but the network itself: hooks there see the same in every way
+
+
+def choose_way(network: nn.Module, tokens: torch.Tensor, records: bool = False) -> Way:
+    """How `tokens (b, 1 + n, d)` go through the blocks of `network`, a [`TimeSformerModel`].
+
+    `records`: whether hidden states or attention weights are asked for.
+    """
+    this = Pass(network, tokens, records, modules_below(network))
+    if _first_reason(this) is not None:
+        return PLAIN
+    if torch.compiler.is_exporting():
+        return EXPORTED
+    if torch.compiler.is_compiling():
+        return COMPILED
+    return TRAINING if torch.is_grad_enabled() or _drops_paths(this) else INFERENCE
+
+
+def why_plain(network: nn.Module, tokens: torch.Tensor, records: bool = False) -> str | None:
+    """The first reason to run module by module, in words; None where there is none."""
+    return _first_reason(Pass(network, tokens, records, modules_below(network)))
+
+
+def _first_reason(this: Pass) -> str | None:
+    for reason, holds in REASONS:
+        if holds(this):
+            return reason
+    return None
+
+
+def structure_of(network: nn.Module) -> tuple[tuple[type, Callable], ...]:
+    """The classes of all modules of `network` but itself, and their `forward`: what the fast ways were written for."""
+    return tuple((type(module), type(module).forward) for module in modules_below(network))
+
+
+def _is_rebuilt(this: Pass) -> bool:
+    built_of = this.network.built_of
+    if len(built_of) != len(this.modules):
+        return True
+    for module, (kind, forward) in zip(this.modules, built_of):
+        if type(module) is not kind or kind.forward is not forward:
+            return True
+    return False
+
+
+def _has_other_tensors(this: Pass) -> bool:
+    kinds = TENSORS + EXPORT_TENSORS if torch.compiler.is_exporting() else TENSORS
+    if type(this.tokens) not in kinds:
+        return True
+    for module in this.modules:
+        for parameter in parameters_of(module):
+            if parameter is not None and type(parameter) not in kinds:
+                return True
+    return False
+
+
+def _drops_out(this: Pass) -> bool:
+    for module in this.modules:
+        if type(module) is nn.Dropout and module.training and module.p > 0:
+            return True
+        if type(module) is TimeSformerSelfAttention and module.training and module.dropout > 0:
+            return True
+    return False
+
+
+def _drops_paths(this: Pass) -> bool:
+    return any(type(module) is TimeSformerDropPath and module.is_active for module in this.modules)
+
+
+def _has_own_attention(this: Pass) -> bool:
+    name = this.network.config._attn_implementation
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+    return function is not eager_attention_forward and function.__module__.split(".")[0] != "transformers"
+
+
+# Anything out of the ordinary: then the network runs module by module.
+REASONS: tuple[tuple[str, Callable[[Pass], bool]], ...] = (
+    ("hidden states or attention weights are recorded", lambda this: this.records),
+    ("torch.jit traces the call", lambda this: torch.jit.is_tracing()),
+    ("torch.func or forward-mode differentiation transforms it", lambda this: is_transformed()),
+    # LoRA, layers of a quantiser, FSDP, parametrizations, a part of one's own, ...
+    ("a module is not what the network was built of", _is_rebuilt),
+    # ... on any module below the base model. Offloading and module.compile() count as well.
+    ("a module has hooks or a forward of its own", lambda this: any(is_watched(module) for module in this.modules)),
+    ("all modules have hooks", lambda this: is_everything_watched()),
+    # Quantised, sharded, fake: kinds of tensors whose products are their own. While exporting, all are fake.
+    ("the tokens or a weight are another kind of tensor", _has_other_tensors),
+    ("the tokens have no numbers (meta)", lambda this: this.tokens.device.type == "meta"),
+    # Who asks for so many digits wants each operation as it is written, gradients checked by differences above all.
+    ("the tokens are float64", lambda this: this.tokens.dtype not in DTYPES),
+    # Ways draw in different orders, and a recomputation without the first pass's gradients must draw as that did.
+    ("dropout is active", _drops_out),
+    ("the attention function is the user's own", _has_own_attention),
+)
