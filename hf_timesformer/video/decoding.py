@@ -1,8 +1,8 @@
 """Video files to RGB frames by exact frame number, with PyAV on one thread."""
 
 import operator
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import av
 import numpy as np
@@ -10,10 +10,12 @@ import torch
 from av.error import InvalidDataError
 from transformers.video_utils import VideoMetadata
 
+from .decoding_index import IndexedVideo
 from .decoding_pixels import FrameWriter
-from .decoding_segment import FrameTimes, TimedVideoMetadata, check_segment, frames_in_segment
+from .decoding_scan import ScannedVideo, allowed_gap
+from .decoding_segment import TimedVideoMetadata, check_segment, frames_in_segment, known_times
 from .decoding_source import LIBRARY_ERRORS, DecodeLimits, Source, VideoDecodeError, VideoFile, open_source
-from .decoding_timeline import Timeline, build_timeline, decode_units, read_packets
+from .decoding_timeline import DamagedUnit, Timeline, decode_units
 
 
 __all__ = ["DecodeLimits", "VideoDecodeError", "decode_video", "probe_video"]
@@ -38,10 +40,8 @@ def probe_video(
     """
     check_segment(start, end)
     with open_source(source, limits or DecodeLimits(), allow_urls) as video:
-        with video.open_stream() as (container, stream):
-            packets = read_packets(container, stream, video)
-            timeline = build_timeline(container, stream, packets)
-            metadata, _ = describe_segment(stream, packets, timeline, video, start, end)
+        with open_counted(video) as (stream, counted):
+            metadata, _ = describe_segment(stream, counted, video, start, end)
             return closed(metadata)
 
 
@@ -50,6 +50,7 @@ def decode_video(
     indices: Sequence[int] | Callable[[VideoMetadata], Sequence[int]],
     *,
     short_side: int | None = None,
+    size_change: str = "scale",
     limits: DecodeLimits | None = None,
     allow_urls: bool = False,
     start: float | None = None,
@@ -72,24 +73,22 @@ def decode_video(
         ValueError: `short_side`, or `start` and `end`, make no sense.
     """
     check_segment(start, end)
+    if size_change not in ("scale", "refuse"):
+        raise ValueError(f'size_change must be "scale" or "refuse"; got {size_change!r}')
     if short_side is not None and operator.index(short_side) < 1:
         raise ValueError(f"short_side must be at least 1 pixel, or None to keep the size; got {short_side}")
     with open_source(source, limits or DecodeLimits(), allow_urls) as video:
-        with video.open_stream() as (container, stream):
-            packets = read_packets(container, stream, video)
-            timeline = build_timeline(container, stream, packets)
-            metadata, segment = describe_segment(stream, packets, timeline, video, start, end)
+        with open_counted(video) as (stream, counted):
+            metadata, segment = describe_segment(stream, counted, video, start, end)
             numbers = checked_numbers(indices(metadata) if callable(indices) else indices, metadata, video)
             places = [segment[number] for number in numbers]
-            writer = FrameWriter(places, short_side, video)
-            if timeline is not None and not decode_by_timeline(stream, timeline, writer, video):
-                writer = FrameWriter(places, short_side, video)
+            writer = FrameWriter(places, short_side, size_change, video)
+            if not decode_what_is_needed(stream, counted, writer, video):
+                writer = FrameWriter(places, short_side, size_change, video)
         if writer.missing:
             # Not to be trusted, or damaged: a fresh decoder, from the first packet, everything in between.
             with video.open_stream() as (container, stream):
-                num_packets = sum(not packet.is_discard for packet in packets)
-                count = count_frames(packets, timeline)
-                decode_in_sequence(container, stream, count, num_packets, writer, video)
+                decode_in_sequence(container, stream, counted, writer, video)
     frames = writer.frames
     if frames is None:
         frames = torch.empty((0, metadata.height, metadata.width, 3), dtype=torch.uint8)
@@ -98,20 +97,31 @@ def decode_video(
     return frames.permute(0, 3, 1, 2), closed(metadata)  # (t, h, w, c) -> (t, c, h, w)
 
 
+@contextmanager
+def open_counted(video: VideoFile) -> Iterator[tuple[av.VideoStream, IndexedVideo | ScannedVideo]]:
+    """Open a video and number its frames: from the container's index where that tells enough, else by a scan."""
+    with video.open_stream() as (container, stream):
+        has_index = IndexedVideo.has_index(container, stream, video)
+        counted = IndexedVideo.of(container, stream, video) if has_index else ScannedVideo(container, stream, video)
+        if counted is not None:
+            yield stream, counted
+            return
+    # The index was not enough, and packets have been read to find that out: from the beginning again.
+    with video.open_stream() as (container, stream):
+        yield stream, ScannedVideo(container, stream, video)
+
+
 def describe_segment(
     stream: av.VideoStream,
-    packets: list[av.Packet],
-    timeline: Timeline | None,
+    counted: IndexedVideo | ScannedVideo,
     video: VideoFile,
     start: float | None,
     end: float | None,
 ) -> tuple[TimedVideoMetadata, range]:
-    """The metadata of a segment of a stream with these packets, and the numbers that its frames have in the video."""
-    count = count_frames(packets, timeline)
+    """The metadata of a segment of a video, and the numbers that its frames have in the whole."""
     rate = stream.average_rate or stream.guessed_rate
     fps = float(rate) if rate else None
-    times = partial(frame_times, stream, packets, timeline)
-    numbers = frames_in_segment(video.name, times, count, start, end)
+    numbers = frames_in_segment(video.name, counted, start, end)
     metadata = TimedVideoMetadata(
         total_num_frames=len(numbers),
         fps=fps,
@@ -122,10 +132,8 @@ def describe_segment(
     )
 
     def times_in_segment() -> np.ndarray:
-        known = times()
-        if known is None:
-            raise VideoDecodeError(video.name, "segment", "has neither frame times nor a frame rate")
-        return known.seconds[numbers.start : numbers.stop] - known.seconds[numbers.start]
+        seconds = known_times(video.name, counted.times()).seconds
+        return seconds[numbers.start : numbers.stop] - seconds[numbers.start]
 
     metadata._times = times_in_segment
     return metadata, numbers
@@ -135,24 +143,6 @@ def closed(metadata: TimedVideoMetadata) -> TimedVideoMetadata:
     """The metadata as it leaves this module: the file is closed, so nothing more can be asked of it."""
     metadata._times = None
     return metadata
-
-
-def count_frames(packets: list[av.Packet], timeline: Timeline | None) -> int:
-    """As many frames as packets that are not marked as cut away."""
-    count = sum(not packet.is_discard for packet in packets)
-    if timeline is not None and count - timeline.num_frames > allowed_gap(count):
-        count = timeline.num_frames  # MPEG-4 with many pictures marked as not coded: packets, but no frames
-    return count
-
-
-def frame_times(stream: av.VideoStream, packets: list[av.Packet], timeline: Timeline | None) -> FrameTimes | None:
-    """When each frame is shown: by the packets' own times where all have one, else by the frame rate."""
-    count = count_frames(packets, timeline)
-    ticks = sorted({packet.pts for packet in packets if not packet.is_discard and packet.pts is not None})
-    if len(ticks) == count and stream.time_base:
-        return FrameTimes.from_ticks(ticks, stream.time_base)
-    rate = stream.average_rate or stream.guessed_rate
-    return FrameTimes.evenly(count, float(rate)) if rate else None
 
 
 def checked_numbers(indices: Sequence[int], metadata: VideoMetadata, video: VideoFile) -> list[int]:
@@ -165,43 +155,90 @@ def checked_numbers(indices: Sequence[int], metadata: VideoMetadata, video: Vide
     return numbers
 
 
-def decode_by_timeline(stream: av.VideoStream, timeline: Timeline, writer: FrameWriter, video: VideoFile) -> bool:
-    """Decode only what the wanted frames need; at damage, stop with frames missing.
+def decode_what_is_needed(
+    stream: av.VideoStream, counted: IndexedVideo | ScannedVideo, writer: FrameWriter, video: VideoFile
+) -> bool:
+    """Decode only what the wanted frames need; where no timeline tells that, or decoding fails, frames stay missing.
 
     Returns False where the frames do not come in the order foretold: then nothing written so far is to be trusted.
+
+    Raises:
+        VideoDecodeError: a frame that is asked for is lost to damage.
     """
-    numbers = timeline.numbers
     decoder = stream.codec_context
-    writer.clamp(timeline.num_frames)
-    number_at = {unit.pts: number for unit, number in zip(timeline.units, numbers) if number >= 0}
+    is_ready = False
+    for timeline in counted.timelines(set(writer.missing)):
+        if timeline is None:
+            return True
+        if timeline.is_whole:
+            writer.clamp(timeline.stop)
+        # Encoder versions stand in the first packet, and FFmpeg's decoders work around some of them.
+        is_ready = is_ready or timeline.begins_video(writer.missing)
+        if not is_ready and not show_first_unit(decoder, counted.first_unit(), writer):
+            return True
+        is_ready = True
+        if not decode_by_timeline(decoder, timeline, counted.num_frames, writer, video):
+            return False
+        timeline.refuse_lost(writer.missing, video)
+    return True
+
+
+def show_first_unit(decoder: av.VideoCodecContext, unit: av.Packet | None, writer: FrameWriter) -> bool:
+    """Decode the first unit of a video for what the decoder and the writer learn from it; False where it fails."""
+    if unit is None:
+        return False
     try:
-        for start, stop in timeline.stretches(writer.missing):
-            if start > 0 and not decoder.is_open:
-                # Encoder versions stand in the first packet, and FFmpeg's decoders work around some of them.
-                list(decode_units(decoder, timeline, range(1), set()))
-            latest = -1
-            for frame in decode_units(decoder, timeline, range(start, stop + 1), writer.missing):
-                number = number_at.get(frame.pts, -1)
+        for frame in (*decoder.decode(unit), *decoder.decode(None)):
+            writer.learn_size(frame)
+    except LIBRARY_ERRORS:
+        return False
+    decoder.flush_buffers()
+    return True
+
+
+def decode_by_timeline(
+    decoder: av.VideoCodecContext, timeline: Timeline, count: int, writer: FrameWriter, video: VideoFile
+) -> bool:
+    """Decode what one timeline has of the missing frames; False where they do not come in the order foretold.
+
+    Damage costs what may be predicted from it, up to the next start; decoding goes on there.
+    """
+    pending = set(writer.missing)
+    while runs := timeline.stretches(pending):
+        units = range(runs[0][0], runs[0][1] + 1)
+        times = timeline.times[units.start : units.stop].tolist()
+        unit_at = dict(zip(times, units))
+        latest = -1
+        reached = units.stop
+        try:
+            for frame in decode_units(decoder, timeline, units, writer.missing):
+                unit = unit_at.get(frame.pts)
+                number = -1 if unit is None else int(timeline.numbers[unit])
                 if number <= latest:
                     return False
-                if frame.is_corrupt:
-                    return True
                 latest = number
-                if number in writer.missing and number >= numbers[start]:
-                    writer.write(number, frame)
-            video.check()
-    except VideoDecodeError:
-        raise
-    except LIBRARY_ERRORS:
-        return True
+                if frame.is_corrupt:
+                    # In the tail it may be as good as it gets: a decode of the whole video decides.
+                    is_in_tail = count - number <= allowed_gap(count)
+                    (timeline.fail_from if is_in_tail else timeline.lose_from)(unit)
+                    # Pictures that are shown before it, but decoded after it, have been written already.
+                    writer.take_back(timeline.numbers_from(unit, units.stop))
+                elif number >= timeline.numbers[units.start] and unit not in timeline.lost:
+                    writer.see(number, frame)
+        except DamagedUnit as damage:
+            timeline.fail_from(damage.unit)
+            reached = damage.unit
+        # Each frame has one chance: what did not come by now will not come from this timeline.
+        pending -= set(timeline.numbers_from(units.start, reached))
+        pending &= writer.missing
+        video.check()
     return True
 
 
 def decode_in_sequence(
     container: av.container.InputContainer,
     stream: av.VideoStream,
-    count: int,
-    num_packets: int,
+    counted: IndexedVideo | ScannedVideo,
     writer: FrameWriter,
     video: VideoFile,
 ) -> None:
@@ -213,19 +250,26 @@ def decode_in_sequence(
     Raises:
         VideoDecodeError: a frame that is asked for lies behind damage.
     """
+    count = counted.num_frames
     position, last, failure = 0, None, "the video ends there"
+    is_damaged = False  # from a damaged frame up to the next key frame
     decoder = stream.codec_context
-    fed, slack = 0, num_packets - count + allowed_gap(count)
+    fed, slack = 0, counted.num_packets - count + allowed_gap(count)
+    num_before = counted.num_before
     try:
         for packet in container.demux(stream):
+            if packet.size and num_before:
+                num_before -= 1
+                continue
             fed += packet.size > 0 and not packet.is_discard
             if fed - position - 1 > decoder.reorder_depth + slack:
                 raise InvalidDataError(0, f"pictures are missing near frame {position}")
             for frame in decoder.decode(packet):
-                if frame.is_corrupt and count - position > allowed_gap(count):
+                is_in_tail = count - position <= allowed_gap(count)
+                is_damaged = not is_in_tail and (frame.is_corrupt or (is_damaged and not frame.key_frame))
+                if is_damaged and position in writer.missing:
                     raise InvalidDataError(0, f"frame {position} is damaged")
-                if position in writer.missing:
-                    writer.write(position, frame)
+                writer.see(position, frame)
                 position, last = position + 1, frame
             video.check()
             if not writer.missing:
@@ -240,8 +284,3 @@ def decode_in_sequence(
     writer.clamp(position)
     if writer.missing:
         writer.write(position - 1, last)
-
-
-def allowed_gap(count: int) -> int:
-    """How many frames fewer than packets a healthy video may give (HMDB51's files: one fewer)."""
-    return max(2, count // 100)

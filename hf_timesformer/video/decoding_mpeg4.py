@@ -3,12 +3,28 @@
 AVI has no presentation times, and many encoders pack a B picture into the packet of the picture before it, with an
 empty placeholder packet later. FFmpeg's decoder undoes that on the fly, one packet late; so does this, beforehand, and
 then pictures that are not needed can be left out. Whatever is not understood fully gives None: then all is decoded.
+
+A worked example, six packets as DivX packs them (`_` is the placeholder, `[..]` one packet):
+
+    packets         [I]  [P B]  [_]  [P B]  [_]  [P]
+    pictures         I    P B         P B         P     in decoding order, the placeholders gone
+    picture number   0    1 2         3 4         5
+    shown            I  B  P  B  P  P                   a B picture at once, any other when the next of its like comes
+    frame number     0    2 1         4 3         5
+
+So frame 3 is picture 4: the second half of packet 3. A picture marked as not coded (kind N) is fed to the decoder,
+which keeps its clock by it, but gives no frame and has no number.
 """
 
 import re
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import av
+import numpy as np
+
+from .decoding_packets import PacketTable
 
 
 VOP_START = b"\0\0\1\xb6"
@@ -22,56 +38,132 @@ PACKED = re.compile(rb"DivX[0-9]+(?:Build|b)[0-9]+p")
 
 
 @dataclass
-class Picture:
-    """One coded picture: its bytes (with the headers before it), its kind I, P, B or S, and its frame number.
+class Found:
+    """One coded picture in a packet: where it begins (with the headers before it) and ends, and its kind I, P, B, S.
 
     Kind N is a picture marked as not coded: it gives no frame, but the decoder must see it to keep its clock.
     """
 
-    data: bytes
+    packet: int
+    begin: int
+    end: int
     kind: str
-    number: int = -1
 
 
-def split_mpeg4(packets: list[av.Packet], extradata: bytes) -> list[Picture] | None:
-    """The pictures of `packets` in decoding order, numbered in presentation order; None for an unusual stream."""
-    headers = extradata + bytes(packets[0])
-    packed = bool(PACKED.search(headers))
-    clock_bits = _clock_bits(headers)
-    pictures: list[Picture] = []
-    stored: Picture | None = None
-    for packet in packets:
-        data = bytes(packet)
-        found = _pictures_in(data)
-        if found is None:
+@dataclass
+class Pictures:
+    """All pictures in decoding order, integers `(pictures,)` each: places, kinds as character codes, frame numbers."""
+
+    packets: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+    kinds: np.ndarray
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+
+class PictureSplitter:
+    """Fed packet by packet in decoding order, finds the pictures in them; keeps where they are, not their bytes."""
+
+    def __init__(self, extradata: bytes):
+        self._extradata = extradata
+        self._is_packed = False
+        self._clock_bits: int | None = None
+        self._num_packets = 0
+        self._stored: Found | None = None
+        self._is_unusual = False
+        # Packet, begin and end of each picture, and its kind.
+        self._places = array("q")
+        self._kinds = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Take the next packet."""
+        if self._num_packets == 0:
+            headers = self._extradata + data
+            self._is_packed = bool(PACKED.search(headers))
+            self._clock_bits = _clock_bits(headers)
+        if not self._is_unusual:
+            self._is_unusual = not self._understand(data, _pictures_in(data, self._num_packets))
+        self._num_packets += 1
+
+    def finish(self) -> Pictures | None:
+        """The pictures of all packets, numbered in presentation order; None for an unusual stream."""
+        if self._is_unusual or not self._kinds:
             return None
-        if stored is not None:  # this packet's turn decodes what the last one brought along
-            pictures.append(stored)
+        kinds = np.frombuffer(self._kinds, dtype=np.uint8)
+        numbers = _number(self._kinds)
+        if numbers is None:
+            return None
+        places = np.frombuffer(self._places, dtype=np.int64).reshape(-1, 3)
+        return Pictures(places[:, 0], places[:, 1], places[:, 2], kinds, numbers)
+
+    def _understand(self, data: bytes, found: list[Found] | None) -> bool:
+        """Note the pictures that the decoder would take from this packet; False where that is not certain."""
+        if found is None:
+            return False
+        if self._stored is not None:  # this packet's turn decodes what the last one brought along
+            self._note(self._stored)
+            self._stored = None
             if len(data) <= PLACEHOLDER_SIZE:
-                stored = None
-                continue
-            if len(found) != 1 or found[0].kind not in "IB" or not packed:
-                return None
-            stored = found[0]
+                return True
+            if len(found) != 1 or found[0].kind not in "IB" or not self._is_packed:
+                return False
+            self._stored = found[0]
         elif len(data) <= PLACEHOLDER_SIZE and len(found) <= 1:
             if data == DROPPED:
-                continue
-            if not found or clock_bits is None:
-                return None  # damage, perhaps: only the decoder can tell
-            if not _is_coded(data, clock_bits):
+                return True
+            if not found or self._clock_bits is None:
+                return False  # damage, perhaps: only the decoder can tell
+            if not _is_coded(data, self._clock_bits):
                 found[0].kind = "N"
-            pictures += found
+            self._note(found[0])
         elif len(found) == 1:
-            pictures.append(found[0])
-        elif packed and len(found) == 2 and found[1].kind == "B" and len(found[1].data) >= MIN_PACKED_SIZE:
-            pictures.append(found[0])
-            stored = found[1]
+            self._note(found[0])
+        elif self._is_packed and len(found) == 2 and _can_be_packed(found[1]):
+            self._note(found[0])
+            self._stored = found[1]
         else:
-            return None
-    return _number(pictures)
+            return False
+        return True
+
+    def _note(self, picture: Found) -> None:
+        self._places.extend((picture.packet, picture.begin, picture.end))
+        self._kinds.append(ord(picture.kind))
 
 
-def _pictures_in(data: bytes) -> list[Picture] | None:
+class PictureUnits:
+    """The pictures of a table of packets as packets of their own; unit `k` is picture `k`, and so are its times."""
+
+    def __init__(self, table: PacketTable, pictures: Pictures):
+        self._table = table
+        self._pictures = pictures
+
+    def read(self, start: int, stop: int) -> Iterator[av.Packet]:
+        """The pictures from `start` to `stop - 1`, cut from their packets."""
+        pictures = self._pictures
+        first, last = int(pictures.packets[start]), int(pictures.packets[stop - 1])
+        k = start
+        for number, packet in enumerate(self._table.read(first, last + 1), first):
+            data = memoryview(packet)
+            while k < stop and pictures.packets[k] == number:
+                yield _unit(data[pictures.begins[k] : pictures.ends[k]], k)
+                k += 1
+
+
+def _unit(data: memoryview, number: int) -> av.Packet:
+    unit = av.Packet(len(data))  # with the padding that decoders read into; Packet(bytes) has none
+    unit.update(bytes(data))
+    unit.pts = unit.dts = number
+    return unit
+
+
+def _can_be_packed(picture: Found) -> bool:
+    return picture.kind == "B" and picture.end - picture.begin >= MIN_PACKED_SIZE
+
+
+def _pictures_in(data: bytes, packet: int) -> list[Found] | None:
     """Cut a packet before each picture but the first; None where other headers stand between pictures."""
     found = []
     begin, at = 0, data.find(VOP_START)
@@ -80,27 +172,35 @@ def _pictures_in(data: bytes) -> list[Picture] | None:
         end = len(data) if after < 0 else after
         if at + 4 >= len(data) or (after >= 0 and data.find(b"\0\0\1", at + 4, after) >= 0):
             return None
-        found.append(Picture(data[begin:end], "IPBS"[data[at + 4] >> 6]))
+        found.append(Found(packet, begin, end, "IPBS"[data[at + 4] >> 6]))
         begin, at = end, after
     return found
 
 
-def _number(pictures: list[Picture]) -> list[Picture] | None:
+def _number(kinds: bytearray) -> np.ndarray | None:
     """Number in presentation order: B pictures come out at once, any other when the next of its like does."""
-    shown: list[Picture] = []
-    held: list[Picture] = []
-    for references, picture in enumerate(picture for picture in pictures if picture.kind != "N"):
-        if picture.kind != "B":
-            shown += held
-            held = [picture]
-        elif references < 2:
-            return None  # the decoder drops it for want of a reference
-        else:
+    shown = array("q")
+    held = -1  # the picture that waits for the next of its like
+    num_references = 0
+    for picture, kind in enumerate(kinds):
+        if kind == ord("N"):
+            continue
+        if kind == ord("B"):
+            if num_references < 2:
+                return None  # the decoder drops it for want of a reference
             shown.append(picture)
-    shown += held
-    for number, picture in enumerate(shown):
-        picture.number = number
-    return pictures if shown else None
+            continue
+        if held >= 0:
+            shown.append(held)
+        held = picture
+        num_references += 1
+    if held >= 0:
+        shown.append(held)
+    if not shown:
+        return None
+    numbers = np.full(len(kinds), -1)
+    numbers[np.frombuffer(shown, dtype=np.int64)] = np.arange(len(shown))
+    return numbers
 
 
 def _clock_bits(headers: bytes) -> int | None:

@@ -9,11 +9,12 @@ Times are seconds since the first frame of the video, whatever its container cou
     [0.3, None)                   3     4     5     start=0.3
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
 from numbers import Real
+from typing import Protocol
 
 import numpy as np
 from transformers.video_utils import VideoMetadata
@@ -34,9 +35,9 @@ class FrameTimes:
     tolerance: float
 
     @classmethod
-    def from_ticks(cls, ticks: list[int], time_base: Fraction) -> "FrameTimes":
-        """From presentation times in units of `time_base` seconds, in ascending order."""
-        since_first = np.array(ticks, dtype=np.int64) - ticks[0]
+    def from_ticks(cls, ticks: np.ndarray, time_base: Fraction) -> "FrameTimes":
+        """From presentation times in units of `time_base` seconds: int64 `(num_frames,)`, ascending."""
+        since_first = ticks - ticks[0]
         # Multiplied before it is divided: then frame 3 of 10 a second is 0.3 and not 0.30000000000000004.
         seconds = since_first * time_base.numerator / time_base.denominator
         return cls(seconds, min(MAX_TOLERANCE, float(time_base) / 2))
@@ -52,6 +53,18 @@ class FrameTimes:
         first = 0 if start is None else int(np.searchsorted(edges, start))
         stop = len(edges) if end is None else int(np.searchsorted(edges, end))
         return range(first, stop)
+
+
+class CountedVideo(Protocol):
+    """What is asked of a `ScannedVideo` or an `IndexedVideo`."""
+
+    num_frames: int
+
+    def times(self) -> FrameTimes | None: ...
+
+    def scanned_times(self) -> FrameTimes | None: ...
+
+    def confirms(self, times: FrameTimes, numbers: Collection[int]) -> bool: ...
 
 
 class TimedVideoMetadata(VideoMetadata):
@@ -80,22 +93,28 @@ def check_segment(start: float | None, end: float | None) -> None:
         raise ValueError(f"end must be later than start: start={start!r} and end={end!r} hold no frame")
 
 
-def frames_in_segment(
-    name: str, times: Callable[[], FrameTimes | None], count: int, start: float | None, end: float | None
-) -> range:
-    """The frame numbers of a segment of the video called `name` with `count` frames; all where none is asked for.
+def frames_in_segment(name: str, video: CountedVideo, start: float | None, end: float | None) -> range:
+    """The frame numbers of a segment of `video`, called `name`; all of them where no segment is asked for.
 
     Raises:
         VideoDecodeError: the video has no frame in the segment, or no times at all.
     """
     if start is None and end is None:
-        return range(count)
-    known = times()
-    if known is None:
-        message = f"has neither frame times nor a frame rate, so start={start} and end={end} cannot be found in it"
-        raise VideoDecodeError(name, "segment", message)
-    numbers = known.between(start, end)
+        return range(video.num_frames)
+    times = known_times(name, video.times())
+    numbers = times.between(start, end)
+    edges = {numbers.start - 1, numbers.start, numbers.stop - 1, numbers.stop} & set(range(video.num_frames))
+    if not video.confirms(times, edges):
+        times = known_times(name, video.scanned_times())
+        numbers = times.between(start, end)
     if not numbers:
         message = f"has no frame from start={start} to end={end} seconds: its frames lie from 0"
-        raise VideoDecodeError(name, "segment", f"{message} to {known.seconds[-1]:.3f} s")
+        raise VideoDecodeError(name, "segment", f"{message} to {times.seconds[-1]:.3f} s")
     return numbers
+
+
+def known_times(name: str, times: FrameTimes | None) -> FrameTimes:
+    """`times`, or a `VideoDecodeError` where the video called `name` has none."""
+    if times is None:
+        raise VideoDecodeError(name, "segment", "has neither frame times nor a frame rate, so nothing goes by seconds")
+    return times

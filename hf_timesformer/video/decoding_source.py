@@ -18,8 +18,12 @@ from av.stream import Discard, Disposition
 
 
 # Demuxers that read one self-contained media file. Playlists (HLS, DASH, concat, SDP), image sequences, devices and
-# filter graphs are left out on purpose: they open further files or addresses.
-CONTAINERS = "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,h264,hevc,m4v,mjpeg,gif,ogg,asf,ivf,obu,yuv4mpegpipe"
+# filter graphs are left out on purpose: they open further files or addresses. (`jpeg_pipe` is what a bare MJPEG stream
+# is taken for: pictures one after another in the one file.)
+CONTAINERS = (
+    "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,h264,hevc,m4v,mjpeg,jpeg_pipe,gif,apng,ogg,asf,ivf,obu,rm,mxf,"
+    "yuv4mpegpipe"
+)
 
 # What PyAV raises for bad input: its own family, what its I/O callbacks pass on, and the built-in errors of its
 # Python layer (rates of 0/0, sizes that do not fit, text that does not decode, allocations that FFmpeg refuses).
@@ -62,11 +66,19 @@ class VideoDecodeError(ValueError):
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """How much one video may cost before it is refused: bytes of the file, pixels a frame, frames, seconds of work."""
+    """How much one video may cost before it is refused. A local file may be of any size: what is read of it counts.
+
+    max_bytes: bytes that are held in memory (a video given as bytes, or downloaded)
+    max_read_bytes: bytes that are read of a local file for one wanted frame
+    max_pixels: pixels of a frame, decoded or scaled
+    max_frames: frames of the video
+    max_seconds: seconds of work for one wanted frame (CPU time; for a download, time by the wall)
+    """
 
     max_bytes: int = 2 * 1024**3
+    max_read_bytes: int = 64 * 1024**3
     max_pixels: int = 8192 * 4608
-    max_frames: int = 1_000_000
+    max_frames: int = 4_000_000
     max_seconds: float = 120.0
 
 
@@ -87,30 +99,33 @@ class Reader:
     After an exception it is at its end: PyAV passes on one exception, and prints those that come on top of it.
     """
 
-    def __init__(self, file: BinaryIO, size: int, check: Callable[[], None]):
+    def __init__(self, file: BinaryIO, size: int, check: "Budget"):
         self._file = file
         self._size = size
         self._check = check
         self._has_failed = False
-        self._file.seek(0)
+        self._at = 0  # others read from the same file in between
 
     def read(self, size: int) -> bytes:
         if self._has_failed:
             return b""
         self._has_failed = True  # unless the next lines return
-        self._check()
+        self._file.seek(self._at)
         data = self._file.read(size)
-        self._has_failed = False
         # PyAV copies whatever comes back into a buffer of `size` bytes, so a careless file object would overrun it.
-        return bytes(data[:size]) if data else b""
+        data = bytes(data[:size]) if data else b""
+        self._at += len(data)
+        self._check(len(data))
+        self._has_failed = False
+        return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._size}[whence]
-        self._file.seek(max(0, base + offset))
-        return self._file.tell()
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._at
 
 
 @dataclass
@@ -121,7 +136,14 @@ class VideoFile:
     size: int
     name: str
     limits: DecodeLimits
-    check: Callable[[], None]
+    check: "Budget"
+
+    def read_at(self, position: int, size: int) -> bytes:
+        """Up to `size` bytes of the file from `position` on."""
+        self.file.seek(position)
+        data = self.file.read(size)
+        self.check(len(data))
+        return bytes(data)
 
     @contextmanager
     def open_stream(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
@@ -158,12 +180,14 @@ def _refuse_nested(url: str, flags: int, options: dict) -> BinaryIO:
 
 
 def _video_stream(container: av.container.InputContainer, name: str, limits: DecodeLimits) -> av.VideoStream:
-    """The first video stream that is not a cover picture, made ready to decode on one thread; the others are muted."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            break
-    else:
+    """The video stream that players show, made ready to decode on one thread; the others are muted.
+
+    That is the first marked as default, or else the first; cover pictures are none.
+    """
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not streams:
         raise VideoDecodeError(name, "no-video-stream", "has no video stream")
+    stream = next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
     decoder = stream.codec_context
     if decoder is None:
         raise VideoDecodeError(name, "codec", "has a video stream that FFmpeg has no decoder for")
@@ -187,7 +211,7 @@ def open_source(source: Source, limits: DecodeLimits, allow_urls: bool) -> Itera
         VideoDecodeError: missing, no regular file, an address that is not allowed, or over the limit of size.
     """
     name = describe_source(source)
-    check = deadline(name, limits)
+    check = Budget(name, limits)
     with _open_file(source, name, limits, allow_urls) as (file, size):
         yield VideoFile(file, size, name, limits, check)
 
@@ -205,14 +229,11 @@ def _open_file(source: Source, name: str, limits: DecodeLimits, allow_urls: bool
             yield io.BytesIO(data), len(data)
             return
         with _open_path(path, name) as file:
-            size = os.fstat(file.fileno()).st_size
-            _check_size(name, size, limits)
-            yield file, size
+            yield file, os.fstat(file.fileno()).st_size
     elif hasattr(source, "read"):
         file = source if _is_seekable(source) else io.BytesIO(_read_all(source, name, limits))
         size = file.seek(0, os.SEEK_END)
         size = file.tell() if size is None else size
-        _check_size(name, size, limits)
         yield file, size
     else:
         raise TypeError(
@@ -251,7 +272,7 @@ def _is_seekable(file: BinaryIO) -> bool:
 
 def _read_all(file: BinaryIO, name: str, limits: DecodeLimits) -> bytes:
     """Read a stream that cannot seek to its end, in pieces, stopping at the limits of size and time."""
-    check = deadline(name, limits, time.monotonic)
+    check = Budget(name, limits, time.monotonic)
     pieces: list[bytes] = []
     total = 0
     while piece := file.read(1 << 20):
@@ -264,19 +285,31 @@ def _read_all(file: BinaryIO, name: str, limits: DecodeLimits) -> bytes:
     return b"".join(pieces)
 
 
-def deadline(name: str, limits: DecodeLimits, clock: Callable[[], float] = time.thread_time) -> Callable[[], None]:
-    """A function that raises `VideoDecodeError` once `limits.max_seconds` of `clock` have passed since this call.
+class Budget:
+    """Called now and then with the bytes just read; raises `VideoDecodeError` where one frame costs too much.
 
-    Work is measured in CPU time, so that a busy machine breaks no video; waiting for a server, by the wall.
+    Work is measured in CPU time (`clock`), so that a busy machine breaks no video; waiting for a server, by the wall.
     """
-    end = clock() + limits.max_seconds
 
-    def check() -> None:
-        if clock() > end:
-            message = f"took longer than the limit of {limits.max_seconds:g} s (DecodeLimits.max_seconds)"
-            raise VideoDecodeError(name, "limit", message)
+    def __init__(self, name: str, limits: DecodeLimits, clock: Callable[[], float] = time.thread_time):
+        self._name = name
+        self._limits = limits
+        self._clock = clock
+        self.restart()
 
-    return check
+    def restart(self) -> None:
+        """Begin anew: a wanted frame is there."""
+        self._num_bytes = 0
+        self._end = self._clock() + self._limits.max_seconds
+
+    def __call__(self, num_bytes: int = 0) -> None:
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._limits.max_read_bytes:
+            message = f"needs more than {self._limits.max_read_bytes} bytes read for one frame"
+            raise VideoDecodeError(self._name, "limit", f"{message} (DecodeLimits.max_read_bytes)")
+        if self._clock() > self._end:
+            message = f"took longer than the limit of {self._limits.max_seconds:g} s for one frame"
+            raise VideoDecodeError(self._name, "limit", f"{message} (DecodeLimits.max_seconds)")
 
 
 def _fetch(url: str, limits: DecodeLimits, allow_urls: bool) -> bytes:

@@ -1,40 +1,75 @@
-"""Which packet of a video gives which frame, and where decoding can start, without decoding anything."""
+"""Which packet of a video gives which frame, and where decoding can start, without decoding anything.
 
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+A worked example: an H.264 video with B pictures, two groups of pictures, 30 frames a second.
+
+    unit (decoding order)    0   1   2   3   4   5   6   7
+    picture                  I   P   B   B   I   P   B   B
+    time (1/30 s)            0   3   1   2   4   7   5   6
+    number                   0   3   1   2   4   7   5   6    the rank of its time
+    start                    x               x                the first of a group
+
+Frame 6 is unit 7. The last start at or before it is unit 4, so units 4 to 7 are decoded; the B picture of unit 6 is
+not needed by any other and is left out. Had unit 2 been lost, units 2 and 3 would be `lost` (anything up to the next
+start may have been predicted from it), and frames 4 to 7 would be as good as ever.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import av
+import numpy as np
 
-from .decoding_mpeg4 import split_mpeg4
+from .decoding_codecs import SKIPPING_CODECS
+from .decoding_mpeg4 import PictureSplitter, PictureUnits
+from .decoding_packets import CORRUPT, DISCARD, HIDDEN, KEY, NO_TIME, START, PacketTable
 from .decoding_source import LIBRARY_ERRORS, VideoDecodeError, VideoFile
 
 
-# Containers that store a presentation time for each packet. Elsewhere FFmpeg infers it, and infers it wrongly.
-TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
+class Units(Protocol):
+    """What a timeline reads its units from: a `PacketTable`, or single pictures cut from packets."""
 
-# Decoders whose `skip_frame="NONREF"` leaves out exactly the pictures that no other picture is predicted from. HEVC is
-# not here: its sub-layer non-reference pictures may serve pictures of higher sub-layers.
-SKIPPING_CODECS = {"h264", "mpeg4", "mpeg1video", "mpeg2video"}
+    def read(self, start: int, stop: int) -> Iterator[av.Packet]: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Timeline:
     """What the decoder can be fed, in decoding order, and the number of the frame that each unit gives.
 
-    `numbers[k]` is the frame number of unit `k`, -1 where it shows none (cut away by an edit list, or hidden).
-    `starts` are the units from which decoding can begin: no frame at or after theirs needs anything before them.
+    times: presentation time of each unit: int64 `(units,)`
+    numbers: its frame number, -1 where it shows none (cut away by an edit list, or hidden): int64 `(units,)`
+    starts: the units from which decoding can begin: no frame at or after theirs needs anything before them
+    is_whole: it covers the whole video
+    lost: the units that damage covers; `failed` are those among them at or after which the decoder gave up
     """
 
-    units: list[av.Packet]
-    numbers: list[int]
+    units: Units
+    times: np.ndarray
+    numbers: np.ndarray
     starts: list[int]
     can_skip: bool
+    is_whole: bool
+    lost: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
+
+    def __post_init__(self):
+        shown = np.flatnonzero(self.numbers >= 0)
+        self._first = int(self.numbers[shown].min()) if len(shown) else 0
+        self._unit_of = np.full(self.stop - self._first, -1)
+        self._unit_of[self.numbers[shown] - self._first] = shown
 
     @property
-    def num_frames(self) -> int:
-        """How many frames a decoder makes of all units."""
-        return max(self.numbers) + 1
+    def stop(self) -> int:
+        """One more than the highest frame number."""
+        return int(self.numbers.max()) + 1
+
+    def unit_of(self, number: int) -> int | None:
+        """The unit that gives frame `number`; None where there is none."""
+        at = number - self._first
+        if not 0 <= at < len(self._unit_of) or self._unit_of[at] < 0:
+            return None
+        return int(self._unit_of[at])
 
     def best_start(self, unit: int) -> int:
         """The last unit at which a decode that wants the frame of `unit` can begin."""
@@ -46,10 +81,10 @@ class Timeline:
     def stretches(self, wanted: Iterable[int]) -> list[tuple[int, int]]:
         """The runs of units `(first, last)` to decode for the frames `wanted`, in order and as few as possible."""
         runs: list[tuple[int, int]] = []
-        unit_of = {number: unit for unit, number in enumerate(self.numbers)}
-        for unit in (unit_of.get(number) for number in sorted(wanted)):
-            if unit is None:
-                return []  # counted, but never decoded
+        for number in sorted(wanted):
+            unit = self.unit_of(number)
+            if unit is None or unit in self.lost:
+                continue
             start = self.best_start(unit)
             if not runs or start > runs[-1][1] + 1:
                 runs.append((start, unit))
@@ -57,185 +92,139 @@ class Timeline:
                 runs[-1] = (runs[-1][0], max(runs[-1][1], unit))
         return runs
 
+    def begins_video(self, wanted: Iterable[int]) -> bool:
+        """Whether the decode for the frames `wanted` begins with the first frame of the video."""
+        runs = self.stretches(wanted)
+        return bool(runs) and self.numbers[runs[0][0]] == 0
+
+    def numbers_from(self, first: int, stop: int) -> list[int]:
+        """The frame numbers of the units from `first` to `stop - 1`."""
+        numbers = self.numbers[first:stop]
+        return numbers[numbers >= 0].tolist()
+
+    def lose_from(self, unit: int) -> range:
+        """Note damage at `unit`: whatever is decoded after it may be predicted from it, up to the next start."""
+        at = bisect_left(self.starts, unit + 1)
+        stop = self.starts[at] if at < len(self.starts) else len(self.numbers)
+        self.lost.update(range(unit, stop))
+        return range(unit, stop)
+
+    def fail_from(self, unit: int) -> None:
+        """Note that the decoder gave up at `unit`; a decode of the whole video may know better."""
+        self.failed.update(self.lose_from(unit))
+
+    def refuse_lost(self, wanted: Iterable[int], video: VideoFile) -> None:
+        """Raise `VideoDecodeError` where a frame of `wanted` is lost for good."""
+        for number in sorted(wanted):
+            unit = self.unit_of(number)
+            if unit in self.lost and unit not in self.failed:
+                lost = self.numbers_from(min(self.lost), max(self.lost) + 1)
+                message = f"is damaged: of the frames {min(lost)} to {max(lost)}, {len(self.lost)} are lost"
+                raise VideoDecodeError(video.name, "damaged", f"{message}; frame {number} was asked for")
+
 
 def decode_units(
     decoder: av.VideoCodecContext, timeline: Timeline, units: range, wanted: Collection[int]
 ) -> Iterator[av.VideoFrame]:
     """Decode a run of units, skipping unwanted non-reference pictures, then drain the decoder and reset it.
 
-    Where a unit fails, the pictures before it still come out of the decoder, and then the error is raised.
+    Raises:
+        DamagedUnit: a unit fails; the pictures before it still come out first.
     """
-    failure, failed = None, None
+    failure, failed = None, -1
+    packets = timeline.units.read(units.start, units.stop)
     for k in units:
-        if timeline.can_skip:
-            decoder.skip_frame = "DEFAULT" if timeline.numbers[k] in wanted else "NONREF"
         try:
-            yield from decoder.decode(timeline.units[k])
-        except LIBRARY_ERRORS as error:
-            failure, failed = error, timeline.units[k].pts
+            packet = next(packets)
+            if timeline.can_skip:
+                decoder.skip_frame = "DEFAULT" if timeline.numbers[k] in wanted else "NONREF"
+            yield from decoder.decode(packet)
+        except VideoDecodeError:
+            raise
+        except (*LIBRARY_ERRORS, StopIteration) as error:
+            failure, failed = error, k
             break
-    yield from (frame for frame in decoder.decode(None) if failure is None or frame.pts != failed)
+    yield from (frame for frame in decoder.decode(None) if failure is None or frame.pts != timeline.times[failed])
     decoder.flush_buffers()
     if failure is not None:
-        raise failure
+        raise DamagedUnit(failed) from failure
 
 
-def read_packets(container: av.container.InputContainer, stream: av.VideoStream, video: VideoFile) -> list[av.Packet]:
-    """All packets of `stream` with data, in decoding order; a damaged end just ends the list."""
-    packets: list[av.Packet] = []
-    try:
-        for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            packets.append(packet)
-            if len(packets) > video.limits.max_frames:
-                message = f"has more than the limit of {video.limits.max_frames} frames (DecodeLimits.max_frames)"
-                raise VideoDecodeError(video.name, "limit", message)
-            video.check()
-    except VideoDecodeError:
-        raise
-    except LIBRARY_ERRORS as error:
-        if not packets:
-            raise VideoDecodeError(video.name, "damaged", f"has no readable video packet: {error}") from error
-    if all(packet.is_discard for packet in packets):
-        raise VideoDecodeError(video.name, "damaged", "has no video frames")
-    return packets
+class DamagedUnit(Exception):
+    """A unit that the decoder refuses."""
+
+    def __init__(self, unit: int):
+        super().__init__(f"unit {unit} cannot be decoded")
+        self.unit = unit
 
 
-def build_timeline(
-    container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet]
-) -> Timeline | None:
-    """The timeline of a stream whose packets can be trusted to tell it; None where only decoding can."""
-    if any(packet.is_corrupt for packet in packets[:-1]):
+def timeline_of_packets(table: PacketTable, codec: str, *, base: int = 0, is_whole: bool) -> Timeline | None:
+    """The timeline of a run of packets that begins with a start and tells it by its times; None where it does not.
+
+    Args:
+        base: how many frames of the video come before this run.
+        is_whole: the run is the whole video, so nothing may be shown before its first picture.
+    """
+    flags = np.frombuffer(table.flags, dtype=np.uint8)
+    times = np.frombuffer(table.pts, dtype=np.int64)
+    numbers = numbers_by_time(times, (flags & (DISCARD | HIDDEN)) > 0)
+    if numbers is None or not flags[0] & KEY or (is_whole and times.min() < times[0]):
         return None
-    codec = stream.codec_context.name
-    if codec == "mpeg4":
-        return _mpeg4_timeline(container, stream, packets)
-    if not _is_timed(container) or codec not in START_TESTS:
+    starts = np.flatnonzero(flags & START)
+    if not len(starts) or starts[0] > 0:
+        starts = np.insert(starts, 0, 0)
+    if not starts_split_time(times, starts):
         return None
-    numbers = _numbers_by_time(packets, [packet.is_discard or _is_hidden(codec, packet) for packet in packets])
-    if numbers is None:
+    numbers[numbers >= 0] += base
+    timeline = Timeline(table, times, numbers, starts.tolist(), codec in SKIPPING_CODECS, is_whole)
+    # Where a file breaks off, the last packet is short; what it still shows is taken.
+    for unit in np.flatnonzero(flags[:-1] & CORRUPT):
+        timeline.lose_from(int(unit))
+    return timeline
+
+
+def numbers_by_time(times: np.ndarray, is_without_frame: np.ndarray) -> np.ndarray | None:
+    """Frame numbers by rank of presentation time, -1 `is_without_frame`; None for missing or doubled times."""
+    shown = np.flatnonzero(~is_without_frame)
+    if not len(shown) or times.min() == NO_TIME:
         return None
-    extradata = stream.codec_context.extradata or b""
-    is_start = START_TESTS[codec]
-    starts = [k for k, packet in enumerate(packets) if k == 0 or (packet.is_keyframe and is_start(packet, extradata))]
-    return Timeline(packets, numbers, starts, codec in SKIPPING_CODECS)
-
-
-def _is_timed(container: av.container.InputContainer) -> bool:
-    return not TIMED_CONTAINERS.isdisjoint(container.format.name.split(","))
-
-
-def _numbers_by_time(packets: list[av.Packet], without_frame: list[bool]) -> list[int] | None:
-    """Frame numbers by rank of presentation time, -1 `without_frame`; None for missing, doubled or early times."""
-    times = [packet.pts for packet in packets]
-    if any(time is None for time in times) or not packets[0].is_keyframe or min(times) < times[0]:
+    order = shown[np.argsort(times[shown], kind="stable")]
+    if len(order) > 1 and not np.all(np.diff(times[order]) > 0):
         return None
-    shown = sorted(time for time, is_without in zip(times, without_frame) if not is_without)
-    rank = {time: number for number, time in enumerate(shown)}
-    if len(rank) < len(shown) or not shown:
-        return None
-    return [-1 if is_without else rank[time] for time, is_without in zip(times, without_frame)]
+    numbers = np.full(len(times), -1)
+    numbers[order] = np.arange(len(order))
+    return numbers
 
 
-def _mpeg4_timeline(
-    container: av.container.InputContainer, stream: av.VideoStream, packets: list[av.Packet]
-) -> Timeline | None:
+def starts_split_time(times: np.ndarray, starts: np.ndarray) -> bool:
+    """Whether all that comes before a start in the file also comes before it in time."""
+    latest_before = np.maximum.accumulate(times)[starts[1:] - 1]
+    return bool(np.all(latest_before < times[starts[1:]]))
+
+
+def timeline_of_pictures(table: PacketTable, splitter: PictureSplitter, is_timed: bool) -> Timeline | None:
     """MPEG-4 part 2: pictures and their order read from the bitstream, since AVI has no presentation times."""
-    pictures = split_mpeg4(packets, stream.codec_context.extradata or b"")
+    pictures = splitter.finish()
     if pictures is None:
         return None
-    if any(packet.is_discard for packet in packets) or _is_timed(container):
+    flags = np.frombuffer(table.flags, dtype=np.uint8)
+    if np.any(flags[:-1] & CORRUPT):
+        return None
+    is_cut = (flags & DISCARD) > 0
+    numbers = pictures.numbers
+    if is_timed or np.any(is_cut):
         # Times are at hand, and packets may be cut by an edit list: both accounts must agree, picture by picture.
-        numbers = _numbers_by_time(packets, [packet.is_discard for packet in packets])
-        if len(pictures) != len(packets) or numbers is None or any(picture.number < 0 for picture in pictures):
+        times = np.frombuffer(table.pts, dtype=np.int64)
+        by_time = numbers_by_time(times, is_cut)
+        is_one_to_one = len(pictures) == len(table) and numbers.min() >= 0
+        if by_time is None or not is_one_to_one or not flags[0] & KEY or times.min() < times[0]:
             return None
-        order = sorted(range(len(packets)), key=lambda k: pictures[k].number)
-        if [number for number in (numbers[k] for k in order) if number >= 0] != list(range(max(numbers) + 1)):
+        in_order = by_time[np.argsort(numbers)]
+        if not np.array_equal(in_order[in_order >= 0], np.arange(by_time.max() + 1)):
             return None
-    else:
-        numbers = [picture.number for picture in pictures]
-    starts = [k for k, picture in enumerate(pictures) if k == 0 or (picture.kind == "I" and numbers[k] >= 0)]
-    units = []
-    for k, picture in enumerate(pictures):
-        unit = av.Packet(len(picture.data))  # with the padding that decoders read into; Packet(bytes) has none
-        unit.update(picture.data)
-        unit.pts = unit.dts = k
-        units.append(unit)
-    return Timeline(units, numbers, starts, can_skip=True)
-
-
-def _is_hidden(codec: str, packet: av.Packet) -> bool:
-    """Whether a VP8 or VP9 packet holds only a picture that is never shown, so that it gives no frame."""
-    if codec not in ("vp8", "vp9"):
-        return False
-    data = memoryview(packet)
-    if codec == "vp8":
-        return not data[0] >> 4 & 1
-    if data[-1] & 0xE0 == 0xC0:  # a superframe: hidden pictures and the one that is shown
-        return False
-    _, show_existing, _, shown = _vp9_header(data[0], data[1] if len(data) > 1 else 0)
-    return not (show_existing or shown)
-
-
-def _vp9_header(first: int, second: int) -> tuple[int, bool, bool, bool]:
-    """Profile, show_existing_frame, is-no-key-frame and show_frame of a VP9 uncompressed header."""
-    bits = first << 8 | second
-    profile = (bits >> 13 & 1) | (bits >> 12 & 1) << 1
-    at = 11 - (profile == 3)
-    return profile, bool(bits >> at & 1), bool(bits >> at - 1 & 1), bool(bits >> at - 2 & 1)
-
-
-def _is_idr(packet: av.Packet, extradata: bytes) -> bool:
-    """H.264: the first coded slice is of an IDR picture (an open GOP's I picture is not)."""
-    data = memoryview(packet)
-    for at in _nal_units(data, (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" else 0):
-        kind = data[at] & 31
-        if 1 <= kind <= 5:
-            return kind == 5
-    return False
-
-
-def _is_hevc_idr(packet: av.Packet, extradata: bytes) -> bool:
-    """HEVC: the first coded slice is of an IDR picture (CRA and BLA pictures are not)."""
-    data = memoryview(packet)
-    for at in _nal_units(data, (extradata[21] & 3) + 1 if extradata[:1] == b"\x01" and len(extradata) > 21 else 0):
-        kind = data[at] >> 1 & 63
-        if kind < 32:
-            return kind in (19, 20)
-    return False
-
-
-def _nal_units(data: memoryview, length_size: int):
-    """Yield where each NAL unit begins: after length fields of `length_size` bytes, or (0) after start codes."""
-    at = 0
-    if length_size:
-        while at + length_size < len(data):
-            size = int.from_bytes(data[at : at + length_size], "big")
-            yield at + length_size
-            at += length_size + size
-    else:
-        raw = bytes(data)
-        while 0 <= (at := raw.find(b"\0\0\1", at)) < len(raw) - 3:
-            at += 3
-            yield at
-
-
-def _is_vp8_key(packet: av.Packet, extradata: bytes) -> bool:
-    return not memoryview(packet)[0] & 1
-
-
-def _is_vp9_key(packet: av.Packet, extradata: bytes) -> bool:
-    data = memoryview(packet)
-    _, show_existing, is_inter, _ = _vp9_header(data[0], data[1] if len(data) > 1 else 0)
-    return not show_existing and not is_inter
-
-
-# Per codec: does a packet that is marked as key frame really stand on its own? The mark alone is not enough.
-START_TESTS: dict[str, Callable[[av.Packet, bytes], bool]] = {
-    "h264": _is_idr,
-    "hevc": _is_hevc_idr,
-    "vp8": _is_vp8_key,
-    "vp9": _is_vp9_key,
-    "mjpeg": lambda packet, extradata: True,
-}
+        numbers = by_time
+    is_start = (pictures.kinds == ord("I")) & (numbers >= 0)
+    is_start[0] = True
+    units = PictureUnits(table, pictures)
+    times = np.arange(len(pictures))
+    return Timeline(units, times, numbers, np.flatnonzero(is_start).tolist(), can_skip=True, is_whole=True)
