@@ -163,3 +163,36 @@ def check_numbers(numbers: Sequence[int], source: str) -> None:
     else:
         cure = "a number stands for two of them"
     raise ValueError(f"{source}: the classes must be numbered 0 to {len(numbers) - 1}, each number once; {cure}")
+
+
+def name_numbers(
+    listed: Sequence[tuple[str, int]], names_file: Path | None, source: str, *, folders_may_name: bool = True
+) -> list[str]:
+    """Names for class numbers: from a file, else from the folders where each has one of its own, else `class 0`, ...
+
+    Args:
+        listed: the folder and the class number of every clip, of all splits.
+        names_file: a file of class names (`read_class_names`), or None.
+        source: where the numbers are from, for error messages.
+        folders_may_name: whether the clips of one folder are of one class.
+
+    Raises:
+        ValueError: a number has no name in the file; without a file, the numbers do not go from 0 on without a gap.
+    """
+    numbers = sorted({number for _, number in listed})
+    if names_file is not None:
+        names = read_class_names(names_file)
+        if numbers and numbers[-1] >= len(names):
+            cure = "; they begin at 1: take 1 from each" if numbers == list(range(1, len(names) + 1)) else ""
+            raise ValueError(
+                f"{source}: class numbers go up to {numbers[-1]}, but {names_file} names {len(names)}{cure}"
+            )
+        return names
+    check_numbers(numbers, source)
+    folders: list[set[str]] = [set() for _ in numbers]
+    for folder, number in listed:
+        folders[number].add(folder)
+    names = [next(iter(found)) if len(found) == 1 else "" for found in folders]
+    if folders_may_name and all(names) and len(set(names)) == len(names):
+        return names
+    return [f"class {number}" for number in numbers]
