@@ -9,7 +9,18 @@ from typing import Any
 
 
 # Readers in `readers/`, in the order of `dataset_factory.LAYOUTS`; shards are read as a stream.
-DATASETS = ("folder", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51", "mmaction2", "webdataset", "hub")
+DATASETS = (
+    "folder",
+    "csv",
+    "kinetics",
+    "ssv2",
+    "diving48",
+    "ucf101",
+    "hmdb51",
+    "mmaction2",
+    "webdataset",
+    "hub",
+)
 
 
 @dataclass
@@ -18,7 +29,8 @@ class DatasetArguments:
 
     data_dir: str = field(
         metadata={
-            "help": "Folder of the data set; for webdataset also a pattern or URL of shards, for hub user/name."
+            "help": "Folder of the data set; for csv also the table, for webdataset a pattern or URL of shards, for "
+            "hub user/name."
         },
     )
     dataset: str = field(default="folder", metadata={"help": "Layout of --data_dir.", "choices": DATASETS})

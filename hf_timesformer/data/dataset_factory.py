@@ -21,6 +21,7 @@ from .readers.hub import HUB_OPTIONS, find_hub_videos, hub_splits
 from .readers.kinetics import kinetics_files, read_kinetics
 from .readers.mmaction2 import mmaction2_splits, read_mmaction2
 from .readers.ssv2 import read_ssv2, ssv2_splits
+from .readers.table import read_table, table_splits
 from .readers.ucf101 import read_ucf101, ucf101_splits
 from .readers.webdataset import find_class_names, find_shards, read_index, stream_shards, webdataset_splits
 from .records import VideoRecords, canonical_split, report_missing
@@ -41,6 +42,7 @@ class Layout:
 # A further data set is one line here, and its reader a file in `readers/`.
 LAYOUTS = {
     "folder": Layout(read_folder, find_split_folders),
+    "csv": Layout(read_table, table_splits, ()),
     "kinetics": Layout(read_kinetics, kinetics_files),
     "ssv2": Layout(read_ssv2, ssv2_splits),
     "diving48": Layout(read_diving48, diving48_splits),

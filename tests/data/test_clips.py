@@ -242,6 +242,15 @@ def test_a_segment_is_sampled_as_a_clip_of_its_own(counting_video, segment: dict
     assert {first, last} <= drawn or len(drawn) >= min(8, last - first)
 
 
+def test_a_segment_is_evaluated_as_a_clip_of_its_own(counting_video):
+    processor = make_processor(sampling="segments")
+    whole = {"video_id": "whole", "video": counting_video, "label": 0, "start": None, "end": None}
+    part = whole | {"start": 1.0, "end": 1.8}
+    clips = EvaluationClips(RecordSource([whole, part]), processor, label_ids=[0])
+    assert numbers_of(clips[0]["pixel_values"]) == [3, 11, 18, 26]
+    assert numbers_of(clips[1]["pixel_values"]) == [11, 13, 15, 17]
+
+
 def test_a_segment_past_the_end_is_a_fault(counting_video):
     records = [
         {"video_id": "late", "video": counting_video, "label": 0, "start": 50.0, "end": 60.0},

@@ -169,7 +169,7 @@ def test_options_of_another_data_set_are_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("dataset", ["imagenet", ""])
 def test_unknown_dataset(tmp_path: Path, dataset: str):
-    with pytest.raises(ValueError, match=r"choose one of folder, kinetics, ssv2, diving48, .*webdataset"):
+    with pytest.raises(ValueError, match=r"choose one of folder, csv, kinetics, ssv2, diving48, .*webdataset"):
         load_videos(dataset, tmp_path, "train")
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..records import is_video, parse_json
+from ..media_files import is_video
+from ..records import parse_json
 
 
 SUFFIXES = ("csv", "tsv", "txt", "jsonl", "json", "parquet")
