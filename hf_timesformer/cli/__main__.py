@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "the paper's protocol on a data set: accuracy, per-class results, confusion matrix",
     "predict": "the most likely classes of videos",
     "label": "what happens when in long videos: segments, subtitles, pictures, a film",
+    "extract": "features of a whole data set to Parquet",
     "prepare": "check every video of a data set, and pack it into tar shards",
     "convert": "a checkpoint of the official code into a folder for from_pretrained()",
     "publish": "a trained model to the Hugging Face Hub, with its card",

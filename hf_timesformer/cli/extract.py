@@ -1,0 +1,118 @@
+#!/usr/bin/env python
+"""Features of a whole data set, one vector a video, to Parquet.
+
+    timesformer extract --model runs/mine --data_dir clips --split train --output_dir features/train
+    timesformer extract --model runs/mine --data_dir clips --split test --output_dir features/test --pool patches
+    torchrun --nproc_per_node 4 -m hf_timesformer.cli.extract --model runs/mine --data_dir k400 --dataset kinetics ...
+
+The vector is CLS of the last block, after the final LayerNorm; --layer takes another block's, --pool patches the mean
+of the patch tokens. Several processes share the videos, and so do machines or array tasks with --shard I/N. Each
+writes parts of its own; a killed run goes on with the same command, and videos that are there already are passed over.
+
+`hf_timesformer.evaluation.features.read_features` reads a folder back; any Parquet reader does.
+
+Exit code 1 where a video could not be read (the others are still written), 2 for a wrong argument.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..data.arguments import add_dataset_arguments, dataset_arguments
+from .common import local_device, make_parser, share_of, user_errors
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("extract", __doc__)
+    parser.add_argument("--model", required=True, help="folder or Hub id of the model and its processor")
+    add_dataset_arguments(parser)
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the Parquet parts")
+    parser.add_argument("--split", default="train", help="train, validation or test")
+    parser.add_argument("--pool", default="cls", choices=("cls", "patches"), help="CLS, or the mean of the patches")
+    parser.add_argument("--layer", type=int, help="the output of that block, from 1 (default: the last, normalised)")
+    parser.add_argument("--num_crops", type=int, default=1, choices=(1, 3), help="1 (centre) or 3, averaged")
+    parser.add_argument("--num_clips", type=int, default=1, help="clips a video, averaged")
+    parser.add_argument("--num_frames", type=int, help="frames a clip, if not the checkpoint's")
+    parser.add_argument("--shard", metavar="I/N", help="only the I-th (from 0) of N equal shares of the videos")
+    parser.add_argument("--batch_size", type=int, default=8, help="videos that run together")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode, for each process")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("auto", "float32", "bfloat16", "float16"), help="precision"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Extract this process's share; go on after a video that cannot be read."""
+    args = parse_arguments(argv)
+    import transformers  # after the command line: `--help` answers at once
+    from tqdm.auto import tqdm
+
+    from ..data.dataset_factory import find_videos
+    from ..data.faults import Fault
+    from ..evaluation.features import FeatureFolder, FeatureSettings, extract
+    from ..inference import choose_device, choose_dtype, load_model_and_processor
+
+    transformers.logging.disable_progress_bar()
+    failed = 0
+    with user_errors():
+        device = choose_device(args.device or local_device())
+        dtype = choose_dtype(args.dtype, device)
+        overrides = {name: getattr(args, name) for name in ("num_crops", "num_clips", "num_frames")}
+        model, processor = load_model_and_processor(args.model, **overrides)
+        settings = FeatureSettings(args.pool, args.layer)
+        settings.check(model)
+        options = dataset_arguments(args).reader_options
+        videos = find_videos(args.dataset, args.data_dir, args.split, **options).videos
+        names = ("model", "dataset", "data_dir", "split", "pool", "layer", "num_crops", "num_clips")
+        about = {name: getattr(args, name) for name in names}
+        about |= options | {"num_frames": processor.num_frames, "dtype": str(dtype).removeprefix("torch.")}
+        folder = FeatureFolder(args.output_dir, about, writer=writer_name(args.shard))
+        before = len(folder.done)
+        if before:
+            print(f"{args.output_dir} has {before} videos already")
+        work = extract(
+            model.to(device, dtype).eval(),
+            processor,
+            videos,
+            folder,
+            settings,
+            share=share_of_videos(videos, args.shard),
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+        )
+        with tqdm(desc="extract", unit="video", disable=not sys.stderr.isatty()) as progress:
+            for step in work:
+                if isinstance(step, Fault):
+                    failed += 1
+                    print(f"failed: {step.video_id}: {step.message}", file=sys.stderr)
+                else:
+                    progress.update(step)
+    print(f"{len(folder.done) - before} videos added to {args.output_dir}, {failed} could not be read")
+    sys.exit(int(failed > 0))
+
+
+def share_of_videos(videos: "Dataset | IterableDataset", shard: str | None) -> list[int]:
+    """This process's rows of a map-style data set; of a stream, which of how many shares of its shards is its own."""
+    if hasattr(videos, "__len__"):
+        return share_of(len(videos), shard)
+    shares = (int(shard.split("/")[1]) if shard else 1) * int(os.environ.get("WORLD_SIZE", 1))
+    return [*share_of(shares, shard), shares]
+
+
+def writer_name(shard: str | None) -> str:
+    """A name that no other process of this work has, for its parts."""
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    return f"{(shard or '0/1').replace('/', 'of')}-{rank}of{world}"
+
+
+if __name__ == "__main__":
+    main()

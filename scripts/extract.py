@@ -1,0 +1,7 @@
+"""`timesformer extract` of a checkout; see hf_timesformer/cli/extract.py."""
+
+from hf_timesformer.cli.extract import main
+
+
+if __name__ == "__main__":
+    main()
