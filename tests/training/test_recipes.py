@@ -4,9 +4,11 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
+from tiny import tiny_model
 from transformers import HfArgumentParser
 
-from hf_timesformer.training.arguments import VideoTrainingArguments
+from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
+from hf_timesformer.training.optimization import parameter_groups
 from hf_timesformer.training.recipes import RECIPES, apply_recipe, find_recipe, list_recipes, read_recipe
 
 
@@ -71,12 +73,90 @@ def test_recipes_that_cannot_be(recipe):
             parse(["--recipe", str(recipe)])
 
 
-def test_the_papers_recipe():
-    """Paper, appendix: 15 epochs, initial rate 0.005, divided by 10 at epochs 11 and 14, batch of 64."""
-    values = read_recipe(find_recipe("k400-8x32-224"))
-    expected = {
-        "optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.005, "weight_decay": 0.0001,
-        "num_train_epochs": 15, "lr_milestones": [11, 14], "lr_factor": 0.1, "reference_batch_size": 64,
-        "num_frames": 8, "sampling_rate": 32, "image_size": 224, "short_side": [256, 320],
-    }  # fmt: skip
-    assert {name: values[name] for name in expected} == expected
+def sides(low: int, high: int, crop: int) -> dict:
+    return {"TRAIN_JITTER_SCALES": [low, high], "TRAIN_CROP_SIZE": crop}
+
+
+# configs/{Kinetics,SSv2}/TimeSformer_divST_*.yaml of facebookresearch/TimeSformer: what differs between them.
+OFFICIAL = {
+    "k400-8x32-224": {"NUM_FRAMES": 8, "SAMPLING_RATE": 32, **sides(256, 320, 224)},
+    "k400-16x16-448": {
+        "NUM_FRAMES": 16,
+        "SAMPLING_RATE": 16,
+        "TRAIN_JITTER_SCALES": [448, 512],
+        "TRAIN_CROP_SIZE": 448,
+    },
+    "k400-96x4-224": {"NUM_FRAMES": 96, "SAMPLING_RATE": 4, **sides(256, 320, 224)},
+    "ssv2-8-224": {"NUM_FRAMES": 8, **sides(256, 320, 224)},
+    "ssv2-16-448": {"NUM_FRAMES": 16, **sides(448, 512, 448)},
+    "ssv2-64-224": {"NUM_FRAMES": 64, **sides(256, 320, 224)},
+}
+SSV2 = {"RANDOM_FLIP": False, "INV_UNIFORM_SAMPLE": True}
+# What they share, and what stands in timesformer/config/defaults.py, models/vit.py and models/optimizer.py.
+SHARED = {
+    "OPTIMIZING_METHOD": "sgd", "MOMENTUM": 0.9, "NESTEROV": True, "DAMPENING": 0.0, "BASE_LR": 0.005,
+    "STEPS": [0, 11, 14], "LRS": [1, 0.1, 0.01], "MAX_EPOCH": 15, "WEIGHT_DECAY": 1e-4, "WARMUP_EPOCHS": 0.0,
+    "GLOBAL_BATCH_SIZE": 64, "ATTENTION_TYPE": "divided_space_time", "drop_path_rate": 0.1, "MIXUP": False,
+    "MEAN": [0.45] * 3, "STD": [0.225] * 3, "decays": "all", "clips_gradients": False, "LABEL_SMOOTHING": 0,
+    "RANDOM_FLIP": True, "INV_UNIFORM_SAMPLE": False,
+}  # fmt: skip
+
+
+def in_official_terms(values: dict, args: VideoTrainingArguments) -> dict:
+    """What a recipe sets, in the words of the official code; arguments that it leaves alone have their defaults."""
+    options = dict(pair.split("=") for pair in args.optim_args.split(","))
+    drops = [args.lr_factor**number for number in range(len(args.lr_milestones) + 1)]
+    return {
+        "NUM_FRAMES": values["num_frames"],
+        "TRAIN_JITTER_SCALES": values["short_side"],
+        "TRAIN_CROP_SIZE": values["image_size"],
+        "OPTIMIZING_METHOD": args.optim,
+        "MOMENTUM": float(options.pop("momentum")),
+        "NESTEROV": options.pop("nesterov") == "true",
+        "DAMPENING": float(options.pop("dampening", 0)),
+        "BASE_LR": args.learning_rate,
+        "STEPS": [0, *args.lr_milestones],
+        "LRS": pytest.approx(drops),
+        "MAX_EPOCH": args.num_train_epochs,
+        "WEIGHT_DECAY": args.weight_decay,
+        "WARMUP_EPOCHS": args.warmup_steps,
+        "GLOBAL_BATCH_SIZE": args.reference_batch_size,
+        "ATTENTION_TYPE": values["attention_type"],
+        "drop_path_rate": values["drop_path_rate"],
+        "MIXUP": bool(values.get("mixup", 0)),
+        "MEAN": values["image_mean"],
+        "STD": values["image_std"],
+        "decays": "all" if args.decay_all else "matrices",
+        "clips_gradients": args.max_grad_norm > 0,
+        "LABEL_SMOOTHING": args.label_smoothing_factor,
+        "RANDOM_FLIP": values.get("flip", True),
+        "INV_UNIFORM_SAMPLE": values.get("inverse_short_side", False),
+    }
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_papers_recipes_are_the_official_ones(name, tmp_path):
+    """Field by field. Rates that differ among parameters would not be official either."""
+    values = read_recipe(find_recipe(name))
+    argv = ["--output_dir", str(tmp_path), "--data_dir", "clips", "--use_cpu", "--recipe", name]
+    parser = HfArgumentParser((ModelArguments, DataArguments, VideoTrainingArguments))
+    apply_recipe(parser, argv)
+    args = parser.parse_args_into_dataclasses(argv)[2]
+    expected = SHARED | OFFICIAL[name] | (SSV2 if name.startswith("ssv2") else {})
+    if "SAMPLING_RATE" in expected:
+        assert (values["sampling"], values["sampling_rate"], values["target_fps"]) == (
+            "clip", expected.pop("SAMPLING_RATE"), 30,
+        )  # fmt: skip
+    else:
+        assert values["sampling"] == "segments"
+    assert expected == in_official_terms(values, args)
+    assert args.head_learning_rate is args.temporal_learning_rate is None
+    assert (args.layer_decay, args.freeze_depth) == (1, 0)
+    (group,) = parameter_groups(tiny_model("axial"), learning_rate=1.0, weight_decay=0.5, decay_all=args.decay_all)
+    assert group["weight_decay"] == 0.5
+
+
+def test_diving48_is_trained_as_kinetics_is():
+    """The paper, appendix; the official code has no configuration of its own for it."""
+    for size in ("8x32-224", "16x16-448", "96x4-224"):
+        assert read_recipe(find_recipe(f"diving48-{size}")) == read_recipe(find_recipe(f"k400-{size}"))
