@@ -3,6 +3,9 @@
 Importing this package registers its classes with transformers' Auto classes for the model type `"timesformer"`.
 """
 
+import importlib
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -54,11 +57,38 @@ PIPELINE_REGISTRY.supported_tasks["video-classification"]["impl"] = TimeSformerP
 MODEL_MAPPING_NAMES["hf_timesformer"] = TimeSformerModel.__name__
 MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES["hf_timesformer"] = TimeSformerForVideoClassification.__name__
 
+# What training needs beside the model. Imported when it is asked for, since `datasets` and `Trainer` take seconds.
+_LAZY = {
+    "ClipAugmentation": "data.augmentation",
+    "ClipCollator": "data.clips",
+    "ClipMetrics": "training.objective",
+    "EvaluationTransform": "data.transforms",
+    "TrainingTransform": "data.transforms",
+    "VideoTrainer": "training.trainer",
+    "VideoTrainingArguments": "training.arguments",
+    "load_videos": "data.dataset_factory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
+    "ClipAugmentation",
+    "ClipCollator",
+    "ClipMetrics",
+    "EvaluationTransform",
     "TimeSformerConfig",
     "TimeSformerForVideoClassification",
     "TimeSformerImageProcessor",
     "TimeSformerModel",
     "TimeSformerPreTrainedModel",
     "TimeSformerVideoProcessor",
+    "TrainingTransform",
+    "VideoTrainer",
+    "VideoTrainingArguments",
+    "load_videos",
 ]
