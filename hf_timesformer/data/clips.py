@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset
 from ..video.decoding import VideoDecodeError, decode_video
 from ..video.sampling import sample_indices
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
-from .augmentation import ClipAugmentation, mix_clips
+from .augmentation import ClipAugmentation, cut_and_mix_clips, mix_clips
 from .faults import BadClipsError, Fault, describe_fault, list_faults
 from .row_source import ClipKey, ClipSource
 from .targets import NO_CLIP, SINGLE_LABEL, UNREADABLE, collate_targets, target_of
@@ -89,6 +89,8 @@ class TrainingClips(torch.utils.data.Dataset):
         augmentation: what is done to them.
         label_ids: the model's number for each class of the data (`labels.match_labels`).
         seed: with the key it decides all that is drawn for a clip.
+        repeats: how many augmented views are made of a clip that is decoded once (Hoffer et al. 2020, "Augment Your
+            Batch"); with more than 1, an item is a list of them.
     """
 
     def __init__(
@@ -99,15 +101,16 @@ class TrainingClips(torch.utils.data.Dataset):
         *,
         label_ids: Sequence[int],
         seed: int,
+        repeats: int = 1,
     ):
         self.source, self.sampling, self.augmentation = source, sampling, augmentation
-        self.label_ids, self.seed = label_ids, seed
+        self.label_ids, self.seed, self.repeats = label_ids, seed, repeats
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: ClipKey) -> dict[str, Any]:
-        """One clip for `ClipCollator`, with `pixel_values` float32 `(T, 3, H, W)`.
+    def __getitem__(self, key: ClipKey) -> dict[str, Any] | list[dict[str, Any]]:
+        """One clip for `ClipCollator`, with `pixel_values` float32 `(T, 3, H, W)`, or a list of `repeats` of them.
 
         Raises:
             BadClipsError: no stand-in can be read either.
@@ -116,20 +119,25 @@ class TrainingClips(torch.utils.data.Dataset):
         faults = []
         for record in self.source.candidates(key):
             try:
-                pixel_values = self._read(record, np.random.default_rng(entropy))
+                views = self._read(record, np.random.default_rng(entropy))
             except (VideoDecodeError, OSError) as error:
                 faults.append(describe_fault(record["video_id"], error))
                 continue
-            return {
-                "pixel_values": pixel_values,
-                "labels": target_of(record, self.label_ids),
-                "video_id": record["video_id"],
-                "faults": faults,
-                "entropy": entropy,
-            }
+            items = [
+                {
+                    "pixel_values": pixel_values,
+                    "labels": target_of(record, self.label_ids),
+                    "video_id": record["video_id"],
+                    "faults": faults,
+                    "entropy": entropy,
+                }
+                for pixel_values in views
+            ]
+            return items if self.repeats > 1 else items[0]
         raise BadClipsError(f"none of {len(faults)} clips in a row can be read: {list_faults(faults)}")
 
-    def _read(self, record: Mapping[str, Any], generator: np.random.Generator) -> torch.Tensor:
+    def _read(self, record: Mapping[str, Any], generator: np.random.Generator) -> list[torch.Tensor]:
+        """The frames of a record, decoded once, as `repeats` augmented views `(T, 3, H, W)`."""
         short_side = self.augmentation.draw_short_side(generator)
         frames, _ = decode_video(
             record["video"],
@@ -137,7 +145,7 @@ class TrainingClips(torch.utils.data.Dataset):
             short_side=short_side,
             **segment_of(record),
         )
-        return self.augmentation(frames, short_side, generator)
+        return [self.augmentation(frames, short_side, generator) for _ in range(self.repeats)]
 
 
 class EvaluationClips(torch.utils.data.Dataset):
@@ -205,29 +213,52 @@ def _blank(processor: TimeSformerVideoProcessor) -> torch.Tensor:
 class ClipCollator:
     """Items to batches: `pixel_values` `(B, T, 3, H, W)`, `labels`, plus, for reporting, `video_ids` and `faults`.
 
+    The last two only where the items have them; those of plain data sets have `pixel_values` and `labels`.
+
     Args:
         num_classes: classes of the model.
         mixup_alpha: where not 0, training clips are mixed in pairs, in the workers. Class numbers then become soft
             labels `(B, num_classes)`.
+        cutmix_alpha: where not 0, a rectangle of each clip comes from another one (CutMix). With both, each batch is
+            mixed in one way or the other.
         problem_type: as in `targets`, which has the shapes of `labels`; None is one class a clip.
     """
 
-    def __init__(self, num_classes: int, *, mixup_alpha: float = 0.0, problem_type: str | None = None):
-        self.num_classes, self.mixup_alpha = num_classes, mixup_alpha
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        problem_type: str | None = None,
+    ):
+        self.num_classes, self.mixup_alpha, self.cutmix_alpha = num_classes, mixup_alpha, cutmix_alpha
         self.problem_type = problem_type or SINGLE_LABEL
 
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[Mapping[str, Any] | list[Mapping[str, Any]]]) -> dict[str, Any]:
+        """The batch of some items; an item may be a list of views of one clip, each of which is an item then."""
+        items = [view for item in items for view in (item if isinstance(item, list) else [item])]
         pixel_values = torch.stack([item["pixel_values"] for item in items])
         labels = collate_targets([item["labels"] for item in items], self.num_classes, self.problem_type)
-        if self.mixup_alpha and "entropy" in items[0]:
-            generator = np.random.default_rng([*items[0]["entropy"], 1])
-            pixel_values, labels = mix_clips(pixel_values, labels, self.num_classes, self.mixup_alpha, generator)
-        return {
-            "pixel_values": pixel_values,
-            "labels": labels,
-            "video_ids": [item["video_id"] for item in items],
-            "faults": [tuple(fault) for item in items for fault in item["faults"]],
-        }
+        if "entropy" in items[0]:  # a batch to train on
+            pixel_values, labels = self._mix(pixel_values, labels, [*items[0]["entropy"], 1])
+        batch = {"pixel_values": pixel_values, "labels": labels}
+        if "faults" in items[0]:
+            batch["video_ids"] = [item["video_id"] for item in items]
+            batch["faults"] = [tuple(fault) for item in items for fault in item["faults"]]
+        return batch
+
+    def _mix(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor, entropy: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch as it is, or mixed by mixup or CutMix; what is drawn follows from `entropy`."""
+        generator = np.random.default_rng(entropy)
+        ways = [(mix_clips, self.mixup_alpha), (cut_and_mix_clips, self.cutmix_alpha)]
+        ways = [(mix, alpha) for mix, alpha in ways if alpha]
+        if not ways:
+            return pixel_values, labels
+        mix, alpha = ways[int(generator.integers(2))] if len(ways) == 2 else ways[0]
+        return mix(pixel_values, labels, self.num_classes, alpha, generator)
 
 
 def check_every_class_is_readable(records: Dataset) -> list[Fault]:

@@ -47,6 +47,18 @@ class ModelArguments:
     target_fps: float | None = field(default=None, metadata={"help": "Frame rate that sampling_rate is meant for."})
     image_mean: list[float] | None = field(default=None, metadata={"help": "Mean of each channel, 0 to 1."})
     image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation of each channel."})
+    lora_r: int | None = field(
+        default=None,
+        metadata={"help": "Rank of LoRA adapters, which learn with the classifier while the rest is frozen."},
+    )
+    lora_alpha: float | None = field(default=None, metadata={"help": "Scale of the adapters: 2 * --lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in the adapters."})
+    lora_targets: list[str] = field(
+        default_factory=lambda: ["qkv"], metadata={"help": "Names of the layers that get adapters."}
+    )
+    lora_merge: bool = field(
+        default=False, metadata={"help": "Save a whole model at the end, with the adapters merged into it."}
+    )
 
 
 @dataclass
@@ -65,6 +77,14 @@ class DataArguments(DatasetArguments):
         default=None,
         metadata={"help": "Range of the short-side jitter in pixels: 1 to 9/7 of --image_size."},
     )
+    inverse_short_side: bool = field(
+        default=False,
+        metadata={"help": "Draw the inverse of the short side uniformly: small ones come more often."},
+    )
+    random_resized_crop: list[float] | None = field(
+        default=None,
+        metadata={"help": "Range of the share of a frame that a crop covers, such as 0.3 1, in place of the jitter."},
+    )
     flip: bool = field(default=True, metadata={"help": "Mirror half of the clips; ssv2 is never mirrored."})
     shuffle_buffer: int = field(
         default=256, metadata={"help": "Clips of tar shards that each worker shuffles at a time, in memory."}
@@ -80,7 +100,31 @@ class DataArguments(DatasetArguments):
         default=None, metadata={"help": "Where to list clips that the annotations name and the disk lacks."}
     )
     color_jitter: float = field(default=0.0, metadata={"help": "Strength of brightness, contrast, saturation jitter."})
+    rand_augment: list[int] | None = field(
+        default=None, metadata={"help": "Operations of RandAugment and their strength from 0 to 30, such as 2 9."}
+    )
+    random_erasing: float = field(
+        default=0.0, metadata={"help": "Share of the clips in which a rectangle is replaced by noise."}
+    )
     mixup: float = field(default=0.0, metadata={"help": "alpha of mixup; 0: none."})
+    cutmix: float = field(
+        default=0.0,
+        metadata={"help": "alpha of CutMix; 0: none. With --mixup each batch is mixed in one of both ways."},
+    )
+    repeated_augmentation: int = field(
+        default=1,
+        metadata={
+            "help": "Augmented views of each clip that is decoded, in the same batch: with 2, half the decoding for a "
+            "step, and twice the steps for an epoch."
+        },
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on so many clips only, drawn with the seed, class by class."}
+    )
+    preview: int = field(
+        default=0,
+        metadata={"help": "Write contact sheets of so many augmented training clips to --output_dir first."},
+    )
     recipe: str | None = field(
         default="small-set", metadata={"help": "Name or file of a recipe (`timesformer recipes` lists them), or none."}
     )
@@ -149,6 +193,14 @@ class VideoTrainingArguments(TrainingArguments):
             "help": "Total batch that the learning rates are meant for: with another one (devices x batch x "
             "accumulation) they are scaled in proportion, and the log says so."
         },
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Evaluate and save an exponential moving average of the weights, such as 0.999."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop once so many evaluations in a row have not been better than the best one before."},
     )
     lr_milestones: list[float] | None = field(
         default=None,

@@ -29,6 +29,13 @@ def _keep(tensors: Tensors) -> Tensors:
     return tensors
 
 
+def find_classifier(model: nn.Module) -> nn.Module | None:
+    """The classifier of a network, with PEFT the copy of it that learns; None where there is none."""
+    classifier = getattr(model, "classifier", None)
+    copies = getattr(classifier, "modules_to_save", None)
+    return classifier if copies is None else copies[classifier.active_adapters[0]]
+
+
 def fit_new_classifier(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
@@ -41,7 +48,7 @@ def fit_new_classifier(
     Every process gives its own batches, as many as the others; each ends with the same classifier. `gather` takes a
     tuple of tensors and gives those of all processes (`accelerator.gather`). Raises ValueError for another classifier.
     """
-    classifier = model.classifier
+    classifier = find_classifier(model)
     if not isinstance(classifier, nn.Linear):
         raise ValueError(f"only a linear classifier can be fitted, not a {type(classifier).__name__}")
     features, targets = collect_features(model, batches, gather=gather)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, set_seed
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import IntervalStrategy
 
@@ -26,11 +26,13 @@ from ..data.shard_source import ShardSource, StreamLayout, count_clips, warn_of_
 from ..data.targets import LABEL_COLUMNS, REGRESSION, SINGLE_LABEL
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
+from .adapters import add_adapter, merge_adapter
 from .arguments import DataArguments, ModelArguments, VideoTrainingArguments
 from .checkpoints import find_checkpoint, list_checkpoints
 from .learning_curve import draw_curve
 from .objective import BEST_METRICS, ClipMetrics, balanced_weights
 from .optimization import freeze_parameters
+from .preview import write_preview
 from .starting_point import load_network, make_processor, parse_overrides
 from .trainer import VideoTrainer
 
@@ -72,7 +74,8 @@ def make_source(found: FoundVideos, data: DataArguments, args: VideoTrainingArgu
         )
     sizes = found.shard_sizes or count_clips(found.shards)
     processes = (data.stream_processes if training else None) or args.world_size
-    total_batch = (args.train_batch_size if training else args.eval_batch_size) * args.world_size
+    batch = args.train_batch_size // data.repeated_augmentation if training else args.eval_batch_size
+    total_batch = batch * args.world_size
     if processes % args.world_size or total_batch % processes:
         raise ValueError(
             f"stream_processes {processes} must be a multiple of the {args.world_size} processes "
@@ -93,12 +96,22 @@ def make_augmentation(processor: TimeSformerVideoProcessor, data: DataArguments)
         logger.info("ssv2 tells left from right: clips are not mirrored")
     return ClipAugmentation(
         side,
-        short_side=tuple(data.short_side or (side, round(side * 9 / 7))),
+        short_side=_pair_of(data.short_side, "short_side") or (side, round(side * 9 / 7)),
+        inverse_short_side=data.inverse_short_side,
         flip=data.flip and data.dataset != "ssv2",
         color_jitter=data.color_jitter,
+        random_resized_crop=_pair_of(data.random_resized_crop, "random_resized_crop"),
+        rand_augment=_pair_of(data.rand_augment, "rand_augment"),
+        random_erasing=data.random_erasing,
         image_mean=processor.image_mean,
         image_std=processor.image_std,
     )
+
+
+def _pair_of(values: list | None, name: str) -> tuple | None:
+    if values is not None and len(values) != 2:
+        raise ValueError(f"--{name} takes two values, got {' '.join(map(str, values))}")
+    return None if values is None else tuple(values)
 
 
 def choose_checkpoint(args: VideoTrainingArguments) -> str | None:
@@ -167,6 +180,8 @@ def save_results(trainer: VideoTrainer, metrics: dict, model: ModelArguments, da
     """Write the model, the processor, `train_results.json` and the learning curve to the output folder."""
     args = trainer.args
     trainer.save_model()
+    if model.lora_r is not None and model.lora_merge and args.should_save:
+        merge_adapter(trainer.model, args.output_dir)
     trainer.save_state()
     metrics |= trainer.final_metrics()
     metrics |= {  # what the model card says of the run
@@ -203,29 +218,45 @@ def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: Vid
     """A trainer with the network, the clips and the metrics that the arguments ask for."""
     train_videos, validation_videos = find_splits(data_args, args)
     problem_type = train_videos.problem_type
+    if data_args.max_train_samples is not None:
+        train_videos = draw_clips(train_videos, data_args.max_train_samples, args.seed)
     if train_videos.shards is None and problem_type == SINGLE_LABEL:
         check_every_class_is_readable(train_videos.videos)
     network, label_ids, processor = make_network(model_args, train_videos.class_names, problem_type)
     freeze_parameters(network, args.freeze, args.freeze_depth)
+    num_labels = network.config.num_labels
+    network = add_adapter(network, model_args, args)
     args = settle_evaluation(args, problem_type, has_validation=validation_videos is not None)
 
     source = make_source(train_videos, data_args, args, training=True)
     augmentation = make_augmentation(processor, data_args)
     sampling = FrameSampling.of(processor)
-    training = TrainingClips(source, sampling, augmentation, label_ids=label_ids, seed=data_seed(args))
+    repeats = {"repeats": data_args.repeated_augmentation}
+    training = TrainingClips(source, sampling, augmentation, label_ids=label_ids, seed=data_seed(args), **repeats)
     validation = None
     if validation_videos is not None:
         source = make_source(validation_videos, data_args, args, training=False)
         validation = EvaluationClips(source, processor, label_ids=label_ids)
     logger.info("%d clips to train on, %d classes", len(training), len(train_videos.class_names))
 
-    num_labels = network.config.num_labels
+    collator = ClipCollator(
+        num_labels, mixup_alpha=data_args.mixup, cutmix_alpha=data_args.cutmix, problem_type=problem_type
+    )
+    if data_args.preview and args.should_save:
+        names = [network.config.id2label[number] for number in range(num_labels)]
+        size = args.train_batch_size
+        sheets = write_preview(training, collator, data_args.preview, args.output_dir, names=names, batch_size=size)
+        logger.info("%d training clips as the network sees them: %s", data_args.preview, ", ".join(map(str, sheets)))
+    callbacks = []
+    if args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     return VideoTrainer(
         model=network,
         args=args,
         train_dataset=training,
         eval_dataset=validation,
-        data_collator=ClipCollator(num_labels, mixup_alpha=data_args.mixup, problem_type=problem_type),
+        data_collator=collator,
+        callbacks=callbacks,
         compute_metrics=ClipMetrics(problem_type),
         class_weights=find_class_weights(args.class_weights, train_videos, label_ids, num_labels),
         processing_class=processor,
@@ -237,6 +268,31 @@ def data_seed(args: VideoTrainingArguments) -> int:
     return args.seed if args.data_seed is None else args.data_seed
 
 
+def draw_clips(found: FoundVideos, count: int, seed: int) -> FoundVideos:
+    """`count` of the clips, drawn with the seed, of each class in proportion; all of them where there are no more.
+
+    Raises ValueError for tar shards, or a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"max_train_samples must be at least 1, got {count}")
+    if found.shards is not None:
+        raise ValueError("--max_train_samples does not go with tar shards: name fewer of them, such as train-000*.tar")
+    if count >= len(found.videos):
+        return found
+    generator = np.random.default_rng(seed)
+    classes = np.zeros(len(found.videos), np.int64)
+    if found.problem_type == SINGLE_LABEL:
+        classes = np.asarray(found.videos["label"])
+    # Every clip gets its place within its class, as a share: a quarter of each class comes before 0.25.
+    places = np.zeros(len(classes))
+    for label in np.unique(classes):
+        rows = generator.permutation(np.flatnonzero(classes == label))
+        places[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    rows = np.sort(np.argsort(places, kind="stable")[:count])
+    logger.info("%d of %d clips are trained on", count, len(found.videos))
+    return replace(found, videos=found.videos.select(rows))
+
+
 def settle_evaluation(
     args: VideoTrainingArguments, problem_type: str, *, has_validation: bool
 ) -> VideoTrainingArguments:
@@ -244,6 +300,10 @@ def settle_evaluation(
     args = copy.copy(args)
     if not has_validation:
         args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+    if args.early_stopping_patience is not None:
+        if str(args.eval_strategy) == str(IntervalStrategy.NO):
+            raise ValueError("--early_stopping_patience needs clips to evaluate on, and an --eval_strategy")
+        args.restore_callback_states_from_checkpoint = True  # how long it has been without a better one
     if problem_type != SINGLE_LABEL and args.metric_for_best_model == BEST_METRICS[SINGLE_LABEL]:
         args.metric_for_best_model = BEST_METRICS[problem_type]
         args.greater_is_better = problem_type != REGRESSION

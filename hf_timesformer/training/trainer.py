@@ -24,6 +24,7 @@ from .objective import CLIP_LOSS, NON_FINITE, clip_loss
 from .optimization import parameter_groups, step_schedule
 from .refused_arguments import refuse
 from .stopping import ignore_sigterm_in_worker
+from .trainer_average import WeightAverageMixin
 from .trainer_checkpoints import CheckpointMixin
 from .trainer_classifier import ClassifierFitMixin
 from .wait_clock import WaitClock
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 RATES = ("learning_rate", "head_learning_rate", "temporal_learning_rate")
 
 
-class VideoTrainer(ClassifierFitMixin, CheckpointMixin, PublishMixin, Trainer):
+class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, PublishMixin, Trainer):
     """Trainer whose epochs follow from the seed alone, that counts broken clips and the time spent waiting for data.
 
     `train_dataset` and `eval_dataset` are `TrainingClips` and `EvaluationClips`, or any data sets that Trainer takes,
@@ -59,11 +60,13 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, PublishMixin, Trainer):
             args.enable_jit_checkpoint = False
         refuse(args, has_clips=isinstance(kwargs.get("train_dataset"), TrainingClips))
         self._init_checkpoints()
+        self._init_average()
         self._sampler = None
         self._steps_per_epoch = 0
         super().__init__(model, args, **kwargs)
         self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         self._check_problem()
+        self._check_average()
         self.train_faults = FaultTally(self.num_train_clips, limit=args.max_bad_fraction)
         self.eval_faults = FaultTally(self.num_train_clips, limit=math.inf, remedy="left out of the evaluation")
         self._clock = WaitClock()
@@ -116,8 +119,18 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, PublishMixin, Trainer):
             is_training=True,
         )
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
-        loader = super()._get_dataloader(*args, **kwargs)
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, *args: Any, is_training: bool = False, **kwargs: Any
+    ) -> torch.utils.data.DataLoader:
+        repeats = getattr(self.train_dataset, "repeats", 1) if is_training else 1
+        if batch_size % repeats:
+            raise ValueError(
+                f"a batch of {batch_size} clips cannot be made of {repeats} views of each: "
+                "--per_device_train_batch_size must be a multiple of --repeated_augmentation"
+            )
+        loader = super()._get_dataloader(
+            dataset, description, batch_size // repeats, *args, is_training=is_training, **kwargs
+        )
         loader.worker_init_fn = functools.partial(ignore_sigterm_in_worker, loader.worker_init_fn)
         return loader
 
@@ -327,6 +340,7 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, PublishMixin, Trainer):
             if self.args.refit_classifier and not self.args.probe_passes:
                 logger.warning("refit_classifier is left out: it needs --probe_passes")
             output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            self._average = {}
             if self._fits and self.args.refit_classifier:
                 self.refit_classifier()
             return output
@@ -339,7 +353,9 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, PublishMixin, Trainer):
             self._take_over(Path(resume_from_checkpoint))
         elif self._fits:
             self.fit_classifier()
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self.start_average(resume_from_checkpoint)
+        return prepared
 
     def _inner_training_loop(
         self, batch_size: Any = None, args: Any = None, resume_from_checkpoint: Any = None, trial: Any = None,
@@ -370,6 +386,7 @@ class _RunCallback(TrainerCallback):
         self.trainer.set_data_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        self.trainer.update_average()
         # After the last step of an epoch `on_epoch_end` comes at once, and says whether an evaluation is due.
         is_last_of_epoch = state.global_step % max(self.trainer._steps_per_epoch, 1) == 0
         if not (is_last_of_epoch or control.should_training_stop):

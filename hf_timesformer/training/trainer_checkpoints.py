@@ -42,7 +42,7 @@ class CheckpointMixin:
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / INCOMPLETE).touch()
-        with self._keeping_checkpoints():
+        with self._keeping_checkpoints(), self.averaged_weights():
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -54,6 +54,7 @@ class CheckpointMixin:
 
     def _finish_checkpoint(self, folder: Path) -> None:
         """Write what makes resuming exact, then take the mark of an unfinished checkpoint away."""
+        self.save_raw_weights(folder)
         self.train_faults.save(folder / BAD_CLIPS)
         (folder / DATA_ORDER).write_text(json.dumps(self._data_order()), encoding="utf-8")
         (folder / EVALUATION_DUE).unlink(missing_ok=True)
@@ -66,6 +67,7 @@ class CheckpointMixin:
         self._folder_to_push = checkpoint_folder
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self.end_average()  # before the best model, whose weights are averages already, is loaded
         with self._keeping_checkpoints():
             return super()._finalize_training(*args, **kwargs)
 

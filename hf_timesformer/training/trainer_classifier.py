@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.trainer import unwrap_peft_model
 
 from ..data.clips import EvaluationClips
-from .classifier_fit import fit_new_classifier
+from .classifier_fit import find_classifier, fit_new_classifier
 
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ class ClassifierFitMixin:
 
     def can_fit_classifier(self) -> bool:
         """Whether `fit_classifier` can do its work; where it cannot, a warning says why."""
-        classifier = getattr(self.model, "classifier", None)
+        classifier = find_classifier(self.model)
         obstacle = None
         if not isinstance(classifier, nn.Linear):
             obstacle = f"it is a {type(classifier).__name__}, and only a linear one can be"
@@ -48,7 +49,7 @@ class ClassifierFitMixin:
         try:
             with self.accelerator.autocast():
                 fit_new_classifier(
-                    self.model,
+                    unwrap_peft_model(self.model),
                     self.fitting_batches(self.args.probe_passes),
                     gather=self.accelerator.gather,
                     label_smoothing=self.args.label_smoothing_factor,
@@ -87,7 +88,8 @@ class ClassifierFitMixin:
 
     def refit_classifier(self) -> None:
         """Fit the classifier to the network that training ends with, unless it evaluates worse than the best one."""
-        before = copy.deepcopy(self.model.classifier.state_dict())
+        classifier = find_classifier(self.model)
+        before = copy.deepcopy(classifier.state_dict())
         self.fit_classifier()
         best = self.state.best_metric
         if not self.args.load_best_model_at_end or best is None:
@@ -103,6 +105,6 @@ class ClassifierFitMixin:
             "one before" if is_worse else "new one",
         )
         if is_worse:
-            self.model.classifier.load_state_dict(before)
+            classifier.load_state_dict(before)
         else:
             self.state.best_metric = value
