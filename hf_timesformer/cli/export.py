@@ -84,7 +84,7 @@ def read_clips(folder: Path, count: int, processor: "TimeSformerVideoProcessor")
 
     Videos that cannot be read are named and left out. Raises ValueError where none can be.
     """
-    from ..data.records import is_video, walk_files
+    from ..data.media_files import is_video, walk_files
     from ..inference import make_views
     from ..video.decoding import VideoDecodeError
 

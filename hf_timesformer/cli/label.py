@@ -134,7 +134,7 @@ def find_videos(given: list[str]) -> list[Path]:
 
     Raises ValueError for a folder or list without a video.
     """
-    from ..data.records import is_video, walk_files
+    from ..data.media_files import is_video, walk_files
 
     videos: list[Path] = []
     for name in given:
