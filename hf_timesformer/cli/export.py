@@ -84,11 +84,11 @@ def read_clips(folder: Path, count: int, processor: "TimeSformerVideoProcessor")
 
     Videos that cannot be read are named and left out. Raises ValueError where none can be.
     """
-    from ..data.media_files import is_video, walk_files
+    from ..data.media_files import find_media
     from ..inference import make_views
     from ..video.decoding import VideoDecodeError
 
-    videos = [str(path) for path in walk_files(folder) if is_video(path.name)]
+    videos = [str(path) for path in find_media(folder).clips]
     if not videos:
         raise ValueError(f"--calibration_dir {folder} holds no video")
     clips = []

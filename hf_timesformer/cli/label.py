@@ -134,7 +134,7 @@ def find_videos(given: list[str]) -> list[Path]:
 
     Raises ValueError for a folder or list without a video.
     """
-    from ..data.media_files import is_video, walk_files
+    from ..data.media_files import find_media
 
     videos: list[Path] = []
     for name in given:
@@ -142,7 +142,7 @@ def find_videos(given: list[str]) -> list[Path]:
             lines = Path(name[1:]).read_text(encoding="utf-8").splitlines()
             found = [Path(line.strip()) for line in lines if line.strip()]
         elif Path(name).is_dir():
-            found = [path for path in walk_files(Path(name)) if is_video(path.name)]
+            found = find_media(Path(name)).clips
         else:
             found = [Path(name)]
         if not found:
