@@ -15,9 +15,11 @@ from collections.abc import Callable
 def make_known(name: str) -> Callable[[], None]:
     """Make a package importable without running its `__init__.py`; returns what runs it."""
     spec = importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     package = importlib.util.module_from_spec(spec)
     sys.modules[name] = package
-    return lambda: spec.loader.exec_module(package)
+    return lambda loader=spec.loader: loader.exec_module(package)
 
 
 def main() -> None:

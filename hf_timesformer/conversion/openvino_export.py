@@ -105,7 +105,7 @@ class OpenVinoClassifier(ExportedClassifier):
         else:
             abilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             rest = "bf16" if "BF16" in abilities else "fp32"
-        settings = {"INFERENCE_PRECISION_HINT": PRECISION_HINTS[rest]}
+        settings: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": PRECISION_HINTS[rest]}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         self.graph = exporters.ExportedModel.from_pretrained(folder, config=settings)

@@ -49,7 +49,7 @@ class FrameSampling:
         )[0]
 
 
-def segment_of(record: Mapping[str, Any]) -> dict[str, float]:
+def segment_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """The `start` and `end` of a record in seconds, for `decode_video`; empty for a whole video.
 
     Where the record has `start_frame` and `end_frame`, the times of these frames are looked up in the file, so that

@@ -92,7 +92,11 @@ class VideoRecords:
         """The records as a `datasets.Dataset` with the columns of `video_features`."""
         names = [name for name in OPTIONAL_COLUMNS if any(name in extras for extras in self.extras)]
         features = video_features(self.class_names, problem_type=self.problem_type, optional=names)
-        columns = {"video_id": self.video_ids, "video": self.videos, LABEL_COLUMNS[self.problem_type]: self.labels}
+        columns: dict[str, list] = {
+            "video_id": self.video_ids,
+            "video": self.videos,
+            LABEL_COLUMNS[self.problem_type]: self.labels,
+        }
         for name in names:
             columns[name] = [extras.get(name) for extras in self.extras]
         return Dataset.from_dict(columns, features=features)

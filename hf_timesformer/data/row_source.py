@@ -15,14 +15,16 @@ class ClipKey(NamedTuple):
     """One place in one epoch. `index` is a row of a map-style data set, or a place in stream number `stream`."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nothing here needs
     stream: int = 0
 
 
 class ClipSource(Protocol):
     """Where the records of a data set come from: rows on disk, or tar shards read in order."""
 
-    num_keys: int
+    @property
+    def num_keys(self) -> int:
+        """Places in an epoch."""
 
     def __len__(self) -> int: ...
 

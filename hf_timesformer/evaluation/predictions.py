@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ def _view_loader(
 ) -> DataLoader:
     """Batches of this rank's share of the videos, as lists of items of `EvaluationClips`."""
     rank, world = accelerator.process_index, accelerator.num_processes
-    options = {"batch_size": batch_size, "collate_fn": list}
+    options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": list}
     if isinstance(videos, Dataset):
         clips = EvaluationClips(RecordSource(videos), processor, label_ids=label_ids)
         return DataLoader(clips, sampler=range(rank, len(videos), world), num_workers=num_workers, **options)

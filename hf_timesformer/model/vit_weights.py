@@ -188,7 +188,9 @@ def start_steps(state: State, earlier_steps: tuple[str, ...]) -> State:
     copies = {}
     for name, value in state.items():
         match = re.match(STEP, name)
-        for step in earlier_steps if match else ():
+        if match is None:
+            continue
+        for step in earlier_steps:
             copies[f"{match[1]}{step}_{match[2]}.{match[3]}"] = value
     return state | copies
 

@@ -20,7 +20,7 @@ def write_video(
     path: str | Path,
     frames: np.ndarray,
     *,
-    fps: int = 30,
+    fps: int | Fraction = 30,
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     options: Mapping[str, str] | None = None,

@@ -213,7 +213,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             VideoDecodeError: a source that cannot be read or is over a limit, and a URL without `allow_urls`.
         """
         if isinstance(video_url_or_urls, (list, tuple)):
-            options = {"allow_urls": allow_urls, "limits": limits, "start": start, "end": end}
+            options: dict[str, Any] = {"allow_urls": allow_urls, "limits": limits, "start": start, "end": end}
             fetched = [self.fetch_videos(source, sample_indices_fn, **options) for source in video_url_or_urls]
             return list(zip(*fetched))
         source = video_url_or_urls

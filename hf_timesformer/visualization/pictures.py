@@ -103,8 +103,8 @@ def overlay(frames: np.ndarray, attention: np.ndarray) -> np.ndarray:
     One scale for the whole clip, so that frames can be compared: the half of the patches that matter least has the
     lowest colour, the top half percent the highest.
     """
-    heat = torch.from_numpy(np.ascontiguousarray(attention, np.float32))[None]  # (1, t, h, w)
-    heat = functional.interpolate(heat, size=frames.shape[1:3], mode="bilinear", align_corners=False)[0].numpy()
+    patches = torch.from_numpy(np.ascontiguousarray(attention, np.float32))[None]  # (1, t, h, w)
+    heat = functional.interpolate(patches, size=frames.shape[1:3], mode="bilinear", align_corners=False)[0].numpy()
     low, high = np.quantile(attention, (0.5, 0.995))
     heat = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)[..., None]
     place = heat[..., 0] * (len(HEAT) - 1)

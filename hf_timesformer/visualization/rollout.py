@@ -56,7 +56,8 @@ def visible_patches(step: str, grid: Grid, query: Sequence[int]) -> torch.Tensor
         return seen
     stride = STRIDES[step](*grid)
     tokens = torch.zeros((1, *grid, 1))
-    tokens[(0, *query)] = 1
+    h, w, t = query
+    tokens[0, h, w, t] = 1
     grouped = group(tokens, stride)  # (groups, l, 1)
     joined = grouped.amax(dim=1, keepdim=True).expand_as(grouped)
     return ungroup(joined, stride, grid)[0, ..., 0].bool()
@@ -192,7 +193,8 @@ def attention_rollout(
         start_cls[:] = 1
     else:
         check_query(grid, query)
-        start[(slice(None), *query)] = 1
+        h, w, t = query
+        start[:, h, w, t] = 1
     weights = [recorded.layers[index] for index in chosen]
     if recorded.scheme != "space_only":
         return rollout_rows(weights, recorded.scheme, start_cls, start, residual)

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -54,7 +54,7 @@ def run_in_workers(
 
 def _run_pool(
     function: Callable, items: Iterator, num_workers: int, preload: Sequence[str]
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, list]:
     """Run until `items` end (returns []) or a process dies (returns the items that were under way)."""
     context = multiprocessing.get_context("forkserver")  # plain fork would copy torch's threads in a broken state
     context.set_forkserver_preload(list(preload))
@@ -85,5 +85,8 @@ def _follow_parent() -> None:
 
 
 def _exit_with_parent() -> None:
-    wait_for_sentinel([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("a worker is started by multiprocessing, and this process was not")
+    wait_for_sentinel([parent.sentinel])
     os._exit(1)
