@@ -118,7 +118,8 @@ def _output_dir(args: argparse.Namespace) -> Path:
 
 
 def _setting(args: argparse.Namespace, processor: "TimeSformerVideoProcessor", accelerator: "Accelerator") -> dict:
-    from ..evaluation.report import describe_protocol, installed_versions
+    from ..evaluation.report import describe_protocol
+    from ..versions import installed_versions
 
     return {
         "model": args.export or args.model,

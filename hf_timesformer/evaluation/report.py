@@ -4,8 +4,6 @@ import csv
 import importlib.util
 import json
 import logging
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,6 @@ from .predictions import Predictions
 
 logger = logging.getLogger(__name__)
 
-VERSIONED_PACKAGES = (
-    "hf-timesformer",
-    "transformers",
-    "torch",
-    "torchvision",
-    "datasets",
-    "accelerate",
-    "evaluate",
-    "av",
-)
 CROPS = {1: "the centre crop", 3: "three crops (left, centre, right; in portrait top, centre, bottom)"}
 
 
@@ -76,17 +64,6 @@ def describe_protocol(processor: TimeSformerVideoProcessor) -> str:
         f"{CROPS[processor.num_crops]} of {crop['height']}x{crop['width']} pixels; the logits averaged over the "
         f"{clips * processor.num_crops} views; the class of the largest mean logit is the top-1."
     )
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the figures depend on."""
-    versions = {"python": platform.python_version()}
-    for package in VERSIONED_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed as a package"
-    return versions
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:

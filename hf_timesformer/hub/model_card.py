@@ -1,9 +1,7 @@
 """Model cards: one that fills itself from the files of a run, and those of the official model zoo."""
 
 import json
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..model.configuration_timesformer import STOCK_SCHEMES, TimeSformerConfig, pair
+from ..versions import installed_versions
 
 
 OFFICIAL_CODE = "https://github.com/facebookresearch/TimeSformer"
@@ -44,16 +43,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _lookup(results: Mapping[str, Any], name: str) -> Any:
     """`results[name]`, also where Trainer put `eval_` or `test_` in front of it; None where it was not recorded."""
     return next((results[key] for key in (name, f"eval_{name}", f"test_{name}") if results.get(key) is not None), None)
-
-
-def _versions() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
-    for name in ("hf_timesformer", "transformers", "torch", "torchvision", "av", "datasets", "accelerate"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def inherited_license(base_model: str | None) -> str | None:
@@ -181,7 +170,7 @@ def fill_model_card(
         base_name=base_name, base_id=base_id, dataset=dataset, train=train,
         recipe=dict(recipe or train.get("recipe") or {}), license=data.license,
         scores=scores, tested_on=tested_on, split=_lookup(results, "split"), protocol=_protocol(results),
-        picture=_picture(folder), versions=_versions(),
+        picture=_picture(folder), versions=installed_versions(),
     )  # fmt: skip
 
 
