@@ -8,9 +8,11 @@ import sys
 # Each module has `add_arguments(parser)` and `run(args)`; only the one that is asked for is imported.
 PARTS = {
     "decode": "decode",
+    "gpu": "gpu",
     "growth": "growth",
     "model": "model",
     "pipeline": "pipeline",
+    "results": "results",
 }
 
 

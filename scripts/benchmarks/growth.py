@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from machine import this_machine
 from model import (
     NAMES,
     Work,
@@ -18,7 +19,6 @@ from model import (
     build,
     config_fields,
     count_flops,
-    describe_machine,
     make_clip,
     measure_peak,
     runner,
@@ -58,16 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print one line a point; write them as JSON and draw them where asked to."""
     torch.set_num_threads(args.threads)
-    print(
-        f"{describe_machine()}, {args.threads} threads, fp32, {args.layers} blocks measured for {BLOCKS}", flush=True
-    )
+    print(f"{this_machine()!s}, {args.threads} threads, fp32, {args.layers} blocks measured for {BLOCKS}", flush=True)
     points = []
     for frames, size in dict.fromkeys(LENGTHS + SIZES):
         if frames <= args.max_frames and size <= args.max_size:
             points += measure(frames, size, args)
             for point in points[-len(NAMES) :]:
                 print(as_text(point), flush=True)
-    report = {"machine": describe_machine(), "threads": args.threads, "points": [vars(point) for point in points]}
+    report = {"machine": str(this_machine()), "threads": args.threads, "points": [vars(point) for point in points]}
     print(json.dumps(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")

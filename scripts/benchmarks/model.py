@@ -1,7 +1,12 @@
-"""The network against stock's on the same work: time, peak memory, FLOPs, and the time of its matrix products alone.
+"""The network against stock's on the same work, and against its frames through a ViT: time, memory, utilisation.
 
 Everything that is compared runs in turn in one process on the same weights and inputs; each peak of memory is taken in
-a process of its own. `benchmarks model` prints the table, `--json` and `--png` keep it.
+a process of its own. `benchmarks model` prints the table, `--json` and `--png` keep it, and `--record` puts it beside
+those of other machines in results/model.json, which the README's table is made from (`benchmarks results`).
+
+The row "ViT frames" needs nobody else's numbers: the same count of frames, as images, through transformers' ViT of the
+same size (sdpa), same dtype, same compile. A T+S clip of 8 frames costs 1.39 times the multiply-adds of 8 frames
+through ViT-B/16, 1.25 with what we fold and leave out.
 """
 
 import argparse
@@ -10,7 +15,6 @@ import gc
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,8 +26,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from machine import this_machine
+from results import record
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import TimesformerConfig, TimesformerForVideoClassification
+from transformers import TimesformerConfig, TimesformerForVideoClassification, ViTConfig, ViTForImageClassification
 
 from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
 from hf_timesformer.conversion.onnx_export import OnnxClassifier, export_onnx
@@ -86,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no_products", action="store_true", help="leave the matrix products out: half of the time")
     parser.add_argument("--no_onnx", action="store_true", help="leave ONNX Runtime out (extra `onnx`)")
+    parser.add_argument("--record", action="store_true", help="keep the results in results/model.json")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # a child process that measures one peak
@@ -96,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     if args.peak:
         print(json.dumps(peak_of_child(json.loads(args.peak), args.layers)))
         return
-    print(f"{describe_machine()}, {args.threads} threads, {args.dtype}, median of {args.repeats}", flush=True)
+    print(f"{this_machine()}, {args.threads} threads, {args.dtype}, median of {args.repeats}", flush=True)
     results, works = [], {}
     for work in SUITE:
         work = replace(work, dtype=args.dtype, batch=args.batch or work.batch)
@@ -106,15 +113,11 @@ def run(args: argparse.Namespace) -> None:
             results.append(compare(work, args))
             print(as_text(results[-1]), flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"machine": describe_machine(), "results": results}, indent=2))
+        args.json.write_text(json.dumps({"machine": this_machine().as_dict(), "results": results}, indent=2))
+    if args.record:
+        record(this_machine(), args.threads, results)
     if args.png:
         draw(results, args.png)
-
-
-def describe_machine() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{platform.processor() or platform.machine()} CPU, torch {torch.__version__}"
 
 
 def device() -> str:
@@ -126,9 +129,12 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
     clip = make_clip(work)
     runs = {"ours": runner(build(work, "ours", args.layers), clip, work)}
     runs["baseline"] = runner(build(work, work.baseline, args.layers), clip, work)
+    if not work.all_tokens:
+        runs["ViT frames"] = runner(build_vit(work, args.layers), clip.flatten(0, 1), work)
     if work.compiled and not args.no_compile:
         for name, kind in (("ours compiled", "ours"), ("baseline compiled", work.baseline)):
             runs[name] = runner(torch.compile(build(work, kind, args.layers)), clip, work)
+        runs["ViT frames compiled"] = runner(torch.compile(build_vit(work, args.layers)), clip.flatten(0, 1), work)
     if not (work.training or args.no_products):
         runs |= matrix_products(work, args.layers)
     error = {}
@@ -141,6 +147,8 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
     best_baseline = min(seconds["baseline"], seconds.get("baseline compiled", float("inf")))
     result = {
         "work": work.name,
+        "dtype": work.dtype,
+        "layers": args.layers,
         "baseline": work.baseline,
         "seconds": seconds,
         "faster": seconds["baseline"] / seconds["ours"],
@@ -155,11 +163,24 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
     limits = [name for name in seconds if name.startswith("products")]
     if limits:
         result["over_matrix_products"] = {name: seconds["ours"] / seconds[name] for name in limits}
+    result["clips_per_second"] = {
+        name: work.batch / taken for name, taken in seconds.items() if name.startswith(("ours", "baseline"))
+    }
+    if "ViT frames" in seconds:
+        result["over_ViT_frames"] = {
+            name: taken / seconds["ViT frames compiled" if name.endswith("compiled") else "ViT frames"]
+            for name, taken in seconds.items()
+            if name.startswith("ours")
+        }
     if not work.training:
         kinds = ("ours", work.baseline)
         result["TFLOPs_counted"] = {kind: count_flops(build(work, kind, args.layers), clip) for kind in kinds}
         if work.scheme == "divided_space_time" and (work.frames, work.size) in PAPER_TFLOPS:
             result["TFLOPs_counted"]["paper"] = PAPER_TFLOPS[work.frames, work.size]
+        multiply_adds = result["TFLOPs_counted"]["ours"] * work.batch
+        result["TFLOP_per_second"] = {
+            name: 2 * multiply_adds / taken for name, taken in seconds.items() if name.startswith("ours")
+        }
     return result
 
 
@@ -181,6 +202,14 @@ def build(work: Work, kind: str, layers: int) -> torch.nn.Module:
         model = TimesformerForVideoClassification(TimesformerConfig(**fields))
         model.load_state_dict(ours.state_dict())
     return model.to(device(), getattr(torch, work.dtype)).train(work.training)
+
+
+def build_vit(work: Work, layers: int) -> torch.nn.Module:
+    """transformers' image ViT of the same size, which takes the frames of the clips one by one."""
+    fields = config_fields(work, work.scheme, layers)
+    fields = {name: fields[name] for name in ("image_size", "num_labels", "num_hidden_layers")}
+    vit = ViTForImageClassification(ViTConfig(**fields, attn_implementation="sdpa"))
+    return vit.to(device(), getattr(torch, work.dtype)).train(work.training)
 
 
 def config_fields(work: Work, scheme: str, layers: int) -> dict:
@@ -354,6 +383,11 @@ def as_text(result: dict) -> str:
     for name, faster in result.get("exported_faster", {}).items():
         error = result["exported_error"][name]
         lines.append(f"  {name}: {faster:.2f}x as fast as the baseline; logits differ by {error:.1e} of the largest")
+    for name, ratio in result.get("over_ViT_frames", {}).items():
+        lines.append(f"  {name}: {ratio:.2f}x the time of its frames through a ViT")
+    for name, rate in result["clips_per_second"].items():
+        computed = result.get("TFLOP_per_second", {}).get(name)
+        lines.append(f"  {name}: {rate:.2f} clips/s" + (f", {computed:.3f} TFLOP/s" if computed else ""))
     for name, ratio in result.get("over_matrix_products", {}).items():
         lines.append(f"  {ratio:.2f}x the time of its matrix {name}")
     if "TFLOPs_counted" in result:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model import Work, build, describe_machine, device
+from machine import this_machine
+from model import Work, build, device
 from transformers import (
     Pipeline,
     TimesformerForVideoClassification,
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         model = args.model or save_random_model(Path(folder, "model"))
         videos = args.videos or make_videos(Path(folder))
         print(
-            f"{describe_machine()}, {args.threads} threads, fp32, median of {args.repeats} passes over {len(videos)} "
+            f"{this_machine()!s}, {args.threads} threads, fp32, median of {args.repeats} passes over {len(videos)} "
             f"videos, stock reads with {reader}",
             flush=True,
         )
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
             results.append(compare(model, list(map(str, videos)), num_crops, reader, args.repeats))
             print(as_text(results[-1]), flush=True)
     report = {
-        "machine": describe_machine(),
+        "machine": str(this_machine()),
         "threads": args.threads,
         "repeats": args.repeats,
         "videos": len(videos),

@@ -1,0 +1,79 @@
+"""Results of several machines side by side in one JSON, and the README's table made from it.
+
+    python scripts/benchmarks model --record          # this machine's results go into results/model.json
+    python scripts/benchmarks results                 # the table in Markdown, one column a machine
+
+Nothing stands under a machine that it did not run: its other cells stay empty.
+"""
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from machine import Machine
+
+
+FOLDER = Path(__file__).resolve().parent / "results"
+MODEL_FILE = FOLDER / "model.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `benchmarks results`."""
+    parser.add_argument("--file", type=Path, default=MODEL_FILE, help="what `model --record` wrote")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table."""
+    print(table(json.loads(args.file.read_text(encoding="utf-8"))))
+
+
+def record(machine: Machine, threads: int, results: list[dict[str, Any]], path: Path = MODEL_FILE) -> None:
+    """Put this machine's results into the file, each in place of an older one of the same work and dtype."""
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    entry = stored.setdefault(machine.name, {"results": {}})
+    entry["machine"] = machine.as_dict() | {"threads": threads}
+    for result in results:
+        key = f"{result['work']}, {result['dtype']}"
+        entry["results"][key] = result | {"date": date.today().isoformat()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def table(stored: dict[str, Any]) -> str:
+    """Rows are works and ways to run them, columns machines: times as fast as the baseline (times the ViT row)."""
+    machines = sorted(stored)
+    works = sorted({key for name in machines for key in stored[name]["results"]})
+    lines = ["| work | " + " | ".join(_heading(stored[name]) for name in machines) + " |"]
+    lines.append("|---|" + "---:|" * len(machines))
+    for work in works:
+        results = {name: stored[name]["results"].get(work) for name in machines}
+        ways = dict.fromkeys(way for result in results.values() if result for way in _ours(result["seconds"]))
+        for way in ways:
+            label = work if way == "ours" else f"the same, {way.removeprefix('ours ')}"
+            cells = [_cell(results[name], way) for name in machines]
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _heading(entry: dict[str, Any]) -> str:
+    machine, dates = entry["machine"], sorted({result["date"] for result in entry["results"].values()})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}, {when}"
+
+
+def _ours(seconds: dict[str, float]) -> list[str]:
+    return [name for name in seconds if name == "ours" or name.startswith("ours ")]
+
+
+def _cell(result: dict[str, Any] | None, way: str) -> str:
+    """`2.11 (0.89)`: 2.11 times as fast as the baseline, in 0.89 of the time of the frames through a ViT."""
+    if result is None or way not in result["seconds"]:
+        return ""
+    seconds = result["seconds"]
+    compiled = " compiled" if way.endswith("compiled") else ""
+    baseline = min(seconds["baseline"], seconds.get(f"baseline{compiled}", seconds["baseline"]))
+    text = f"{baseline / seconds[way]:.2f}"
+    vit = seconds.get(f"ViT frames{compiled}")
+    return text if vit is None else f"{text} ({seconds[way] / vit:.2f})"

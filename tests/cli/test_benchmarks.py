@@ -1,0 +1,86 @@
+"""What the benchmarks keep: one column a machine, and nothing under a machine that did not run it."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch):
+    """The benchmarks import each other by name, as a folder that is run."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+
+
+def result(work: str, seconds: dict[str, float], dtype: str = "float32") -> dict:
+    return {"work": work, "dtype": dtype, "seconds": seconds}
+
+
+def test_machines_stand_side_by_side(tmp_path: Path):
+    results = importlib.import_module("results")
+    machine = importlib.import_module("machine").Machine
+    file = tmp_path / "model.json"
+    first, second = machine("A", ("VNNI",), 2, "2.14.1"), machine("B", (), 8, "2.14.1")
+    seconds = {"ours": 2.0, "baseline": 4.0, "ViT frames": 1.0, "ours compiled": 1.0, "baseline compiled": 1.5}
+    results.record(first, 2, [result("T+S", {"ours": 1.0, "baseline": 9.0})], file)
+    results.record(first, 2, [result("T+S", seconds)], file)  # takes the place of the older one
+    results.record(second, 8, [result("ST", {"ours": 1.0, "baseline": 1.5})], file)
+    heading, _, *rows = results.table(json.loads(file.read_text())).splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert cells == [
+        ["ST, float32", "", "1.50"],
+        ["T+S, float32", "2.00 (2.00)", ""],
+        ["the same, compiled", "1.50", ""],
+    ]
+    assert "A, 2 threads" in heading
+    assert "B, 8 threads" in heading
+
+
+def test_the_processor_is_named_with_what_it_computes_by(tmp_path: Path, monkeypatch):
+    module = importlib.import_module("machine")
+    file = tmp_path / "cpuinfo"
+    file.write_text(
+        "processor\t: 0\nmodel name\t: Some CPU\ncpu family\t: 6\nmodel\t\t: 143\nflags\t\t: fpu avx2 amx_bf16\n\n"
+    )
+    fields = module.read_cpuinfo(file)
+    assert module.read_cpuinfo(tmp_path / "none") == {}
+    monkeypatch.setattr(module, "read_cpuinfo", lambda: fields)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = module.this_machine()
+    assert (found.name, found.instruction_sets) == ("Some CPU (family 6, model 143)", ("AVX2", "AMX BF16"))
+
+
+def test_frames_through_a_vit_are_the_clips_frames():
+    model = importlib.import_module("model")
+    work = model.Work("divided_space_time", 2, 32, batch=3)
+    clip = model.make_clip(work)
+    vit = model.build_vit(work, layers=1)
+    seen = []
+    vit.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model.runner(vit, clip.flatten(0, 1), work)()
+    assert torch.equal(seen[0], clip.flatten(0, 1))
+    assert vit.config._attn_implementation == "sdpa"
+    assert vit.config.image_size == 32
+
+
+def test_gpu_table_compares_like_with_like(monkeypatch, capsys):
+    """On a CPU: no GPU is said to have run; the table's own arithmetic, with nothing compiled."""
+    gpu = importlib.import_module("gpu")
+    if not torch.cuda.is_available():
+        gpu.run(None)
+        assert "no GPU ran" in capsys.readouterr().out
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: model)
+    model = importlib.import_module("model")
+    work = model.Work("divided_space_time", 2, 32, batch=3)
+    arguments = argparse.Namespace(layers=1, repeats=1)
+    table = gpu.measure(work, arguments)
+    assert table["ViT frames"]["over_ViT_frames"] == table["ViT frames compiled"]["over_ViT_frames"] == 1
+    for name in ("ours", "stock", "ours compiled", "stock compiled", "ours reduce-overhead"):
+        row = table[name]
+        assert row["clips_per_second"] == pytest.approx(3 / (row["ms"] / 1e3), rel=0.01), name
