@@ -13,7 +13,7 @@ from transformers.video_utils import VideoMetadata
 from .decoding_index import IndexedVideo
 from .decoding_pixels import FrameWriter
 from .decoding_scan import ScannedVideo, allowed_gap
-from .decoding_segment import TimedVideoMetadata, check_segment, frames_in_segment, known_times
+from .decoding_segment import TimedVideoMetadata, check_segment, known_times, segment_of_video
 from .decoding_source import LIBRARY_ERRORS, DecodeLimits, Source, VideoDecodeError, VideoFile, open_source
 from .decoding_timeline import DamagedUnit, Timeline, decode_units
 
@@ -121,7 +121,7 @@ def describe_segment(
     """The metadata of a segment of a video, and the numbers that its frames have in the whole."""
     rate = stream.average_rate or stream.guessed_rate
     fps = float(rate) if rate else None
-    numbers = frames_in_segment(video.name, counted, start, end)
+    numbers = segment_of_video(video.name, counted, start, end)
     metadata = TimedVideoMetadata(
         total_num_frames=len(numbers),
         fps=fps,

@@ -93,7 +93,7 @@ def check_segment(start: float | None, end: float | None) -> None:
         raise ValueError(f"end must be later than start: start={start!r} and end={end!r} hold no frame")
 
 
-def frames_in_segment(name: str, video: CountedVideo, start: float | None, end: float | None) -> range:
+def segment_of_video(name: str, video: CountedVideo, start: float | None, end: float | None) -> range:
     """The frame numbers of a segment of `video`, called `name`; all of them where no segment is asked for.
 
     Raises:
@@ -106,10 +106,24 @@ def frames_in_segment(name: str, video: CountedVideo, start: float | None, end: 
     edges = {numbers.start - 1, numbers.start, numbers.stop - 1, numbers.stop} & set(range(video.num_frames))
     if not video.confirms(times, edges):
         times = known_times(name, video.scanned_times())
-        numbers = times.between(start, end)
+    return frames_in_segment(name, lambda: times, video.num_frames, start, end)
+
+
+def frames_in_segment(
+    name: str, times: Callable[[], FrameTimes | None], count: int, start: float | None, end: float | None
+) -> range:
+    """The frame numbers of a segment of the video called `name` with `count` frames; all where none is asked for.
+
+    Raises:
+        VideoDecodeError: the video has no frame in the segment, or no times at all.
+    """
+    if start is None and end is None:
+        return range(count)
+    known = known_times(name, times())
+    numbers = known.between(start, end)
     if not numbers:
         message = f"has no frame from start={start} to end={end} seconds: its frames lie from 0"
-        raise VideoDecodeError(name, "segment", f"{message} to {times.seconds[-1]:.3f} s")
+        raise VideoDecodeError(name, "segment", f"{message} to {known.seconds[-1]:.3f} s")
     return numbers
 
 
