@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers.trainer import unwrap_peft_model
 
 from ..data.clips import EvaluationClips
+from ..data.targets import SINGLE_LABEL
 from .classifier_fit import find_classifier, fit_new_classifier
 
 
@@ -30,6 +31,8 @@ class ClassifierFitMixin:
             obstacle = f"it is a {type(classifier).__name__}, and only a linear one can be"
         elif self.is_deepspeed_enabled or self.is_fsdp_enabled:
             obstacle = "DeepSpeed and FSDP spread the network over the processes"
+        elif self.problem_type != SINGLE_LABEL:
+            obstacle = f"it is fitted to one class a clip, and the problem is {self.problem_type}"
         elif not self.has_clips:
             obstacle = "the training data are no TrainingClips"
         if obstacle is not None:

@@ -1,4 +1,4 @@
-"""`VideoTrainer` under DDP, FSDP1 and FSDP2 in two processes: after three steps the weights of one process."""
+"""`VideoTrainer` under DDP, FSDP and DeepSpeed in two processes: after three steps the weights of one process."""
 
 import json
 from pathlib import Path
@@ -17,6 +17,17 @@ KINDS = {
     "ddp": None,
     "fsdp1": {"version": 1, "sync_module_states": False, "transformer_layer_cls_to_wrap": ["TimeSformerLayer"]},
     "fsdp2": {"version": 2, "transformer_layer_cls_to_wrap": ["TimeSformerLayer"]},
+}
+
+
+# DeepSpeed, where it is installed; on CPUs with DS_ACCELERATOR=cpu in the environment.
+ZERO = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
 }
 
 
@@ -46,6 +57,17 @@ def test_two_processes_train_to_the_weights_of_one(train, options, one, kind, tm
     assert run.returncode == 0, run.output
     assert_same_weights(one, tmp_path / kind, tolerance=2e-6)
     assert evaluation_losses(tmp_path / kind) == pytest.approx(evaluation_losses(one), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_trains_to_the_weights_of_one_process(train, options, one, stage, tmp_path):
+    pytest.importorskip("deepspeed")
+    zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": stage == 3}
+    (tmp_path / "zero.json").write_text(json.dumps(ZERO | {"zero_optimization": zero}))
+    run = train(tmp_path / "zero", *options, "--deepspeed", str(tmp_path / "zero.json"), processes=2)
+    assert run.returncode == 0, run.output
+    assert_same_weights(one, tmp_path / "zero", tolerance=2e-6)
 
 
 def evaluation_losses(run: Path) -> list[float]:
