@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .arguments import DATASETS
@@ -42,7 +41,7 @@ class Layout:
 # A further data set is one line here, and its reader a file in `readers/`.
 LAYOUTS = {
     "folder": Layout(read_folder, find_split_folders),
-    "csv": Layout(read_table, table_splits, ()),
+    "csv": Layout(read_table, table_splits, ("group_column",)),
     "kinetics": Layout(read_kinetics, kinetics_files),
     "ssv2": Layout(read_ssv2, ssv2_splits),
     "diving48": Layout(read_diving48, diving48_splits),
@@ -137,21 +136,3 @@ def available_splits(dataset: str, data_dir: str | Path, **options: Any) -> list
     if dataset == "hub":
         return hub_splits(str(data_dir), options.get("dataset_config"))
     return list(_layout(dataset).find_splits(Path(data_dir).expanduser()))
-
-
-def hold_out(records: Dataset, fraction: float, *, seed: int) -> tuple[Dataset, Dataset]:
-    """Split into training and validation clips, class by class; a class of one clip stays whole in training.
-
-    Raises ValueError for a fraction outside (0, 1).
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"validation_fraction must lie between 0 and 1, got {fraction}")
-    generator = np.random.default_rng(seed)
-    labels = np.asarray(records["label"])
-    held_out = []
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        count = max(1, round(fraction * len(rows))) if len(rows) > 1 else 0
-        held_out += rows[:count].tolist()
-    kept = sorted(set(range(len(labels))) - set(held_out))
-    return records.select(kept), records.select(sorted(held_out))

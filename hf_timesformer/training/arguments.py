@@ -73,6 +73,17 @@ class DataArguments(DatasetArguments):
         default=0.1,
         metadata={"help": "Share of the training clips held out where there is no validation split; 0: none."},
     )
+    balanced_sampling: bool = field(
+        default=False,
+        metadata={"help": "Draw clips of every class equally often: those of rare classes several times an epoch."},
+    )
+    group_by: str | None = field(
+        default=None,
+        metadata={
+            "help": "What tells clips that belong together, so that none of them is held out without the others: a "
+            "column of a table, or a regular expression that is searched in their names. `none`: nothing does."
+        },
+    )
     short_side: list[int] | None = field(
         default=None,
         metadata={"help": "Range of the short-side jitter in pixels: 1 to 9/7 of --image_size."},

@@ -13,6 +13,7 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data.augmentation import ClipAugmentation
+from ..data.balance import draw_shares
 from ..data.clips import (
     ClipCollator,
     EvaluationClips,
@@ -20,7 +21,9 @@ from ..data.clips import (
     TrainingClips,
     check_every_class_is_readable,
 )
-from ..data.dataset_factory import FoundVideos, available_splits, find_videos, hold_out
+from ..data.dataset_factory import FoundVideos, available_splits, find_videos
+from ..data.hold_out import hold_out
+from ..data.readers.table import has_column
 from ..data.row_source import ClipSource, RecordSource
 from ..data.shard_source import ShardSource, StreamLayout, count_clips, warn_of_few_shards
 from ..data.targets import LABEL_COLUMNS, REGRESSION, SINGLE_LABEL
@@ -44,10 +47,15 @@ def find_splits(data: DataArguments, args: VideoTrainingArguments) -> tuple[Foun
     """The clips to train on and, unless held out later or not wanted, those to evaluate on."""
     missing_file = data.missing_file if args.process_index == 0 else None  # all find the same: one writes it down
     options = data.reader_options
+    group_by = data.group_by
+    if data.dataset == "csv" and group_by and has_column(Path(data.data_dir).expanduser(), group_by):
+        options["group_column"], group_by = group_by, "group"
     train = find_videos(data.dataset, data.data_dir, data.train_split, missing_file=missing_file, **options)
     splits = available_splits(data.dataset, data.data_dir, **options)
     validation_split = data.validation_split or ("validation" if "validation" in splits else None)
     if validation_split:
+        if group_by:
+            logger.warning("--group_by does nothing: clips to evaluate on come from the %s split", validation_split)
         return train, find_videos(data.dataset, data.data_dir, validation_split, **options)
     if data.validation_fraction == 0:
         return train, None
@@ -56,7 +64,7 @@ def find_splits(data: DataArguments, args: VideoTrainingArguments) -> tuple[Foun
             f"{data.data_dir} has no validation split, and clips in tar shards cannot be held out: "
             "give --validation_split, or --validation_fraction 0 to train without evaluation"
         )
-    kept, held_out = hold_out(train.videos, data.validation_fraction, seed=args.seed)
+    kept, held_out = hold_out(train.videos, data.validation_fraction, seed=args.seed, group_by=group_by)
     logger.info("no validation split: %d of %d clips are held out", len(held_out), len(train.videos))
     if not len(held_out):
         logger.warning("no class has two clips, so none can be held out: training goes without evaluation")
@@ -67,7 +75,13 @@ def find_splits(data: DataArguments, args: VideoTrainingArguments) -> tuple[Foun
 def make_source(found: FoundVideos, data: DataArguments, args: VideoTrainingArguments, training: bool) -> ClipSource:
     """Rows on disk or tar shards as the source that the batches are read from."""
     if found.shards is None:
-        return RecordSource(found.videos)
+        shares = draw_shares(found.videos, balanced=data.balanced_sampling) if training else None
+        return RecordSource(found.videos, shares=shares)
+    if training and data.balanced_sampling:
+        raise ValueError(
+            "--balanced_sampling does not go with tar shards, which are read in the order of their clips: train from "
+            "the files, or pack the clips of rare classes more than once"
+        )
     if args.auto_find_batch_size:
         raise ValueError(
             "--auto_find_batch_size does not go with tar shards, whose order is laid out for one batch size"

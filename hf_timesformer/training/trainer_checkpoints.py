@@ -120,6 +120,7 @@ class CheckpointMixin:
             "clips": self.num_train_clips,
             "total_batch": self.get_total_train_batch_size(self.args),
             "streams": streams,
+            "shares": getattr(source, "fingerprint", None),
             "model_only": self.args.save_only_model,
         }
 

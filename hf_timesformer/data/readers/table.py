@@ -35,18 +35,19 @@ logger = logging.getLogger(__name__)
 METADATA = tuple(f"metadata.{suffix}" for suffix in ("csv", "jsonl", "parquet"))
 
 
-def read_table(data_dir: Path, split: str) -> VideoRecords:
+def read_table(data_dir: Path, split: str, *, group_column: str | None = None) -> VideoRecords:
     """One split of the clips that a table lists; the docstring of this file has its columns.
 
     Args:
         data_dir: the table, or a folder with one a split, or with the `metadata.csv` of a VideoFolder.
         split: one of `table_splits`.
+        group_column: header of the column of groups, if it is another than `group`.
 
     Raises:
         ValueError: there is no table, no such split, or a row that makes no sense; with the file and the line.
     """
     split = canonical_split(split)
-    tables = _read_tables(data_dir)
+    tables = _read_tables(data_dir, group_column)
     rows = _rows_by_split(tables)
     column = find_label_column(list(tables.values()))
     labelled = {name: listed for name, listed in rows.items() if any(row.get(column) is not None for row in listed)}
@@ -111,8 +112,13 @@ def _only_one(folder: Path, names: Sequence[str], what: str) -> Path | None:
     return found[0] if found else None
 
 
-def _read_tables(data_dir: Path) -> dict[str | None, Table]:
-    return {split: read_table_file(path) for split, path in find_tables(data_dir).items()}
+def has_column(data_dir: Path, name: str) -> bool:
+    """Whether all tables of a data set have a column with that header."""
+    return all("group" in table.columns for table in _read_tables(data_dir, name).values())
+
+
+def _read_tables(data_dir: Path, group_column: str | None = None) -> dict[str | None, Table]:
+    return {split: read_table_file(path, group_column) for split, path in find_tables(data_dir).items()}
 
 
 def _root(data_dir: Path, tables: dict[str | None, Table] | None = None, split: str | None = None) -> Path:

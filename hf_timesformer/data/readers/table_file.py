@@ -55,8 +55,12 @@ class Table:
     unused: list[str] = field(default_factory=list)
 
 
-def read_table_file(path: Path) -> Table:
+def read_table_file(path: Path, group_column: str | None = None) -> Table:
     """The table in a file.
+
+    Args:
+        path: a file with one of `SUFFIXES`.
+        group_column: header of the column of groups, if it is another than `group`.
 
     A CSV file has commas, semicolons or tabs between its fields, and quotes around fields that hold them. Without a
     header each line is a path and a label, with a comma, a semicolon, a tab or a space between.
@@ -68,11 +72,11 @@ def read_table_file(path: Path) -> Table:
     if suffix not in SUFFIXES:
         raise ValueError(f"{path} is no table: expected one of .{', .'.join(SUFFIXES)}")
     if suffix == "parquet":
-        table = _from_records(path, _parquet_rows(path))
+        table = _from_records(path, _parquet_rows(path), group_column)
     elif suffix in ("jsonl", "json"):
-        table = _from_records(path, _json_rows(path, suffix))
+        table = _from_records(path, _json_rows(path, suffix), group_column)
     else:
-        table = _from_text(path, _read_text(path), suffix)
+        table = _from_text(path, _read_text(path), suffix, group_column)
     if not table.rows:
         raise ValueError(f"{path} lists no clip")
     return table
@@ -108,23 +112,23 @@ def _json_rows(path: Path, suffix: str) -> Iterator[tuple[str, Mapping[str, Any]
             yield place, parse_json(line, place, dict)
 
 
-def _from_records(path: Path, records: Iterator[tuple[str, Mapping[str, Any]]]) -> Table:
+def _from_records(path: Path, records: Iterator[tuple[str, Mapping[str, Any]]], group_column: str | None) -> Table:
     """A table of rows that name their own columns."""
     placed = list(records)
     headers = list(dict.fromkeys(name for _, row in placed for name in row))
-    names, unused = _match_headers(headers)
+    names, unused = _match_headers(headers, group_column)
     if "path" not in names.values():
         raise ValueError(f"{path} has no column {_alternatives()}; its columns: {', '.join(headers) or 'none'}")
     rows = [Row(_without_empty({names[h]: value for h, value in row.items() if h in names}), p) for p, row in placed]
     return Table(path, list(names.values()), rows, unused)
 
 
-def _from_text(path: Path, text: str, suffix: str) -> Table:
+def _from_text(path: Path, text: str, suffix: str, group_column: str | None) -> Table:
     delimiters = ("\t",) if suffix == "tsv" else (",", "\t", ";")
     first = next((line for line in text.splitlines() if line.strip()), "")
     for delimiter in delimiters:
         headers = [header.strip() for header in next(csv.reader([first], delimiter=delimiter), [])]
-        names, unused = _match_headers(headers)
+        names, unused = _match_headers(headers, group_column)
         if "path" in names.values():
             rows = [
                 Row(_without_empty({names[h]: value for h, value in zip(headers, fields) if h in names}), place)
@@ -154,11 +158,12 @@ def _csv_rows(path: Path, text: str, delimiter: str, width: int) -> Iterator[tup
         yield place, fields
 
 
-def _match_headers(headers: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _match_headers(headers: Sequence[str], group_column: str | None) -> tuple[dict[str, str], list[str]]:
     """Which header stands for which column of `COLUMNS`, and those that stand for none."""
+    columns = COLUMNS if group_column is None else COLUMNS | {"group": (group_column.strip().lower(),)}
     by_plain_name = {header.strip().lower(): header for header in reversed(headers)}
     names: dict[str, str] = {}
-    for column, alternatives in COLUMNS.items():
+    for column, alternatives in columns.items():
         header = next((by_plain_name[other] for other in alternatives if other in by_plain_name), None)
         if header is not None:
             names[header] = column
