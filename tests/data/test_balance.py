@@ -34,14 +34,14 @@ def drawn(shares: np.ndarray, epochs: int) -> list[list[ClipKey]]:
 def test_every_class_comes_equally_often():
     labels = [0] * 40 + [1] * 16 + [2] * 4
     shares = draw_shares(records_of(labels), balanced=True)
-    epochs = drawn(shares, epochs=60)
+    epochs = drawn(shares, epochs=400)
     for keys in epochs:
         classes = Counter(labels[key.index] for key in keys)
         assert all(abs(classes[label] - 20) <= 2 for label in range(3))
         rows = Counter(key.index for key in keys)
         assert all(rows[row] in (np.floor(60 * shares[row]), np.ceil(60 * shares[row])) for row in range(60))
     rows = Counter(key.index for keys in epochs for key in keys)
-    assert all(rows[row] == pytest.approx(60 * 60 * shares[row], rel=0.3, abs=8) for row in range(60))
+    assert all(rows[row] == pytest.approx(400 * 60 * shares[row], rel=0.25) for row in range(60))
 
 
 def test_weights():
