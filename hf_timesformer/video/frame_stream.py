@@ -13,9 +13,8 @@ Containers round times to their own tick, so a frame may begin half a millisecon
 (`MAX_TOLERANCE`).
 """
 
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 
 import av
@@ -24,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 
 from .decoding_pixels import FLAGS, display_matrix, orient, scaled_size
 from .decoding_segment import MAX_TOLERANCE
-from .decoding_source import LIBRARY_ERRORS, DecodeLimits, Source, VideoDecodeError, VideoFile, open_source
+from .decoding_source import LIBRARY_ERRORS, Budget, DecodeLimits, Source, VideoDecodeError, VideoFile, open_source
 
 
 # Containers without times for pictures: FFmpeg makes them up from the order in the file, which is not the order in
@@ -79,40 +78,21 @@ class FrameStream:
     frame_rate: float | None = None
 
     def __iter__(self) -> Iterator[StreamedFrame]:
-        watch = _Watch(self.limits.max_seconds)
-        with open_source(self.source, self.limits, allow_urls=False) as opened:
-            video = replace(opened, check=watch)
-            watch.name = video.name
+        with open_source(self.source, self.limits, allow_urls=False) as video:
             with video.open_stream() as (container, stream):
                 self.length = container.duration / av.time_base if container.duration else None
                 rate = stream.average_rate or stream.guessed_rate
                 self.frame_rate = float(rate) if rate else None
                 clock = _Clock(container, stream, video.name)
-                pictures = _good_pictures(container, stream, clock, watch, self.gaps)
+                pictures = _good_pictures(container, stream, clock, video.check, self.gaps)
                 convert = _Converter(self.short_side, video)
                 is_empty = True
                 for seconds, duration, picture in _shown_at(self.times, pictures, clock):
                     is_empty = False
                     yield StreamedFrame(seconds, duration, convert(picture))
-                    watch.begin()  # what the caller did with the frame is no work of ours
+                    video.check.restart()  # what the caller did with the frame is no work of ours
                 if is_empty:
                     raise VideoDecodeError(video.name, "damaged", "has no frame that can be decoded")
-
-
-class _Watch:
-    """Raises VideoDecodeError once this thread has worked longer than allowed since `begin`."""
-
-    def __init__(self, max_seconds: float):
-        self.name, self._max_seconds = "", max_seconds
-        self.begin()
-
-    def begin(self) -> None:
-        self._end = time.thread_time() + self._max_seconds
-
-    def __call__(self) -> None:
-        if time.thread_time() > self._end:
-            message = f"took longer than the limit of {self._max_seconds:g} s for one frame (DecodeLimits.max_seconds)"
-            raise VideoDecodeError(self.name, "limit", message)
 
 
 class _Clock:
@@ -163,14 +143,14 @@ def _good_pictures(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     clock: _Clock,
-    watch: _Watch,
+    budget: Budget,
     gaps: list[tuple[float, float | None]],
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """All undamaged pictures with their times; stretches without one go to `gaps`."""
-    gap_from = None  # where the stretch without a good picture begins, if we are in one
+    gap_from: float | None = None  # where the stretch without a good picture begins, if we are in one
     is_first = True
     for picture in _decode_packets(container, stream):
-        watch.begin()
+        budget.restart()
         if picture is None or picture.is_corrupt:
             # What comes before the first good picture is no part of the video: its times begin there.
             if not is_first and gap_from is None:
