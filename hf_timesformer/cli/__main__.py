@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "a trained model as ONNX graphs",
     "visualize": "pictures and films of what the network looks at",
     "app": "a web page to try a model",
+    "demo": "the whole way in minutes, offline, on clips made on the spot",
     "recipes": "the recipes that `train --recipe` knows",
 }
 
