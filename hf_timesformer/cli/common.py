@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 logger = logging.getLogger(__name__)
@@ -32,10 +33,10 @@ class CommandParser(argparse.ArgumentParser):
     (`--json`, `--json true`, `--json false`); the help tells the defaults.
     """
 
-    def __init__(self, **settings):
+    def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter} | settings)
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """argparse's own, with hyphens and the values of flags understood."""
         return super().parse_known_args(self._in_one_style(sys.argv[1:] if args is None else list(args)), namespace)
 
@@ -43,7 +44,7 @@ class CommandParser(argparse.ArgumentParser):
         """`["--allow-urls", "false", "--top-k=3"]` -> `["--top_k=3"]`; what follows `--` stays as it is."""
         end = argv.index("--") if "--" in argv else len(argv)
         words = [part for word in argv[:end] for part in self._spelled(word)]
-        styled = []
+        styled: list[str] = []
         for word in words:
             if not (styled and self._is_flag(styled[-1]) and word.lower() in ("true", "false")):
                 styled.append(word)
@@ -74,8 +75,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         """`--top_k N`, `--learning_rate X`, `--data_dir DIR`."""
-        last_word = action.dest.rpartition("_")[2].upper()
-        return {int: "N", float: "X"}.get(action.type, last_word)
+        if action.type is int:
+            return "N"
+        return "X" if action.type is float else action.dest.rpartition("_")[2].upper()
 
 
 def make_parser(command: str, doc: str) -> CommandParser:

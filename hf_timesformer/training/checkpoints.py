@@ -33,8 +33,12 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def _by_step(output_dir: str | Path) -> list[Path]:
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if _CHECKPOINT.search(path.name)]
-    return sorted(folders, key=lambda path: int(_CHECKPOINT.search(path.name)[1]))
+    steps = {}
+    for path in Path(output_dir).glob("checkpoint-*"):
+        match = _CHECKPOINT.search(path.name)
+        if match is not None:
+            steps[path] = int(match[1])
+    return sorted(steps, key=lambda path: steps[path])
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -178,7 +178,7 @@ def _labels_in(shard: str) -> Iterator[str | int]:
                 suffix = member.name.rpartition(".")[2].lower()
                 if not member.isfile() or suffix not in LABEL_SUFFIXES:
                     continue
-                content = tar.extractfile(member).read()
+                content = _content(tar, member)
                 label = _label_of({suffix: content}, f"{member.name} of {shard}")
                 if label is not None:
                     yield label
@@ -220,7 +220,8 @@ def read_shard(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
 
     Raises ValueError that names the shard where it is absent, cut off or no tar file.
     """
-    key, files = "", {}
+    key = ""
+    files: dict[str, bytes] = {}
     try:
         with xopen(shard, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as tar:
             for member in tar:
@@ -233,7 +234,7 @@ def read_shard(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                     yield key, files
                     files = {}
                 key = member_key
-                files[suffix.lower()] = tar.extractfile(member).read()
+                files[suffix.lower()] = _content(tar, member)
     except READ_ERRORS as error:
         raise ValueError(f"cannot read shard {shard} to its end ({error}): copy or pack it again") from error
     if files:
@@ -247,6 +248,14 @@ class Sample:
     key: str
     video: bytes
     described_by: dict[str, bytes]
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """What a file of a tar holds."""
+    file = tar.extractfile(member)
+    if file is None:
+        raise ValueError(f"{member.name} is no file")
+    return file.read()
 
 
 def split_sample(key: str, files: dict[str, bytes], shard: str) -> list[Sample]:
