@@ -10,6 +10,7 @@ only help is asked for. Help then never waits, and a command that works finds th
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 
 
 def make_known(name: str) -> Callable[[], None]:
@@ -19,7 +20,7 @@ def make_known(name: str) -> Callable[[], None]:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     package = importlib.util.module_from_spec(spec)
     sys.modules[name] = package
-    return lambda loader=spec.loader: loader.exec_module(package)
+    return partial(spec.loader.exec_module, package)
 
 
 def main() -> None:

@@ -34,7 +34,8 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **settings: Any):
-        super().__init__(**{"allow_abbrev": False, "formatter_class": HelpFormatter} | settings)
+        style: dict[str, Any] = {"allow_abbrev": False, "formatter_class": HelpFormatter}
+        super().__init__(**style | settings)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """argparse's own, with hyphens and the values of flags understood."""

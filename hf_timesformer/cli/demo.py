@@ -120,7 +120,9 @@ def make_start(folder: Path, classes: list[str]) -> None:
 
     torch.manual_seed(0)
     model = TimeSformerForVideoClassification(TimeSformerConfig(**NETWORK, num_labels=len(classes)))
-    torch.nn.init.normal_(model.timesformer.embeddings.time_embeddings, std=0.5)  # from zero, order is learned late
+    times = model.timesformer.embeddings.time_embeddings
+    assert times is not None  # for the type checker: this scheme has them
+    torch.nn.init.normal_(times, std=0.5)  # from zero, order is learned late
     model.save_pretrained(folder)
 
 

@@ -140,7 +140,7 @@ def cut_and_mix_clips(
     """
     height, width = pixel_values.shape[-2:]
     side = np.sqrt(1 - generator.beta(alpha, alpha))  # of the rectangle, as a share of the frame's
-    middle = generator.integers(height), generator.integers(width)
+    middle = int(generator.integers(height)), int(generator.integers(width))
     # A rectangle that reaches over the border is cut off there.
     top, bottom = _around(middle[0], side * height, height)
     left, right = _around(middle[1], side * width, width)

@@ -146,9 +146,9 @@ def _ordered_names(content: list[Any] | dict[str, Any], source: str) -> list[Any
         by_number = [(number, name) for name, number in content.items()]
     if not all(isinstance(number, int) or str(number).isdigit() for number, _ in by_number):
         raise ValueError(f"{source} must hold class names: a JSON list, an object of names and numbers, or one a line")
-    by_number = sorted((int(number), name) for number, name in by_number)
-    check_numbers([number for number, _ in by_number], source)
-    return [name for _, name in by_number]
+    in_order = sorted((int(number), name) for number, name in by_number)
+    check_numbers([number for number, _ in in_order], source)
+    return [name for _, name in in_order]
 
 
 def check_numbers(numbers: Sequence[int], source: str) -> None:

@@ -58,7 +58,7 @@ def save_for_hub(model: PreTrainedModel, folder: str | Path, *, processor: Any, 
 
 
 def complete_folder(
-    folder: str | Path, repo_id: str, *, code: bool = False, new_card: bool = False, **card: str | None
+    folder: str | Path, repo_id: str, *, code: bool = False, new_card: bool = False, **card: Any
 ) -> None:
     """Add to a saved model's folder what publishing it as `repo_id` needs: the code and the card, where they miss.
 

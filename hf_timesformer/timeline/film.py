@@ -55,8 +55,8 @@ def write_film(path: Path, frames: Iterator[tuple[float, np.ndarray]], rate: flo
     """Frames `(seconds, uint8 (h, w, 3))` in order as H.264 with these times; ValueError where there is none."""
     path = Path(path)
     with av.open(str(path), "w") as container:
-        rate = Fraction(rate or 30).limit_denominator(65535)
-        stream = container.add_stream("libx264", rate=rate, options=ENCODER_OPTIONS)
+        whole_rate = Fraction(rate or 30).limit_denominator(65535)
+        stream = container.add_stream("libx264", rate=whole_rate, options=ENCODER_OPTIONS)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = TIME_BASE
         stream.codec_context.thread_count = 1

@@ -106,7 +106,8 @@ class _Clock:
         self._step = float(1 / rate) if rate else None
         self._base, self._name = stream.time_base, name
         self._has_times = UNTIMED_CONTAINERS.isdisjoint(container.format.name.split(",")) and bool(self._base)
-        self._count, self._first, self._shift = 0, None, 0.0
+        self._count, self._shift = 0, 0.0
+        self._first: int | None = None
         self.last = 0.0
 
     @property

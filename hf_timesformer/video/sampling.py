@@ -121,6 +121,6 @@ def _check_count(name: str, count: object) -> None:
 
 
 def _check_rate(name: str, rate: object) -> None:
-    is_rate = isinstance(rate, Real) and not isinstance(rate, bool) and isfinite(rate) and rate > 0
+    is_rate = isinstance(rate, Real) and not isinstance(rate, bool) and isfinite(rate) and float(rate) > 0
     if not is_rate:
         raise ValueError(f"{name} must be a positive number, got {rate!r}")
