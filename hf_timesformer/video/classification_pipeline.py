@@ -5,7 +5,7 @@ from typing import Any
 from transformers.image_processing_utils import BatchFeature
 from transformers.pipelines.video_classification import VideoClassificationPipeline
 
-from .memory_frames import is_frame
+from .memory_frames import are_pictures, is_frame
 from .video_processing_timesformer import TimeSformerVideoProcessor, TimeSformerVideoProcessorKwargs
 
 
@@ -15,7 +15,7 @@ class TimeSformerPipeline(VideoClassificationPipeline):
     With `TimeSformerVideoProcessor` it differs from stock's in two ways, with any other processor in none:
 
     * `pipe([picture, picture, ...])` is one video of these frames and gives one answer; stock takes each picture for a
-      video. Several videos of frames are a list of lists.
+      video. So is a list of the paths of pictures. Several videos of frames are a list of lists.
     * The processor's settings are arguments, of `pipeline(...)` for every call or of one call alone: `num_clips`,
       `num_crops`, `sampling`, `fps`, `start`, `end`, `limits`, `allow_urls` and so on. `frame_sampling_rate`, which
       stock passes over where there is a video processor, is our `sampling_rate`.
@@ -39,7 +39,7 @@ class TimeSformerPipeline(VideoClassificationPipeline):
         what the processor raises: `VideoDecodeError` for a file, `ValueError` for settings and frames.
         """
         is_ours = isinstance(self.video_processor, TimeSformerVideoProcessor)
-        if is_ours and isinstance(inputs, list) and inputs and all(is_frame(item) for item in inputs):
+        if is_ours and isinstance(inputs, list) and inputs and (all(map(is_frame, inputs)) or are_pictures(inputs)):
             return super().__call__([inputs], **kwargs)[0]
         return super().__call__(inputs, **kwargs)
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from transformers.video_utils import VideoMetadata
 
-from .decoding_segment import FrameTimes, TimedVideoMetadata, frames_in_segment
+from .decoding_segment import FrameTimes, TimedVideoMetadata
 from .decoding_source import VideoDecodeError
+from .timed_frames import choose_frames, cut_metadata, segment_numbers
 
 
 # What the two raise for files that they cannot decode.
@@ -71,14 +72,9 @@ def read_frames(
     except READER_ERRORS as error:
         raise VideoDecodeError(name, "damaged", f"cannot be read: {error}") from error
     metadata, times = known
-    numbers = frames_in_segment(name, lambda: times, metadata.total_num_frames, start, end)
-    metadata.total_num_frames = len(numbers)
-    if times is not None:
-        metadata._times = lambda: times.seconds[numbers.start : numbers.stop] - times.seconds[numbers.start]
-    chosen = [int(index) for index in choose(metadata)]
-    for index in chosen:
-        if not 0 <= index < len(numbers):
-            raise VideoDecodeError(name, "index", f"has frames 0 to {len(numbers) - 1}; frame {index} was asked for")
+    numbers = segment_numbers(name, metadata.total_num_frames, times, start, end)
+    cut_metadata(metadata, times, numbers)
+    chosen = choose_frames(name, metadata, choose)
     wanted = [numbers[index] for index in chosen]
     try:
         frames = _torchcodec_frames(reader, wanted) if _is_torchcodec(reader) else _torchvision_frames(reader, wanted)

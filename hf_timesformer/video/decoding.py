@@ -11,6 +11,7 @@ from av.error import InvalidDataError
 from transformers.video_utils import VideoMetadata
 
 from .decoding_index import IndexedVideo
+from .decoding_pictures import decode_pictures, describe_pictures, open_pictures
 from .decoding_pixels import FrameWriter
 from .decoding_scan import ScannedVideo, allowed_gap
 from .decoding_segment import TimedVideoMetadata, check_segment, known_times, segment_of_video
@@ -28,6 +29,7 @@ def probe_video(
     allow_urls: bool = False,
     start: float | None = None,
     end: float | None = None,
+    frame_rate: float | None = None,
 ) -> VideoMetadata:
     """Count the frames of a video from its packets and read its rate and size, without decoding it.
 
@@ -39,6 +41,9 @@ def probe_video(
         ValueError: `start` and `end` make no segment.
     """
     check_segment(start, end)
+    with open_pictures(source, limits or DecodeLimits(), frame_rate) as pictures:
+        if pictures is not None:
+            return closed(describe_pictures(pictures, start, end)[0])
     with open_source(source, limits or DecodeLimits(), allow_urls) as video:
         with open_counted(video) as (stream, counted):
             metadata, _ = describe_segment(stream, counted, video, start, end)
@@ -55,14 +60,17 @@ def decode_video(
     allow_urls: bool = False,
     start: float | None = None,
     end: float | None = None,
+    frame_rate: float | None = None,
 ) -> tuple[torch.Tensor, VideoMetadata]:
     """Decode the frames with the given numbers (presentation order, from 0; any order, repeats allowed).
 
     Args:
-        source: a path, the bytes of a file, or a binary file object (read from its beginning).
+        source: a path, the bytes of a file, or a binary file object (read from its beginning). A folder of numbered
+            pictures is a video, too, and so is a list of them (`FrameFiles.from_list`).
         indices: frame numbers, or a function from the video's metadata (`TimedVideoMetadata`) to frame numbers.
         short_side: scale so that the shorter side has this many pixels (antialiased bilinear); None keeps the pixels
             as they are, bit-equal to a full decode.
+        frame_rate: frames a second of a folder or list of pictures, which has none of its own.
 
     Returns:
         uint8 RGB frames `(T, 3, H, W)`, as displayed (rotated), and the `VideoMetadata` with `frames_indices` set.
@@ -77,6 +85,9 @@ def decode_video(
         raise ValueError(f'size_change must be "scale" or "refuse"; got {size_change!r}')
     if short_side is not None and operator.index(short_side) < 1:
         raise ValueError(f"short_side must be at least 1 pixel, or None to keep the size; got {short_side}")
+    with open_pictures(source, limits or DecodeLimits(), frame_rate) as pictures:
+        if pictures is not None:
+            return decode_pictures(pictures, indices, short_side, start, end)
     with open_source(source, limits or DecodeLimits(), allow_urls) as video:
         with open_counted(video) as (stream, counted):
             metadata, segment = describe_segment(stream, counted, video, start, end)

@@ -1,7 +1,7 @@
 """Frames in memory, in the forms in which people hold them, to one tensor a video."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 from transformers.utils import logging
 
 from .decoded_readers import is_reader
+from .frame_folder import FrameFiles, is_animated, is_picture
 
 
 logger = logging.get_logger(__name__)
@@ -24,7 +25,8 @@ GREY_MODES = ("L", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 def is_source(video: object) -> bool:
     """Whether `video` is something to be opened (a path, URL, bytes or file object), not frames in memory."""
-    return isinstance(video, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(video, "read")
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, FrameFiles)
+    return isinstance(video, kinds) or hasattr(video, "read")
 
 
 def is_frame(frame: object) -> bool:
@@ -34,11 +36,17 @@ def is_frame(frame: object) -> bool:
     )
 
 
+def are_pictures(paths: Sequence) -> bool:
+    """Whether all are paths of picture files, of which a list is one video; an animated picture is a video itself."""
+    return all(is_picture(path) for path in paths) and not is_animated(paths[0])
+
+
 def split_videos(videos: Any) -> list:
     """One entry a video: a source, an open reader, a 4D array or tensor, or a list of frames.
 
-    `videos` is one video or any nesting of lists of them; a 5D array is a batch; one picture is a video of one frame;
-    `{"path": ..., "bytes": ...}` is what `datasets` makes of a video that it does not decode.
+    `videos` is one video or any nesting of lists of them; a 5D array is a batch; one picture is a video of one frame,
+    and a list of the paths of pictures one of as many; `{"path": ..., "bytes": ...}` is what `datasets` makes of a
+    video that it does not decode.
     Raises `ValueError` for anything else, and for an empty list.
     """
     if is_frame(videos):
@@ -50,6 +58,8 @@ def split_videos(videos: Any) -> list:
     if isinstance(videos, (np.ndarray, torch.Tensor)) and videos.ndim in (4, 5):
         return [videos] if videos.ndim == 4 else list(videos)
     if isinstance(videos, (list, tuple)) and len(videos) > 0:
+        if are_pictures(videos):
+            return [FrameFiles.from_list(videos)]
         if all(is_frame(frame) for frame in videos):
             return [list(videos)]
         return [video for item in videos for video in split_videos(item)]

@@ -18,12 +18,14 @@ from transformers.video_utils import VideoInput, VideoMetadata, make_batched_met
 
 from .decoded_readers import file_of_reader, is_reader, read_frames
 from .decoding import DecodeLimits, decode_video
-from .decoding_segment import FrameTimes, check_segment, frames_in_segment
+from .decoding_segment import FrameTimes, check_segment
+from .frame_folder import FrameFiles
 from .image_processing_timesformer import TimeSformerImageProcessor
 from .memory_frames import is_source, split_videos, to_channels
 from .processor_type import forget_class
 from .released_sampling import complete_settings, read_model_config
 from .sampling import check_sampling, sample_indices
+from .timed_frames import segment_numbers
 from .views import TimeSformerViewsMixin, count_channels
 
 
@@ -42,6 +44,7 @@ class TimeSformerVideoProcessorKwargs(VideosKwargs, total=False):
     num_crops: int | None
     allow_urls: bool | None
     limits: DecodeLimits | dict | None
+    frame_rate: float | int | None
     start: float | int | list | tuple | None
     end: float | int | list | tuple | None
 
@@ -49,6 +52,8 @@ class TimeSformerVideoProcessorKwargs(VideosKwargs, total=False):
 # What is never saved, and never taken from a file: a file that was downloaded must not decide what this machine opens,
 # or how much work it does. And a segment belongs to one video.
 NOT_SAVED = ("allow_urls", "limits", "start", "end")
+# What opening a file depends on, and nothing after it.
+ACCESS_SETTINGS = ("allow_urls", "limits", "frame_rate")
 
 
 class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
@@ -57,6 +62,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
     `processor(videos)`: one video or a list of them, of any sizes and lengths. A video is
 
     * a path, `bytes` or a binary file object, decoded by this package; URLs only with `allow_urls=True`;
+    * a folder of numbered pictures, or a list of their paths; `frame_rate` frames a second, if you say so;
     * a row of `datasets` that is not decoded, or the torchcodec or torchvision reader that it is decoded to;
     * or frames in memory: a list of PIL images, arrays or tensors, or one 4D array, channels first or last, of any
       type (`memory_frames.to_levels` has the table of their ranges).
@@ -95,6 +101,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
     do_sample_frames = True
     allow_urls = False
     limits = None
+    frame_rate = None
     start = None
     end = None
 
@@ -121,7 +128,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         opened = []
         for video, about, start, end in zip(videos, metadata, starts, ends):
             if is_source(video) or is_reader(video):
-                access = {"allow_urls": kwargs.get("allow_urls"), "limits": kwargs.get("limits")}
+                access = {name: kwargs.get(name) for name in ACCESS_SETTINGS}
                 opened.append(self.fetch_videos(video, sample, start=start, end=end, **access))
             else:
                 frames = self._frames_in_memory(video, kwargs.get("input_data_format"), kwargs)
@@ -194,6 +201,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         allow_urls: bool | None = None,
         *,
         limits: DecodeLimits | Mapping[str, Any] | None = None,
+        frame_rate: float | None = None,
         start: float | None = None,
         end: float | None = None,
     ) -> tuple[torch.Tensor, VideoMetadata] | list[tuple]:
@@ -203,7 +211,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             video_url_or_urls: a path, bytes, a binary file object, a decoder of torchcodec or reader of torchvision;
                 or a list of these.
             sample_indices_fn: from `metadata=` to frame numbers, each of which is decoded once; None takes all.
-            allow_urls, limits: as in the settings of the processor, which count where these are None.
+            allow_urls, limits, frame_rate: as in the settings of the processor, which count where these are None.
             start, end: seconds; the video is then the segment between them.
 
         Returns:
@@ -213,7 +221,13 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             VideoDecodeError: a source that cannot be read or is over a limit, and a URL without `allow_urls`.
         """
         if isinstance(video_url_or_urls, (list, tuple)):
-            options: dict[str, Any] = {"allow_urls": allow_urls, "limits": limits, "start": start, "end": end}
+            options: dict[str, Any] = {
+                "allow_urls": allow_urls,
+                "limits": limits,
+                "frame_rate": frame_rate,
+                "start": start,
+                "end": end,
+            }
             fetched = [self.fetch_videos(source, sample_indices_fn, **options) for source in video_url_or_urls]
             return list(zip(*fetched))
         source = video_url_or_urls
@@ -236,10 +250,18 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             choose,
             allow_urls=bool(self.allow_urls if allow_urls is None else allow_urls),
             limits=_decode_limits(self.limits if limits is None else limits),
+            frame_rate=self._rate_of_pictures(source, frame_rate),
             start=start,
             end=end,
         )
         return frames, replace(metadata, frames_indices=indices)
+
+    def _rate_of_pictures(self, source: Any, frame_rate: float | None) -> float | None:
+        """The frame rate for a folder or list of pictures; None for a file that has its own."""
+        is_pictures = isinstance(source, FrameFiles) or (
+            isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
+        )
+        return (frame_rate or self.frame_rate) if is_pictures else None
 
     def _sample_in_memory(
         self, frames: torch.Tensor, metadata: VideoMetadata | None, sample: Sampler | None, kwargs: dict[str, Any]
@@ -352,7 +374,7 @@ def _cut_in_memory(
             "total_num_frames and fps"
         )
     times = FrameTimes.evenly(len(frames), metadata.fps)
-    numbers = frames_in_segment("the video in memory", lambda: times, len(frames), start, end)
+    numbers = segment_numbers("the video in memory", len(frames), times, start, end)
     segment = replace(metadata, total_num_frames=len(numbers), frames_indices=None, duration=None)
     return frames[numbers.start : numbers.stop], segment
 

@@ -217,12 +217,17 @@ def decode_all(path: Path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def test_a_list_of_frames_is_one_video(folder, clips):
+def test_a_list_of_frames_is_one_video(folder, clips, tmp_path):
     classifier = classify(folder)
     frames = list(decode_all(clips["mp4"]))
     expected = {entry["label"]: entry["score"] for entry in classifier(str(clips["mp4"]), top_k=6)}
     pictures = [PIL.Image.fromarray(frame) for frame in frames]
     for video in (pictures, frames, [torch.from_numpy(frame) for frame in frames]):
+        assert_scores(classifier(video, top_k=6), expected)
+    files = [tmp_path / f"{number:03d}.png" for number in range(len(pictures))]
+    for picture, file in zip(pictures, files):
+        picture.save(file)
+    for video in (files, str(tmp_path)):
         assert_scores(classifier(video, top_k=6), expected)
     two = classifier([pictures, frames], top_k=6, batch_size=2)
     assert len(two) == 2
