@@ -49,7 +49,7 @@ class VideoDecodeError(ValueError):
     """A video that cannot be decoded as asked. `source` names it, `reason` is a short stable word:
 
     `not-found`, `not-a-file`, `url`, `fetch`, `container`, `no-video-stream`, `codec`, `damaged`, `limit`, `index`,
-    `segment` or `frame-size`; `unknown` where torch re-raised it from a worker by its text alone.
+    `segment`, `frame-size` or `pictures`; `unknown` where torch re-raised it from a worker by its text alone.
     """
 
     def __init__(self, source: str, reason: str = "unknown", message: str | None = None):

@@ -83,7 +83,8 @@ def _numbered_pictures(folder: Path, name: str) -> list[tuple[int, Path]]:
     except OSError as error:
         raise VideoDecodeError(name, "not-a-file", f"is a folder that cannot be listed: {error}") from error
     if not pictures:
-        raise _bad_folder(name, f"is a folder without pictures ({', '.join(PICTURE_SUFFIXES)})")
+        message = f"is not a regular file, and a folder without numbered pictures ({', '.join(PICTURE_SUFFIXES)})"
+        raise VideoDecodeError(name, "not-a-file", message)
     series: dict[tuple[str, str], list[tuple[int, Path]]] = {}
     for path in sorted(pictures):
         match = re.fullmatch(r"(.*?)(\d+)", path.stem, re.DOTALL)

@@ -127,8 +127,8 @@ def test_the_processor_takes_folders_and_lists_of_pictures_beside_other_videos(t
         (["img_1.jpg", "flow_1.jpg", "flow_2.jpg"], r"flow_1.jpg \(2 pictures\), img_1.jpg \(1 pictures\)"),
         (["1.jpg", "1.png"], "more than one series"),
         (["1.jpg", "cover.jpg"], "without a number at the end of its name: cover.jpg"),
-        (["notes.txt"], r"a folder without pictures \(.jpg"),
-        ([], "a folder without pictures"),
+        (["notes.txt"], r"a folder without numbered pictures \(.jpg"),
+        ([], "a folder without numbered pictures"),
     ],
 )
 def test_folders_that_are_no_video_are_refused_by_what_is_wrong(tmp_path, names, message):
@@ -136,7 +136,7 @@ def test_folders_that_are_no_video_are_refused_by_what_is_wrong(tmp_path, names,
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(VideoDecodeError, match=message) as caught:
         probe_video(tmp_path)
-    assert caught.value.reason == "pictures"
+    assert caught.value.reason == ("not-a-file" if names in ([], ["notes.txt"]) else "pictures")
     assert str(tmp_path) in str(caught.value)
 
 
