@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from ..video.decoding import VideoDecodeError, decode_video
-from ..video.sampling import sample_indices
+from ..video.timed_frames import sample_video
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .augmentation import ClipAugmentation, cut_and_mix_clips, mix_clips
 from .faults import BadClipsError, Fault, describe_fault, list_faults
@@ -24,7 +24,7 @@ from .targets import NO_CLIP, SINGLE_LABEL, UNREADABLE, collate_targets, target_
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """Which frames a clip takes; the names and meanings of `sampling.sample_indices`."""
+    """Which frames a clip takes; the names and meanings of `timed_frames.sample_video`."""
 
     num_frames: int
     sampling: str = "clip"
@@ -38,12 +38,11 @@ class FrameSampling:
 
     def indices(self, metadata: Any, generator: np.random.Generator | None = None) -> np.ndarray:
         """Frame numbers `(num_frames,)` for a video of that metadata; at random where a generator is given."""
-        return sample_indices(
+        return sample_video(
+            metadata,
             self.sampling,
-            metadata.total_num_frames,
             num_frames=self.num_frames,
             sampling_rate=self.sampling_rate,
-            fps=metadata.fps,
             target_fps=self.target_fps,
             generator=generator,
         )[0]

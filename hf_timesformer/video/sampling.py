@@ -36,7 +36,7 @@ def _sample_clip(request: _Request) -> np.ndarray:
     else:
         starts = np.linspace(0, room, request.num_clips)
     positions = np.linspace(starts, starts + request.window - 1, request.num_frames, axis=1)  # (clips, frames)
-    return np.floor(np.clip(positions, 0, request.total_num_frames - 1))
+    return np.clip(positions, 0, request.total_num_frames - 1)
 
 
 def _sample_segments(request: _Request) -> np.ndarray:
@@ -53,7 +53,8 @@ def _sample_segments(request: _Request) -> np.ndarray:
     else:
         within = np.broadcast_to((np.arange(request.num_clips)[:, None] + 0.5) / request.num_clips, shape)
     positions = (np.arange(request.num_frames) + within) * request.total_num_frames / request.num_frames
-    return np.minimum(np.floor(positions), request.total_num_frames - 1)
+    # A draw next to 1 may round up to the next part's beginning, which after the last part is no frame.
+    return np.minimum(positions, np.nextafter(request.total_num_frames, 0))
 
 
 SAMPLING_POLICIES: dict[str, Callable[[_Request], np.ndarray]] = {"clip": _sample_clip, "segments": _sample_segments}
@@ -84,6 +85,31 @@ def sample_indices(
     shorter than the window repeats frames. Raises `ValueError` for an unknown policy and for counts, rates and fps
     that are not positive.
     """
+    positions = sample_positions(
+        policy,
+        total_num_frames,
+        num_frames=num_frames,
+        sampling_rate=sampling_rate,
+        num_clips=num_clips,
+        fps=fps,
+        target_fps=target_fps,
+        generator=generator,
+    )
+    return np.floor(positions).astype(np.int64)
+
+
+def sample_positions(
+    policy: str,
+    total_num_frames: int,
+    *,
+    num_frames: int,
+    sampling_rate: float = 32,
+    num_clips: int = 1,
+    fps: float | None = None,
+    target_fps: float | None = None,
+    generator: np.random.Generator | None = None,
+) -> np.ndarray:
+    """As `sample_indices`, before rounding down: float64 `(num_clips, num_frames)`, from 0 to below the total."""
     check_sampling(
         policy, num_frames=num_frames, sampling_rate=sampling_rate, num_clips=num_clips, target_fps=target_fps
     )
@@ -98,7 +124,7 @@ def sample_indices(
         window=float(num_frames * sampling_rate * speed),
         generator=generator,
     )
-    return SAMPLING_POLICIES[policy](request).astype(np.int64)
+    return SAMPLING_POLICIES[policy](request)
 
 
 def check_sampling(

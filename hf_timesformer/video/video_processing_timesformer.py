@@ -24,8 +24,8 @@ from .image_processing_timesformer import TimeSformerImageProcessor
 from .memory_frames import is_source, split_videos, to_channels
 from .processor_type import forget_class
 from .released_sampling import complete_settings, read_model_config
-from .sampling import check_sampling, sample_indices
-from .timed_frames import segment_numbers
+from .sampling import check_sampling
+from .timed_frames import frames_a_second, sample_video, segment_numbers
 from .views import TimeSformerViewsMixin, count_channels
 
 
@@ -180,17 +180,13 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         if fps is not None:
             if num_frames is not None:
                 raise ValueError("num_frames and fps exclude each other: pass one of them")
-            if not metadata.fps:
-                raise ValueError(f"fps={fps} needs the video's own rate: pass video_metadata with its fps")
-            count = max(1, int(metadata.total_num_frames / metadata.fps * fps))
-            return np.arange(count) * metadata.total_num_frames // count
-        return sample_indices(
+            return frames_a_second(metadata, fps)
+        return sample_video(
+            metadata,
             self.sampling if sampling is None else sampling,
-            metadata.total_num_frames,
             num_frames=self.num_frames if num_frames is None else num_frames,
             sampling_rate=self.sampling_rate if sampling_rate is None else sampling_rate,
             num_clips=self.num_clips if num_clips is None else num_clips,
-            fps=metadata.fps or None,
             target_fps=self.target_fps if target_fps is None else target_fps,
         ).reshape(-1)
 
