@@ -14,7 +14,8 @@ class ClipAugmentation:
     """Short-side jitter, random crop, horizontal flip and more, the same for every frame of a clip.
 
     Args:
-        crop_size: side of the crops in pixels.
+        crop_size: side of the crops in pixels, or their height and width. A frame that is too short for the longer
+            of two sides gets a black border there, as in evaluation.
         short_side: range that the shorter side is drawn from, in pixels (the paper: 256 to 320 for crops of 224).
         inverse_short_side: draw its inverse uniformly, so that small ones come more often, as the official code does
             for Something-Something-V2.
@@ -32,7 +33,7 @@ class ClipAugmentation:
 
     def __init__(
         self,
-        crop_size: int,
+        crop_size: int | tuple[int, int],
         *,
         short_side: tuple[int, int],
         inverse_short_side: bool = False,
@@ -45,19 +46,20 @@ class ClipAugmentation:
         image_std: Sequence[float],
     ):
         low, high = short_side
-        if not crop_size <= low <= high:
+        crop = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        if not min(crop) <= low <= high:
             raise ValueError(
                 f"short-side jitter {low} to {high} does not fit crops of {crop_size}: "
-                f"need {crop_size} <= smallest <= largest"
+                f"need {min(crop)} <= smallest <= largest"
             )
         _check_strengths(random_resized_crop, rand_augment, random_erasing)
         # A crop of any size is cut from the largest frames that there would be.
         self.short_side = (high, high) if random_resized_crop else (low, high)
         self.inverse_short_side = inverse_short_side and not random_resized_crop
         self.image_mean, self.image_std = list(image_mean), list(image_std)
-        steps = [v2.RandomCrop(crop_size)]
+        steps = [v2.RandomCrop(crop, pad_if_needed=crop[0] != crop[1])]
         if random_resized_crop:
-            steps = [v2.RandomResizedCrop(crop_size, scale=random_resized_crop, antialias=True)]
+            steps = [v2.RandomResizedCrop(crop, scale=random_resized_crop, antialias=True)]
         if flip:
             steps.append(v2.RandomHorizontalFlip())
         if rand_augment:
@@ -77,7 +79,7 @@ class ClipAugmentation:
         return int(generator.integers(low, high + 1))
 
     def __call__(self, frames: torch.Tensor, short_side: int, generator: np.random.Generator) -> torch.Tensor:
-        """uint8 frames `(T, 3, H, W)` -> normalised float32 `(T, 3, crop, crop)`; all draws come from `generator`."""
+        """uint8 frames `(T, 3, H, W)` -> normalised float32 `(T, 3, h, w)`, the crop; draws come from `generator`."""
         if min(frames.shape[-2:]) != short_side:
             frames = functional.resize(frames, [short_side], antialias=True)
         # torchvision draws from torch's global generator: seeded from the clip's own and put back afterwards, so that

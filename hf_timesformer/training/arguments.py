@@ -39,7 +39,9 @@ class ModelArguments:
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
     num_frames: int | None = field(default=None, metadata={"help": "Frames a clip, if not the checkpoint's."})
-    image_size: int | None = field(default=None, metadata={"help": "Side of the square crops, in pixels."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Size of the crops in pixels: one number, or height and width."}
+    )
     sampling: str | None = field(default=None, metadata={"help": "clip (a window) or segments (the whole video)."})
     sampling_rate: int | None = field(
         default=None, metadata={"help": "Source frames from one frame of a clip to the next."}

@@ -36,7 +36,7 @@ from .learning_curve import draw_curve
 from .objective import BEST_METRICS, ClipMetrics, balanced_weights
 from .optimization import freeze_parameters
 from .preview import write_preview
-from .starting_point import load_network, make_processor, parse_overrides
+from .starting_point import load_network, make_processor, parse_overrides, read_size
 from .trainer import VideoTrainer
 
 
@@ -105,11 +105,12 @@ def make_source(found: FoundVideos, data: DataArguments, args: VideoTrainingArgu
 
 def make_augmentation(processor: TimeSformerVideoProcessor, data: DataArguments) -> ClipAugmentation:
     """Training augmentation for crops of the processor's size."""
-    side = processor.crop_size["height"]
+    height, width = processor.crop_size["height"], processor.crop_size["width"]
+    side = min(height, width)
     if data.dataset == "ssv2" and data.flip:
         logger.info("ssv2 tells left from right: clips are not mirrored")
     return ClipAugmentation(
-        side,
+        (height, width),
         short_side=_pair_of(data.short_side, "short_side") or (side, round(side * 9 / 7)),
         inverse_short_side=data.inverse_short_side,
         flip=data.flip and data.dataset != "ssv2",
@@ -179,13 +180,13 @@ def make_network(
         drop_path_rate=overrides.get("drop_path_rate", model.drop_path_rate),  # a recipe may have the other one
         attention_type=model.attention_type,
         num_frames=model.num_frames,
-        image_size=model.image_size,
+        image_size=read_size(model.image_size),
         problem_type=problem_type,
     )
     if model.attn_implementation:
         network.set_attn_implementation(model.attn_implementation)
     names = ("image_size", "num_frames", "sampling", "sampling_rate", "target_fps", "image_mean", "image_std")
-    settings = {name: getattr(model, name) for name in names}
+    settings = {name: getattr(model, name) for name in names} | {"image_size": read_size(model.image_size)}
     processor = make_processor(network.config, model.model or model.from_vit, **settings)
     return network, label_ids, processor
 

@@ -81,14 +81,14 @@ def _load_checkpoint(
 
 
 def make_processor(
-    config: TimeSformerConfig, source: str | None, *, image_size: int | None = None, **settings: Any
+    config: TimeSformerConfig, source: str | None, *, image_size: int | Sequence[int] | None = None, **settings: Any
 ) -> TimeSformerVideoProcessor:
     """The processor of the run: the settings given, then those of the checkpoint or ViT at `source`, then defaults.
 
     Raises ValueError for a size that the patches of the network do not divide.
     """
-    side = image_size or _square_side(config)
-    for patch in pair(config.patch_size):
+    size = pair(image_size or config.image_size)
+    for side, patch in zip(size, pair(config.patch_size)):
         if side % patch:
             nearest = (side // patch * patch, (side // patch + 1) * patch)
             raise ValueError(
@@ -98,15 +98,17 @@ def make_processor(
     names = ("num_frames", "sampling", "sampling_rate", "target_fps", "image_mean", "image_std", "resample")
     values = {"num_frames": config.num_frames} | {name: saved[name] for name in names if saved.get(name) is not None}
     values |= {name: value for name, value in settings.items() if value is not None}
-    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    return TimeSformerVideoProcessor(**values, **size)
+    crop = {"height": size[0], "width": size[1]}
+    return TimeSformerVideoProcessor(**values, size={"shortest_edge": min(size)}, crop_size=crop)
 
 
-def _square_side(config: TimeSformerConfig) -> int:
-    height, width = pair(config.image_size)
-    if height != width:
-        raise ValueError(f"the checkpoint is made for frames of {height}x{width}: give a square --image_size")
-    return height
+def read_size(values: int | Sequence[int] | None) -> int | list[int] | None:
+    """`--image_size` as the config has it: one number, or `[height, width]`. ValueError for more than two numbers."""
+    if values is None or isinstance(values, int):  # a recipe has one number
+        return values
+    if len(values) > 2:
+        raise ValueError(f"--image_size takes one number, or height and width, got {' '.join(map(str, values))}")
+    return values[0] if len(values) == 1 else list(values)
 
 
 def _saved_settings(source: str | None) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from transformers.video_utils import VideoMetadata
 
-from .decoding_segment import FrameTimes, TimedVideoMetadata
+from .decoding_segment import FrameTimes, TimedVideoMetadata, check_segment, frames_in_segment
 from .decoding_source import VideoDecodeError
-from .timed_frames import choose_frames, cut_metadata, segment_numbers
+from .timed_frames import choose_frames, cut_metadata
 
 
 # What the two raise for files that they cannot decode.
@@ -66,13 +66,14 @@ def read_frames(
     Raises:
         VideoDecodeError: the reader cannot decode the frames, or has none in the segment.
     """
+    check_segment(start, end)
     name = f"<{type(reader).__name__}>"
     try:
         known = _torchcodec_metadata(reader) if _is_torchcodec(reader) else _torchvision_metadata(reader)
     except READER_ERRORS as error:
         raise VideoDecodeError(name, "damaged", f"cannot be read: {error}") from error
     metadata, times = known
-    numbers = segment_numbers(name, metadata.total_num_frames, times, start, end)
+    numbers = frames_in_segment(name, lambda: times, metadata.total_num_frames, start, end)
     cut_metadata(metadata, times, numbers)
     chosen = choose_frames(name, metadata, choose)
     wanted = [numbers[index] for index in chosen]

@@ -18,16 +18,25 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from .decoding_pixels import scaled_size
-from .decoding_segment import FrameTimes, TimedVideoMetadata
+from .decoding_segment import FrameTimes, TimedVideoMetadata, frames_in_segment
 from .decoding_source import DecodeLimits, Source, VideoDecodeError, describe_source, open_source
 from .frame_folder import PICTURE_FORMATS, FrameFiles
 from .memory_frames import frames_to_tensor, to_channels, to_levels
-from .timed_frames import choose_frames, cut_metadata, segment_numbers
+from .timed_frames import choose_frames, cut_metadata
 
 
 # What Pillow's readers of these formats raise for files that are damaged or too large.
-PICTURE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, MemoryError, struct.error)
-PICTURE_ERRORS += (PIL.Image.DecompressionBombError,)
+PICTURE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    IndexError,
+    MemoryError,
+    struct.error,
+    PIL.Image.DecompressionBombError,
+)
 
 
 class Pictures(Protocol):
@@ -117,8 +126,7 @@ def open_pictures(
     """
     if frame_rate is not None and not frame_rate > 0:
         raise ValueError(f"frame_rate must be a positive number of frames a second, got {frame_rate!r}")
-    is_path = isinstance(source, (str, os.PathLike))
-    if is_path and os.path.isdir(source):
+    if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         source = FrameFiles.from_folder(source, frame_rate)
     if isinstance(source, FrameFiles):
         if len(source.paths) > limits.max_frames:
@@ -165,7 +173,7 @@ def _begins_as_webp(source: Source) -> bool:
 def describe_pictures(pictures: Pictures, start: float | None, end: float | None) -> tuple[TimedVideoMetadata, range]:
     """The metadata of a segment of a video of pictures, and the numbers that its frames have in the whole."""
     times = pictures.times()
-    numbers = segment_numbers(pictures.name, pictures.count, times, start, end)
+    numbers = frames_in_segment(pictures.name, lambda: times, pictures.count, start, end)
     height, width = pictures.size
     metadata = TimedVideoMetadata(
         total_num_frames=pictures.count, fps=_mean_rate(times), width=width, height=height, video_backend="pillow"
@@ -214,7 +222,7 @@ def _to_rgb(picture: PIL.Image.Image, short_side: int | None) -> torch.Tensor:
     """A picture of any mode to uint8 `(3, H, W)`; scaled as `FrameWriter` scales, with an antialiased triangle."""
     frames = frames_to_tensor([picture], num_channels=3)  # (1, c, h, w)
     frame = to_channels(to_levels(frames), 3)[0].round().to(torch.uint8)
-    height, width = scaled_size(*frame.shape[1:], short_side)
+    height, width = scaled_size(frame.shape[1], frame.shape[2], short_side)
     if (height, width) == frame.shape[1:]:
         return frame
     image = PIL.Image.fromarray(frame.permute(1, 2, 0).numpy())  # (3, h, w) -> (h, w, 3)

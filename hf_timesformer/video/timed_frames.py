@@ -1,4 +1,4 @@
-"""Frames and the times at which they are shown: segments of pictures and readers, sampling where the rate varies.
+"""Frames and the times at which they are shown: sampling where the rate varies, segments of what FFmpeg did not open.
 
 A phone that records 60 frames a second in the light and 10 in the dark makes a file in which a frame's number says
 little about its time. For example (x: a frame begins), 2 frames a second for 1 s and 1 a second for 2 s:
@@ -18,29 +18,9 @@ from typing import Any
 import numpy as np
 from transformers.video_utils import VideoMetadata
 
-from .decoding_segment import FrameTimes, TimedVideoMetadata, check_segment
+from .decoding_segment import FrameTimes, TimedVideoMetadata
 from .decoding_source import VideoDecodeError
 from .sampling import sample_positions
-
-
-def segment_numbers(name: str, count: int, times: FrameTimes | None, start: float | None, end: float | None) -> range:
-    """The numbers of the frames with `start <= time < end` of the `count` frames of the video called `name`.
-
-    Raises:
-        VideoDecodeError: no frame lies in the segment, or nobody knows when the frames are shown.
-        ValueError: `start` and `end` make no segment.
-    """
-    check_segment(start, end)
-    if start is None and end is None:
-        return range(count)
-    if times is None:
-        message = f"has neither frame times nor a frame rate, so start={start} and end={end} cannot be found in it"
-        raise VideoDecodeError(name, "segment", message)
-    numbers = times.between(start, end)
-    if not numbers:
-        message = f"has no frame from start={start} to end={end} seconds: its frames lie from 0 to "
-        raise VideoDecodeError(name, "segment", f"{message}{times.seconds[-1]:.3f} s")
-    return numbers
 
 
 def cut_metadata(metadata: TimedVideoMetadata, times: FrameTimes | None, numbers: range) -> None:

@@ -14,24 +14,24 @@ from transformers.image_utils import ChannelDimension
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, logging
 from transformers.video_processing_utils import BaseVideoProcessor
-from transformers.video_utils import VideoInput, VideoMetadata, make_batched_metadata
+from transformers.video_utils import VideoInput, VideoMetadata
 
 from .decoded_readers import file_of_reader, is_reader, read_frames
 from .decoding import DecodeLimits, decode_video
-from .decoding_segment import FrameTimes, check_segment
 from .frame_folder import FrameFiles
 from .image_processing_timesformer import TimeSformerImageProcessor
+from .memory_clips import cut_in_memory, metadata_of_each, one_for_each, sample_in_memory
 from .memory_frames import is_source, split_videos, to_channels
 from .processor_type import forget_class
 from .released_sampling import complete_settings, read_model_config
 from .sampling import check_sampling
-from .timed_frames import frames_a_second, sample_video, segment_numbers
+from .timed_frames import frames_a_second, sample_video
 from .views import TimeSformerViewsMixin, count_channels
 
 
 logger = logging.get_logger(__name__)
 
-Sampler = Callable[..., np.ndarray]
+Sampler = partial[np.ndarray]  # `sample_frames` with the settings of a call
 
 
 class TimeSformerVideoProcessorKwargs(VideosKwargs, total=False):
@@ -122,30 +122,42 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         sample = self._sampler(kwargs)
         videos = split_videos(videos)
-        metadata = _metadata_of_each(videos, kwargs.get("video_metadata"))
-        starts = _one_for_each("start", kwargs.pop("start", None), len(videos))
-        ends = _one_for_each("end", kwargs.pop("end", None), len(videos))
-        opened = []
-        for video, about, start, end in zip(videos, metadata, starts, ends):
-            if is_source(video) or is_reader(video):
-                access = {name: kwargs.get(name) for name in ACCESS_SETTINGS}
-                opened.append(self.fetch_videos(video, sample, start=start, end=end, **access))
-            else:
-                frames = self._frames_in_memory(video, kwargs.get("input_data_format"), kwargs)
-                frames, about = _cut_in_memory(frames, about, start, end)
-                opened.append(self._sample_in_memory(frames, about, sample, kwargs))
-        frames, metadata = map(list, zip(*opened))
+        metadata = metadata_of_each(videos, kwargs.get("video_metadata"))
+        starts = one_for_each("start", kwargs.pop("start", None), len(videos))
+        ends = one_for_each("end", kwargs.pop("end", None), len(videos))
+        opened = [
+            self._open(video, about, sample, kwargs, start=start, end=end)
+            for video, about, start, end in zip(videos, metadata, starts, ends)
+        ]
         if kwargs.get("do_convert_rgb", self.do_convert_rgb):
             num_channels = count_channels(kwargs.get("image_mean", self.image_mean))
-            frames = [to_channels(video, num_channels) for video in frames]  # of files they are RGB
+            opened = [(to_channels(frames, num_channels), about) for frames, about in opened]  # of files they are RGB
         kwargs |= {
             "do_convert_rgb": False,
             "do_sample_frames": False,
-            "video_metadata": metadata,
+            "video_metadata": [about for _, about in opened],
             "input_data_format": ChannelDimension.FIRST,
+            "num_clips": 1 if sample is None else sample.keywords["num_clips"],
         }
-        kwargs["num_clips"] = 1 if sample is None else sample.keywords["num_clips"]
-        return super().preprocess(frames, **kwargs)
+        return super().preprocess([frames for frames, _ in opened], **kwargs)
+
+    def _open(
+        self,
+        video: Any,
+        metadata: VideoMetadata | None,
+        sample: Sampler | None,
+        given: dict[str, Any],
+        *,
+        start: float | None,
+        end: float | None,
+    ) -> tuple[torch.Tensor, VideoMetadata]:
+        """The frames of one video that are asked for, `(T, C, H, W)`; `given` is what the call passes."""
+        if is_source(video) or is_reader(video):
+            access = {name: given.get(name) for name in ACCESS_SETTINGS}
+            return self.fetch_videos(video, sample, start=start, end=end, **access)
+        frames = self._frames_in_memory(video, given.get("input_data_format"), given)
+        frames, metadata = cut_in_memory(frames, metadata, start, end)
+        return sample_in_memory(frames, metadata, sample, given)
 
     def _sampler(self, kwargs: dict[str, Any]) -> Sampler | None:
         """`sample_frames` with the settings of this call, or None where every frame is taken."""
@@ -193,7 +205,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
     def fetch_videos(
         self,
         video_url_or_urls: Any,
-        sample_indices_fn: Sampler | None = None,
+        sample_indices_fn: Callable[..., np.ndarray] | None = None,
         allow_urls: bool | None = None,
         *,
         limits: DecodeLimits | Mapping[str, Any] | None = None,
@@ -259,37 +271,6 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         )
         return (frame_rate or self.frame_rate) if is_pictures else None
 
-    def _sample_in_memory(
-        self, frames: torch.Tensor, metadata: VideoMetadata | None, sample: Sampler | None, kwargs: dict[str, Any]
-    ) -> tuple[torch.Tensor, VideoMetadata]:
-        """The frames of `(T, C, H, W)` that this call asks for; the class's docstring has the rules."""
-        count = len(frames)
-        whole = VideoMetadata(
-            total_num_frames=count, height=frames.shape[2], width=frames.shape[3], frames_indices=list(range(count))
-        )
-        if sample is None:
-            return frames, metadata or whole
-        if metadata is None:
-            asked = kwargs.get("num_frames", 0)
-            if asked > count and "do_sample_frames" not in kwargs:
-                raise ValueError(
-                    f"num_frames={asked} were asked of {count} frames in memory: pass do_sample_frames=True to repeat "
-                    "frames, or do_sample_frames=False to take them as they are"
-                )
-            if sample.keywords["num_clips"] == 1 and sample.keywords["num_frames"] == count:
-                return frames, whole
-        elif metadata.total_num_frames != count:
-            if metadata.frames_indices is not None and len(metadata.frames_indices) == count:
-                return frames, metadata
-            raise ValueError(
-                f"video_metadata says total_num_frames={metadata.total_num_frames}, but the video has {count} frames: "
-                "pass the whole video, or the frames_indices of those that were taken"
-            )
-        indices = sample(metadata=metadata or whole)
-        if metadata is None and "do_sample_frames" not in kwargs:
-            _warn_of_repeats(indices, count)
-        return frames[torch.from_numpy(indices)], replace(metadata or whole, frames_indices=indices.tolist())
-
     def to_dict(self) -> dict[str, Any]:
         """The settings, without the name of the class (see `processor_type`) and without those of `NOT_SAVED`."""
         return {name: value for name, value in super().to_dict().items() if name not in NOT_SAVED}
@@ -328,25 +309,6 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         return files
 
 
-def _metadata_of_each(videos: list, given: Any) -> list[VideoMetadata | None]:
-    """One entry a video; None where nothing was given."""
-    if given is None:
-        return [None] * len(videos)
-    metadata = make_batched_metadata(videos, given)
-    if len(metadata) != len(videos):  # transformers 5.20 lets that pass
-        raise ValueError(f"{len(videos)} videos but {len(metadata)} `video_metadata` entries: pass one for each video")
-    return metadata
-
-
-def _one_for_each(name: str, given: Any, num_videos: int) -> list[float | None]:
-    """Seconds for each video, from one number for all or from as many as there are videos."""
-    if not isinstance(given, (list, tuple)):
-        return [given] * num_videos
-    if len(given) != num_videos:
-        raise ValueError(f"{num_videos} videos but {len(given)} numbers in `{name}`: pass one for each video, or one")
-    return list(given)
-
-
 def _decode_limits(given: DecodeLimits | Mapping[str, Any] | None) -> DecodeLimits | None:
     if given is None or isinstance(given, DecodeLimits):
         return given
@@ -355,32 +317,6 @@ def _decode_limits(given: DecodeLimits | Mapping[str, Any] | None) -> DecodeLimi
         if name not in known:
             raise ValueError(f"limits has no {name!r}: choose of {', '.join(known)}")
     return DecodeLimits(**given)
-
-
-def _cut_in_memory(
-    frames: torch.Tensor, metadata: VideoMetadata | None, start: float | None, end: float | None
-) -> tuple[torch.Tensor, VideoMetadata | None]:
-    """The frames of `(T, C, H, W)` with `start <= time < end`, and the metadata of that segment."""
-    check_segment(start, end)
-    if start is None and end is None:
-        return frames, metadata
-    if metadata is None or not metadata.fps or metadata.total_num_frames != len(frames):
-        raise ValueError(
-            f"start={start} and end={end} need the whole video and its rate: pass all frames, and video_metadata with "
-            "total_num_frames and fps"
-        )
-    times = FrameTimes.evenly(len(frames), metadata.fps)
-    numbers = segment_numbers("the video in memory", len(frames), times, start, end)
-    segment = replace(metadata, total_num_frames=len(numbers), frames_indices=None, duration=None)
-    return frames[numbers.start : numbers.stop], segment
-
-
-def _warn_of_repeats(indices: np.ndarray, count: int) -> None:
-    if len(np.unique(indices)) < min(count, len(indices)):
-        logger.warning_once(
-            f"{count} frames in memory were sampled as a whole video, shorter than its sampling window, so that "
-            "frames repeat. If they are a clip already, pass do_sample_frames=False"
-        )
 
 
 __all__ = ["TimeSformerVideoProcessor"]

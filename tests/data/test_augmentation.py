@@ -26,6 +26,17 @@ def normalise(frames: torch.Tensor) -> torch.Tensor:
     return (frames / 255 - mean) / std
 
 
+@pytest.mark.parametrize(("crop", "width"), [((16, 24), 30), ((24, 16), 30), ((16, 24), 20)])
+def test_crops_may_be_higher_or_wider(crop, width):
+    """Every frame of the clip is cut alike; where the frame is too small for the crop it gets a black border."""
+    frames = noise(width=width)
+    clip = make(crop, flip=False)(frames, 16, np.random.default_rng(0))
+    assert clip.shape == (3, 3, *crop)
+    black = normalise(torch.zeros(1, 3, 1, 1))
+    is_black = torch.isclose(clip, black, atol=1e-5).all(dim=1)  # (t, h, w)
+    assert bool(is_black.any()) == (crop[0] > 16 or crop[1] > frames.shape[-1])
+
+
 def test_pixels_are_cropped_mirrored_and_normalised_and_nothing_else():
     frames, seen = noise(width=20), set()
     for seed in range(60):

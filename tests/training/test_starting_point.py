@@ -11,6 +11,7 @@ from hf_timesformer.training.starting_point import (
     load_network,
     make_processor,
     parse_overrides,
+    read_size,
 )
 
 
@@ -59,8 +60,23 @@ def test_processor_of_the_run(checkpoint, tmp_path):
     assert (list(processor.image_mean), processor.num_frames) == ([0.1, 0.2, 0.3], 3)
     with pytest.raises(ValueError, match="image_size 100 is no multiple of the patch size 16: take 96 or 112"):
         make_processor(config, None, image_size=100)
-    with pytest.raises(ValueError, match="made for frames of 32x48: give a square --image_size"):
-        make_processor(TimeSformerConfig(**TINY | {"image_size": [32, 48]}), None)
+    for size in (None, [64, 96]):
+        processor = make_processor(TimeSformerConfig(**TINY | {"image_size": [32, 48]}), None, image_size=size)
+        height, width = size or (32, 48)
+        assert processor.crop_size == {"height": height, "width": width}
+        assert processor.size == {"shortest_edge": height}
+    with pytest.raises(ValueError, match="image_size 40 is no multiple of the patch size 16: take 32 or 48"):
+        make_processor(config, None, image_size=[32, 40])
+
+
+@pytest.mark.parametrize(("values", "size"), [(None, None), (448, 448), ([224], 224), ([96, 128], [96, 128])])
+def test_image_size_is_one_number_or_two(values, size):
+    assert read_size(values) == size
+
+
+def test_image_size_of_three_numbers_is_refused():
+    with pytest.raises(ValueError, match="--image_size takes one number, or height and width, got 1 2 3"):
+        read_size([1, 2, 3])
 
 
 def test_config_overrides():

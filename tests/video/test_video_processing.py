@@ -23,6 +23,7 @@ from transformers.video_utils import VideoMetadata
 import hf_timesformer.video.video_processing_timesformer as module
 from hf_timesformer import TimeSformerConfig, TimeSformerImageProcessor, TimeSformerVideoProcessor
 from hf_timesformer.model.configuration_timesformer import PROCESSOR_TYPES
+from hf_timesformer.video import memory_clips
 from hf_timesformer.video.decoding import DecodeLimits, VideoDecodeError
 from hf_timesformer.video.encoding import write_video
 from hf_timesformer.video.processor_type import TYPES
@@ -431,7 +432,7 @@ def test_more_frames_asked_of_memory_than_there_are(caplog):
 
 def test_frames_that_would_repeat_for_want_of_a_longer_video_are_warned_of(monkeypatch):
     warnings = []
-    monkeypatch.setattr(module.logger, "warning_once", warnings.append)
+    monkeypatch.setattr(memory_clips.logger, "warning_once", warnings.append)
     processor = TimeSformerVideoProcessor(**SMALL)
     processor(random_frames(16))
     assert len(warnings) == 1
