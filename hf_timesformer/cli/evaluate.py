@@ -42,7 +42,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_crops", type=int, default=3, choices=(1, 3), help="1 (centre) or 3")
     parser.add_argument("--num_clips", type=int, default=1, help="clips a video, spread evenly")
     parser.add_argument("--num_frames", type=int, help="frames a clip, if not the checkpoint's")
+    parser.add_argument("--sampling", choices=("clip", "segments"), help="clip or segments, if not the checkpoint's")
     parser.add_argument("--sampling_rate", type=int, help="every n-th frame, if not the checkpoint's")
+    parser.add_argument("--target_fps", type=float, help="count --sampling_rate in frames of this rate")
     parser.add_argument("--batch_size", type=int, default=4, help="videos a batch on each device")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode, for each device")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="autocast precision")
@@ -74,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         transformers.logging.set_verbosity_error()
     output_dir = _output_dir(args)
     with user_errors():
-        settings = ("num_crops", "num_clips", "num_frames", "sampling_rate")
+        settings = ("num_crops", "num_clips", "num_frames", "sampling", "sampling_rate", "target_fps")
         overrides = {name: getattr(args, name) for name in settings}
         if graph is not None:
             model, processor = load_exported(*graph, **overrides)

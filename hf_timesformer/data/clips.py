@@ -16,6 +16,7 @@ from datasets import Dataset, IterableDataset
 from ..video.decoding import VideoDecodeError, decode_video
 from ..video.timed_frames import sample_video
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
+from ..video.views import count_channels
 from .augmentation import ClipAugmentation, cut_and_mix_clips, mix_clips
 from .faults import BadClipsError, Fault, describe_fault, list_faults
 from .row_source import ClipKey, ClipSource
@@ -205,7 +206,8 @@ def read_for_evaluation(
 
 def _blank(processor: TimeSformerVideoProcessor) -> torch.Tensor:
     crop, views = processor.crop_size, processor.num_clips * processor.num_crops
-    blank = torch.zeros(views, processor.num_frames, 3, crop["height"], crop["width"])
+    channels = count_channels(processor.image_mean)
+    blank = torch.zeros(views, processor.num_frames, channels, crop["height"], crop["width"])
     return blank if views > 1 else blank[0]
 
 
