@@ -12,13 +12,16 @@ from .video_processing_timesformer import TimeSformerVideoProcessor, TimeSformer
 class TimeSformerPipeline(VideoClassificationPipeline):
     """`pipeline("video-classification")` where this package is imported.
 
-    With `TimeSformerVideoProcessor` it differs from stock's in two ways, with any other processor in none:
+    With `TimeSformerVideoProcessor` it differs from stock's in two ways, with any other processor
+    in none:
 
-    * `pipe([picture, picture, ...])` is one video of these frames and gives one answer; stock takes each picture for a
-      video. So is a list of the paths of pictures. Several videos of frames are a list of lists.
-    * The processor's settings are arguments, of `pipeline(...)` for every call or of one call alone: `num_clips`,
-      `num_crops`, `sampling`, `fps`, `start`, `end`, `limits`, `allow_urls` and so on. `frame_sampling_rate`, which
-      stock passes over where there is a video processor, is our `sampling_rate`.
+    * `pipe([picture, picture, ...])` is one video of these frames and gives one answer; stock takes
+      each picture for a video. So is a list of the paths of pictures. Several videos of frames are
+      a list of lists.
+    * The processor's settings are arguments, of `pipeline(...)` for every call or of one call
+      alone: `num_clips`, `num_crops`, `sampling`, `fps`, `start`, `end`, `limits`, `allow_urls` and
+      so on. `frame_sampling_rate`, which stock passes over where there is a video processor, is our
+      `sampling_rate`.
     """
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -35,8 +38,9 @@ class TimeSformerPipeline(VideoClassificationPipeline):
     def __call__(self, inputs: Any, **kwargs: Any) -> list:
         """As stock's, but for a list of frames, which is one video.
 
-        Returns `[{"score": ..., "label": ...}, ...]` of one video, a list of such lists of a list of videos. Raises
-        what the processor raises: `VideoDecodeError` for a file, `ValueError` for settings and frames.
+        Returns `[{"score": ..., "label": ...}, ...]` of one video, a list of such lists of a list
+        of videos. Raises what the processor raises: `VideoDecodeError` for a file, `ValueError` for
+        settings and frames.
         """
         is_ours = isinstance(self.video_processor, TimeSformerVideoProcessor)
         if is_ours and isinstance(inputs, list) and inputs and (all(map(is_frame, inputs)) or are_pictures(inputs)):

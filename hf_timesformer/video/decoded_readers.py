@@ -1,7 +1,7 @@
 """Readers that somebody else opened: what `datasets` makes of a video column that it decodes itself.
 
-`torchcodec.decoders.VideoDecoder` (datasets 4 and later) and `torchvision.io.VideoReader` (earlier), told by what they
-can do, so that neither package is imported here.
+`torchcodec.decoders.VideoDecoder` (datasets 4 and later) and `torchvision.io.VideoReader`
+(earlier), told by what they can do, so that neither package is imported here.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Videos that are pictures: a folder or a list of picture files, and animated WebP, which FFmpeg does not decode.
 
-Read with Pillow. Frames are RGB as the other decoders give them: turned as their EXIF data says, transparency laid on
-white, more than 8 bits scaled to 8.
+Read with Pillow. Frames are RGB as the other decoders give them: turned as their EXIF data says,
+transparency laid on white, more than 8 bits scaled to 8.
 """
 
 import io
@@ -104,8 +104,8 @@ class AnimatedWebp:
 def _webp_durations(content: bytes) -> list[int]:
     """How long each frame of an animated WebP is shown, in milliseconds; empty for one that is still.
 
-    The file is a list of chunks (4 letters, a size of 4 bytes, content padded to an even number of bytes). That of a
-    frame, ANMF, has its duration in bytes 12 to 15 of the content.
+    The file is a list of chunks (4 letters, a size of 4 bytes, content padded to an even number of
+    bytes). That of a frame, ANMF, has its duration in bytes 12 to 15 of the content.
     """
     durations, at = [], 12  # after RIFF, size, WEBP
     while at + 8 <= len(content):
@@ -122,7 +122,8 @@ def open_pictures(
 ) -> Iterator[Pictures | None]:
     """Yield the pictures that `source` consists of, or None where it is for FFmpeg to open.
 
-    Raises VideoDecodeError for a folder that is no video, and for a first picture that cannot be read.
+    Raises VideoDecodeError for a folder that is no video, and for a first picture that cannot be
+    read.
     """
     if frame_rate is not None and not frame_rate > 0:
         raise ValueError(f"frame_rate must be a positive number of frames a second, got {frame_rate!r}")
@@ -198,7 +199,8 @@ def decode_pictures(
 ) -> tuple[torch.Tensor, VideoMetadata]:
     """As `decode_video`: frames `(T, 3, H, W)`, uint8, by their numbers, and the metadata.
 
-    Raises VideoDecodeError for a number that is no frame, and for a picture that cannot be read or is of another size.
+    Raises VideoDecodeError for a number that is no frame, and for a picture that cannot be read or
+    is of another size.
     """
     metadata, numbers = describe_pictures(pictures, start, end)
     chosen = choose_frames(pictures.name, metadata, indices)

@@ -44,8 +44,8 @@ class FrameFiles:
         """Of the numbered pictures of a folder, in the order of their numbers.
 
         Raises:
-            VideoDecodeError: no numbered picture, a picture without a number, pictures of two series, two with one
-                number, or a gap in the numbering.
+            VideoDecodeError: no numbered picture, a picture without a number, pictures of two
+                series, two with one number, or a gap in the numbering.
         """
         name = describe_source(folder)
         numbered = _numbered_pictures(Path(os.fsdecode(folder)), name)

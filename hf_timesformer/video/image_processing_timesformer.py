@@ -19,21 +19,23 @@ class TimeSformerImageProcessorKwargs(ImagesKwargs, total=False):
 class TimeSformerImageProcessor(TimeSformerViewsMixin, TorchvisionBackend):
     """Frames in memory to `pixel_values`, pixel for pixel as `TimeSformerVideoProcessor` makes them.
 
-    `processor(video)`: a video is a list of PIL images, arrays or tensors, or one 4D array, channels first or last,
-    of any type (`memory_frames.to_levels` has the table of their ranges); a batch is a list of such videos, or a 5D
-    array. Every frame that is handed over is used: choosing them is left to the caller
-    (`hf_timesformer.video.sampling`). Frames are scaled to `size`, cut to `crop_size` (`num_crops` 1: the centre; 3:
-    left, centre, right, in portrait top, centre, bottom) and normalised.
+    `processor(video)`: a video is a list of PIL images, arrays or tensors, or one 4D array,
+    channels first or last, of any type (`memory_frames.to_levels` has the table of their ranges); a
+    batch is a list of such videos, or a 5D array. Every frame that is handed over is used: choosing
+    them is left to the caller (`hf_timesformer.video.sampling`). Frames are scaled to `size`, cut
+    to `crop_size` (`num_crops` 1: the centre; 3: left, centre, right, in portrait top, centre,
+    bottom) and normalised.
 
-    As many channels as `image_mean` has numbers: with three, grey frames become RGB and PIL pictures with transparency
-    are laid on white; with one, colour becomes grey; with another number, frames must have that many channels.
+    As many channels as `image_mean` has numbers: with three, grey frames become RGB and PIL
+    pictures with transparency are laid on white; with one, colour becomes grey; with another
+    number, frames must have that many channels.
 
     Returns:
         `pixel_values`: float `(B, T, C, H, W)`, with three crops `(B, 3, T, C, H, W)`.
 
     Raises:
-        ValueError: input that is no video in memory, frames of several sizes or types in one video, values of no known
-            range, or channels that do not fit.
+        ValueError: input that is no video in memory, frames of several sizes or types in one video,
+            values of no known range, or channels that do not fit.
     """
 
     valid_kwargs = TimeSformerImageProcessorKwargs

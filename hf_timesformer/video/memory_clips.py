@@ -41,7 +41,8 @@ def cut_in_memory(
     """The frames of `(T, C, H, W)` with `start <= time < end` seconds, and the metadata of that segment.
 
     Raises:
-        ValueError: `start` and `end` make no segment, no frame lies in it, or nobody knows when the frames are shown.
+        ValueError: `start` and `end` make no segment, no frame lies in it, or nobody knows when the
+            frames are shown.
     """
     check_segment(start, end)
     if start is None and end is None:
@@ -75,7 +76,8 @@ def sample_in_memory(
         The frames chosen, `(T', C, H, W)`, and the metadata, `frames_indices` set.
 
     Raises:
-        ValueError: more frames are asked for than there are, or the metadata is not that of these frames.
+        ValueError: more frames are asked for than there are, or the metadata is not that of these
+            frames.
     """
     count = len(frames)
     whole = VideoMetadata(

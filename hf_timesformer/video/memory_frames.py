@@ -17,8 +17,9 @@ from .frame_folder import FrameFiles, is_animated, is_picture
 
 logger = logging.get_logger(__name__)
 
-# PIL's modes with transparency, and those of grey pictures that are kept as they are: 8 bits, 16 bits, whole numbers
-# of 32 bits, floats. Every other mode (palettes, CMYK, bitmaps, ...) becomes RGB.
+# PIL's modes with transparency, and those of grey pictures that are kept as they are: 8 bits, 16
+# bits, whole numbers of 32 bits, floats. Every other mode (palettes, CMYK, bitmaps, ...) becomes
+# RGB.
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 GREY_MODES = ("L", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
@@ -44,10 +45,12 @@ def are_pictures(paths: Sequence) -> bool:
 def split_videos(videos: Any) -> list:
     """One entry a video: a source, an open reader, a 4D array or tensor, or a list of frames.
 
-    `videos` is one video or any nesting of lists of them; a 5D array is a batch; one picture is a video of one frame,
-    and a list of the paths of pictures one of as many; `{"path": ..., "bytes": ...}` is what `datasets` makes of a
-    video that it does not decode.
-    Raises `ValueError` for anything else, and for an empty list.
+    `videos` is one video or any nesting of lists of them; a 5D array is a batch; one picture is a
+    video of one frame, and a list of the paths of pictures one of as many. A mapping
+    `{"path": ..., "bytes": ...}` is what `datasets` makes of a video that it does not decode.
+
+    Raises:
+        ValueError: anything else, and an empty list.
     """
     if is_frame(videos):
         return [[videos]]
@@ -76,16 +79,19 @@ def frames_to_tensor(
     """Frames of one video as one tensor.
 
     Args:
-        video: `(T, H, W, C)`, `(T, C, H, W)`, or a list of pictures, arrays or tensors, one a frame.
-        input_data_format: where arrays have their channels; None: the side of length 1, 3 or 4 is taken for them.
-        num_channels: how many channels the network takes. Unless it takes 4, PIL pictures with transparency are
-            laid on white. None: channels are kept as they are.
+        video: `(T, H, W, C)`, `(T, C, H, W)`, or a list of pictures, arrays or tensors, one a
+            frame.
+        input_data_format: where arrays have their channels; None: the side of length 1, 3 or 4 is
+            taken for them.
+        num_channels: how many channels the network takes. Unless it takes 4, PIL pictures with
+            transparency are laid on white. None: channels are kept as they are.
 
     Returns:
         `(T, C, H, W)`, values and type as given.
 
     Raises:
-        ValueError: no side can be the channels, a video without frames, or frames that differ in size or type.
+        ValueError: no side can be the channels, a video without frames, or frames that differ in
+            size or type.
     """
     if is_source(video):
         raise ValueError(
@@ -201,7 +207,8 @@ def to_levels(frames: torch.Tensor) -> torch.Tensor:
         if low < 0 or high > 255:
             raise ValueError(_range_error(frames, low, high))
         return frames.to(torch.uint8)
-    # An interpolation overshoots by a part of the range; what is normalised already goes as far below 0 as above.
+    # An interpolation overshoots by a part of the range; what is normalised already goes as far
+    # below 0 as above.
     if not (-0.25 * high <= low and high <= 320):  # NaN fails too
         raise ValueError(_range_error(frames, low, high))
     if high > 1.5:
@@ -237,8 +244,8 @@ def _name(dtype: torch.dtype) -> str:
 def to_channels(frames: torch.Tensor, num_channels: int) -> torch.Tensor:
     """`(T, C, H, W)` to `(T, num_channels, H, W)`: grey to RGB by repeating it, RGB to grey by its BT.601 luminance.
 
-    Raises `ValueError` for every other pair of numbers: whether a fourth channel is transparency, depth or infrared,
-    only the caller knows.
+    Raises `ValueError` for every other pair of numbers: whether a fourth channel is transparency,
+    depth or infrared, only the caller knows.
     """
     found = frames.shape[1]
     if found == num_channels:

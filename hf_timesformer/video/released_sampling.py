@@ -1,7 +1,8 @@
 """How a TimeSformer checkpoint is to be shown a video where its processor file does not say so.
 
-The released checkpoints on the Hub come with the processor file of another model (VideoMAE), which has means and sizes
-but nothing about frames. What they were trained with is known: it stands in the authors' model zoo.
+The released checkpoints on the Hub come with the processor file of another model (VideoMAE), which
+has means and sizes but nothing about frames. What they were trained with is known: it stands in the
+authors' model zoo.
 """
 
 import json
@@ -13,10 +14,12 @@ from typing import Any
 from transformers.utils import CONFIG_NAME, cached_file
 
 
-# Something-Something-V2, whose models take one frame of each of as many equal parts of the video as they have frames.
+# Something-Something-V2, whose models take one frame of each of as many equal parts of the video as
+# they have frames.
 SSV2_LABELS = 174
 
-# (labels, frames a clip) -> one frame in so many. Kinetics-400 and -600, then HowTo100M's 1059 tasks.
+# (labels, frames a clip) -> one frame in so many. Kinetics-400 and -600, then HowTo100M's 1059
+# tasks.
 RELEASED_RATES = {
     (400, 8): 32,
     (400, 16): 16,
@@ -55,7 +58,8 @@ def released_sampling(num_labels: int, num_frames: int) -> dict[str, Any]:
 def read_model_config(name: str | os.PathLike, options: Mapping[str, Any]) -> dict[str, Any]:
     """The `config.json` of a folder or Hub id as it is written there; empty where there is none.
 
-    `options` may hold those of `from_pretrained` (`revision`, `token`, ...); others in it are passed over.
+    `options` may hold those of `from_pretrained` (`revision`, `token`, ...); others in it are
+    passed over.
     """
     if os.path.isfile(name):  # a processor file by itself
         return {}
@@ -69,8 +73,9 @@ def complete_settings(
 ) -> tuple[dict[str, Any], str | None]:
     """What the processor file of a TimeSformer checkpoint lacks, and one line that says what was assumed.
 
-    Frames and their size are those of the model's config, sampling is what is known of the released checkpoints; any
-    other is sampled over the whole video, one frame of each of `num_frames` equal parts.
+    Frames and their size are those of the model's config, sampling is what is known of the released
+    checkpoints; any other is sampled over the whole video, one frame of each of `num_frames` equal
+    parts.
 
     Args:
         name: the folder or Hub id, for the line and for what is known by name.
@@ -79,8 +84,8 @@ def complete_settings(
         given: settings of the caller, which win over all of these and are not assumed.
 
     Returns:
-        Settings to put over `saved`, and the line; nothing and None where the file says how to sample, or where
-        the model is no TimeSformer.
+        Settings to put over `saved`, and the line; nothing and None where the file says how to
+        sample, or where the model is no TimeSformer.
     """
     if config.get("model_type") != "timesformer" or any(saved.get(setting) for setting in SAMPLING_SETTINGS):
         return {}, None

@@ -35,7 +35,8 @@ def _sample_clip(request: _Request) -> np.ndarray:
         starts = np.array([room / 2])
     else:
         starts = np.linspace(0, room, request.num_clips)
-    positions = np.linspace(starts, starts + request.window - 1, request.num_frames, axis=1)  # (clips, frames)
+    ends = starts + request.window - 1
+    positions = np.linspace(starts, ends, request.num_frames, axis=1)  # (clips,) -> (clips, frames)
     return np.clip(positions, 0, request.total_num_frames - 1)
 
 
@@ -47,13 +48,15 @@ def _sample_segments(request: _Request) -> np.ndarray:
     two clips  xff|xff|xff|xff   a quarter ...
                ffx|ffx|ffx|ffx   ... and three quarters of the way through each part
     """
-    shape = (request.num_clips, request.num_frames)
+    # How far through its part each frame lies, 0 to 1.
     if request.generator is not None:
-        within = request.generator.random(shape)
+        within = request.generator.random((request.num_clips, request.num_frames))  # (clips, frames)
     else:
-        within = np.broadcast_to((np.arange(request.num_clips)[:, None] + 0.5) / request.num_clips, shape)
-    positions = (np.arange(request.num_frames) + within) * request.total_num_frames / request.num_frames
-    # A draw next to 1 may round up to the next part's beginning, which after the last part is no frame.
+        within = (np.arange(request.num_clips)[:, None] + 0.5) / request.num_clips  # (clips, 1): alike in all parts
+    parts = np.arange(request.num_frames) + within  # (clips, frames), in parts of the video
+    positions = parts * request.total_num_frames / request.num_frames
+    # A draw next to 1 may round up to the next part's beginning, which after the last part is no
+    # frame.
     return np.minimum(positions, np.nextafter(request.total_num_frames, 0))
 
 
@@ -71,19 +74,37 @@ def sample_indices(
     target_fps: float | None = None,
     generator: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """Frame numbers of `num_clips` clips of a video: int64 `(num_clips, num_frames)`, each in `[0, total_num_frames)`.
+    """Frame numbers of `num_clips` clips of a video.
 
-    * `"clip"` (Kinetics, Diving48): a window of `num_frames * sampling_rate` source frames, times `fps / target_fps`
-      where both are known, sampled evenly: `floor(clamp(linspace(start, start + window - 1), 0, total - 1))`, the
-      arithmetic of the official code. For evaluation one window lies in the middle of the video (paper, 4), several
-      are spread evenly from its first frame to its last; for training each start is uniformly random.
-    * `"segments"` (Something-Something-V2): the video is cut in `num_frames` equal parts; for evaluation the middle
-      frame of each (with several clips: clip `c` takes the `(c + 1/2) / num_clips` point of each part), for training
-      a random frame of each. `sampling_rate`, `fps` and `target_fps` have no effect.
+    * `"clip"` (Kinetics, Diving48): a window of `num_frames * sampling_rate` source frames, times
+      `fps / target_fps` where both are known, sampled evenly, by the arithmetic of the official code:
+      `floor(clamp(linspace(start, start + window - 1), 0, total - 1))`. For evaluation one window
+      lies in the middle of the video (paper, section 4), several are spread evenly from its first
+      frame to its last; for training each start is uniformly random.
+    * `"segments"` (Something-Something-V2): the video is cut in `num_frames` equal parts; for
+      evaluation the middle frame of each (with several clips: clip `c` takes the point
+      `(c + 1/2) / num_clips` of each part), for training a random frame of each. `sampling_rate`,
+      `fps` and `target_fps` have no effect.
 
-    `generator=None` is the evaluation placement, always the same; a generator gives training placements. A video
-    shorter than the window repeats frames. Raises `ValueError` for an unknown policy and for counts, rates and fps
-    that are not positive.
+    A video shorter than the window repeats frames.
+
+    Args:
+        policy: `"clip"` or `"segments"`.
+        total_num_frames: frames of the video.
+        num_frames: frames of a clip.
+        sampling_rate: one frame in so many.
+        num_clips: clips of the video.
+        fps: frames a second of the video, if known.
+        target_fps: frames a second that `sampling_rate` counts in; None: it counts frames of the
+            video.
+        generator: where clips lie in training; None is the placement of evaluation, always the
+            same.
+
+    Returns:
+        int64 `(num_clips, num_frames)`, each from 0 to below `total_num_frames`.
+
+    Raises:
+        ValueError: an unknown policy, or a count or rate that is not positive.
     """
     positions = sample_positions(
         policy,

@@ -1,14 +1,15 @@
 """Frames and the times at which they are shown: sampling where the rate varies, segments of what FFmpeg did not open.
 
-A phone that records 60 frames a second in the light and 10 in the dark makes a file in which a frame's number says
-little about its time. For example (x: a frame begins), 2 frames a second for 1 s and 1 a second for 2 s:
+A phone that records 60 frames a second in the light and 10 in the dark makes a file in which a
+frame's number says little about its time. For example (x: a frame begins), 2 frames a second for
+one second and 1 a second for two:
 
     time     0  .  .  .  1  .  .  .  2  .  .  .  3
     frame    0     1     2           3                  4 frames in 3 s
 
-The middle by number is frame 2 of 4, but half the frames are gone after 1 s of 3. So positions are worked out as if
-the frames were even, are taken for times (2 of 4 is 1.5 s of 3 s), and give the frame that a player shows then: at
-1.5 s that is frame 2, which lasts from 1 to 2 s.
+The middle by number is frame 2 of 4, but half the frames are gone after 1 s of 3. So positions are
+worked out as if the frames were even, are taken for times (2 of 4 is 1.5 s of 3 s), and give the
+frame that a player shows then: at 1.5 s that is frame 2, which lasts from 1 to 2 s.
 """
 
 import operator
@@ -49,8 +50,8 @@ def choose_frames(
 def uneven_times(metadata: VideoMetadata) -> np.ndarray | None:
     """Seconds at which the frames of a video begin, `(num_frames,)`; None where the rate is constant or unknown.
 
-    It varies where some frame begins a whole frame or more from where an even rate would have it. May read through the
-    file, so ask only where time matters.
+    It varies where some frame begins a whole frame or more from where an even rate would have it.
+    May read through the file, so ask only where time matters.
     """
     has_times = isinstance(metadata, TimedVideoMetadata) and metadata._times is not None
     if not has_times or not metadata.fps or metadata.total_num_frames < 3:
@@ -84,8 +85,8 @@ def sample_video(
 ) -> np.ndarray:
     """`sample_indices` for a video of this metadata, by time where its frame rate varies.
 
-    Segments are then equal parts of the time, and windows of `target_fps` are stretches of it. Windows without
-    `target_fps` are so many frames of the source, whatever their times.
+    Segments are then equal parts of the time, and windows of `target_fps` are stretches of it.
+    Windows without `target_fps` are so many frames of the source, whatever their times.
 
     Returns:
         int64 `(num_clips, num_frames)`, each in `[0, metadata.total_num_frames)`.

@@ -49,8 +49,8 @@ class TimeSformerVideoProcessorKwargs(VideosKwargs, total=False):
     end: float | int | list | tuple | None
 
 
-# What is never saved, and never taken from a file: a file that was downloaded must not decide what this machine opens,
-# or how much work it does. And a segment belongs to one video.
+# What is never saved, and never taken from a file: a file that was downloaded must not decide what
+# this machine opens, or how much work it does. And a segment belongs to one video.
 NOT_SAVED = ("allow_urls", "limits", "start", "end")
 # What opening a file depends on, and nothing after it.
 ACCESS_SETTINGS = ("allow_urls", "limits", "frame_rate")
@@ -61,34 +61,47 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
 
     `processor(videos)`: one video or a list of them, of any sizes and lengths. A video is
 
-    * a path, `bytes` or a binary file object, decoded by this package; URLs only with `allow_urls=True`;
-    * a folder of numbered pictures, or a list of their paths; `frame_rate` frames a second, if you say so;
-    * a row of `datasets` that is not decoded, or the torchcodec or torchvision reader that it is decoded to;
-    * or frames in memory: a list of PIL images, arrays or tensors, or one 4D array, channels first or last, of any
-      type (`memory_frames.to_levels` has the table of their ranges).
+    * a path, `bytes` or a binary file object, decoded by this package; URLs only with
+      `allow_urls=True`;
+    * a folder of numbered pictures, or a list of their paths; `frame_rate` frames a second, if you
+      say so;
+    * a row of `datasets` that is not decoded, or the torchcodec or torchvision reader that it is
+      decoded to;
+    * or frames in memory: a list of PIL images, arrays or tensors, or one 4D array, channels first
+      or last, of any type (`memory_frames.to_levels` has the table of their ranges).
 
     What is done with it:
 
-    * Sampling (`hf_timesformer.video.sampling`): `num_clips` clips of `num_frames` frames by the policy `sampling`
-      (`"clip"` with `sampling_rate` and `target_fps`, or `"segments"`). `fps=` in a call instead takes that many
-      frames a second of the whole video. A video that is too short repeats frames.
-    * Frames in memory are sampled in the same way, with `video_metadata` or without, but for two cases that are passed
-      as they are: without metadata, exactly `num_frames` frames for one clip; with metadata, frames that its
-      `frames_indices` shows to be sampled already. A call whose own `num_frames` exceeds the frames in memory raises,
-      as stock's does, unless it has `do_sample_frames=True` or `video_metadata`.
+    * Sampling (`hf_timesformer.video.sampling`): `num_clips` clips of `num_frames` frames by the
+      policy `sampling` (`"clip"` with `sampling_rate` and `target_fps`, or `"segments"`). `fps=` in
+      a call instead takes that many frames a second of the whole video. A video that is too short
+      repeats frames.
+    * Frames in memory are sampled in the same way, with `video_metadata` or without, but for two
+      cases that are passed as they are: without metadata, exactly `num_frames` frames for one clip;
+      with metadata, frames that its `frames_indices` shows to be sampled already. A call whose own
+      `num_frames` exceeds the frames in memory raises, as stock's does, unless it has
+      `do_sample_frames=True` or `video_metadata`.
     * `do_sample_frames=False` takes every frame, of files too, as one clip.
-    * `start=` and `end=` of a call, seconds, one number or one for each video: only that segment counts as the video.
-    * `limits=` (a `DecodeLimits`, or a dict of some of its fields, as in `{"max_seconds": 600}`) is what one file may
-      cost. Neither it nor `allow_urls` is saved, or taken from a saved file.
-    * As many channels as `image_mean` has numbers: with three, grey frames become RGB and PIL pictures with
-      transparency are laid on white; with one, colour becomes grey; else frames must have that many channels.
-    * Views: the short side is scaled to `size`; `num_crops=1` cuts the centre, `num_crops=3` left, centre and right,
-      in portrait top, centre and bottom. Three crops of square frames scaled to the crop's size are one and the same.
+    * `start=` and `end=` of a call, seconds, one number or one for each video: only that segment
+      counts as the video.
+    * `limits=` (a `DecodeLimits`, or a dict of some of its fields, as in `{"max_seconds": 600}`) is
+      what one file may cost. Neither it nor `allow_urls` is saved, or taken from a saved file.
+    * As many channels as `image_mean` has numbers: with three, grey frames become RGB and PIL
+      pictures with transparency are laid on white; with one, colour becomes grey; else frames must
+      have that many channels.
+    * Views: the short side is scaled to `size`; `num_crops=1` cuts the centre, `num_crops=3` left,
+      centre and right, in portrait top, centre and bottom. Three crops of square frames scaled to
+      the crop's size are one and the same.
 
-    Returns `pixel_values`: float `(B, T, C, H, W)`, with more than one view `(B, views, T, C, H, W)` where
-    `views = num_clips * num_crops`, all crops of the first clip first; with `return_metadata=True` also
-    `video_metadata`, one `VideoMetadata` a video, `frames_indices` clip after clip. Raises `VideoDecodeError` (a
-    `ValueError`) for a file that cannot be read, `ValueError` for settings and input that make no sense.
+    Returns:
+        `pixel_values`: float `(B, T, C, H, W)`, with more than one view `(B, views, T, C, H, W)`,
+        all crops of the first clip first (`num_clips * num_crops` views); with
+        `return_metadata=True` also `video_metadata`, one `VideoMetadata` a video, `frames_indices`
+        clip after clip.
+
+    Raises:
+        VideoDecodeError: a file that cannot be read (it is a `ValueError`, too).
+        ValueError: settings and input that make no sense.
     """
 
     valid_kwargs = TimeSformerVideoProcessorKwargs
@@ -184,10 +197,19 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         num_clips: int | None = None,
         **kwargs,
     ) -> np.ndarray:
-        """Frame numbers to take of a video, clip after clip: int64 `(num_clips * num_frames,)`; None: own setting.
+        """Frame numbers to take of a video, clip after clip.
 
-        `fps` frames a second of the whole video instead of `num_frames` where it is given. Raises `ValueError` where
-        both are given, and where the video's own rate is unknown and `fps` needs it.
+        Args:
+            metadata: of the video.
+            num_frames, sampling, sampling_rate, target_fps, num_clips: where None, the processor's
+                own settings.
+            fps: so many frames a second of the whole video, instead of clips of `num_frames`.
+
+        Returns:
+            int64 `(num_clips * num_frames,)`; with `fps` as many as that makes.
+
+        Raises:
+            ValueError: both `fps` and `num_frames`, or `fps` for a video whose own rate is unknown.
         """
         if fps is not None:
             if num_frames is not None:
@@ -216,17 +238,20 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         """Decode one source to frames and metadata; of a list, all frames and all metadata.
 
         Args:
-            video_url_or_urls: a path, bytes, a binary file object, a decoder of torchcodec or reader of torchvision;
-                or a list of these.
-            sample_indices_fn: from `metadata=` to frame numbers, each of which is decoded once; None takes all.
-            allow_urls, limits, frame_rate: as in the settings of the processor, which count where these are None.
+            video_url_or_urls: a path, bytes, a binary file object, a decoder of torchcodec or
+                reader of torchvision; or a list of these.
+            sample_indices_fn: from `metadata=` to frame numbers, each of which is decoded once;
+                None takes all.
+            allow_urls, limits, frame_rate: as in the settings of the processor, which count where
+                these are None.
             start, end: seconds; the video is then the segment between them.
 
         Returns:
             uint8 frames `(T, 3, H, W)` and the `VideoMetadata`, `frames_indices` set.
 
         Raises:
-            VideoDecodeError: a source that cannot be read or is over a limit, and a URL without `allow_urls`.
+            VideoDecodeError: a source that cannot be read or is over a limit, and a URL without
+                `allow_urls`.
         """
         if isinstance(video_url_or_urls, (list, tuple)):
             options: dict[str, Any] = {
@@ -297,8 +322,8 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """Save the settings in `video_preprocessor_config.json`, and beside it those of a like image processor.
 
-        The stock pipeline needs the second file (`preprocessor_config.json`) before it forms batches; one that is
-        there already is left alone.
+        The stock pipeline needs the second file (`preprocessor_config.json`) before it forms
+        batches; one that is there already is left alone.
         """
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         if not os.path.exists(os.path.join(save_directory, IMAGE_PROCESSOR_NAME)):

@@ -1,9 +1,10 @@
 """Processor files that name VideoMAE's classes, as those of the released TimeSformer checkpoints do.
 
-The Auto classes and `pipeline` go by the name in the file and never look at the model's config, so that they would
-give VideoMAE's processor for a TimeSformer: another sampling, other sizes. This package registers
-`VideoMAEProcessorFile` for that name, which looks at the config and then opens the file with the class that the model
-needs. For every other model that is VideoMAE's own class, as it is without this package.
+The Auto classes and `pipeline` go by the name in the file and never look at the model's config, so
+that they would give VideoMAE's processor for a TimeSformer: another sampling, other sizes. This
+package registers `VideoMAEProcessorFile` for that name, which looks at the config and then opens
+the file with the class that the model needs. For every other model that is VideoMAE's own class, as
+it is without this package.
 """
 
 import os
@@ -30,6 +31,7 @@ class VideoMAEProcessorFile:
         return processor_class.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
-# With `trust_remote_code=True` the Auto classes prefer a repository's code to a class of transformers, but a class of
-# anybody else's to that code. This one stands for a class of transformers, so it must not change who is preferred.
+# With `trust_remote_code=True` the Auto classes prefer a repository's code to a class of
+# transformers, but a class of anybody else's to that code. This one stands for a class of
+# transformers, so it must not change who is preferred.
 VideoMAEProcessorFile.__module__ = VideoMAEVideoProcessor.__module__

@@ -38,15 +38,27 @@ def _check_means(frames: torch.Tensor, image_mean: float | Sequence[float] | Non
 
 
 def uniform_crops(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Three crops along the longer side: `(..., H, W)` -> `(3, ..., height, width)`.
+    """Three crops along the longer side (paper, section 4; the official code).
 
-    Left, centre and right; top, centre and bottom where frames are taller than wide (paper, 4; the official code).
-    Square frames count as wide, so three crops of the crop's own size are the same crop three times.
+    Left, centre and right; top, centre and bottom where frames are taller than wide. Square frames
+    count as wide, so three crops of the crop's own size are the same crop three times. For 4 x 10
+    frames and crops of 4 x 4, the crops begin in columns 0, 3 and 6.
+
+    Args:
+        frames: `(..., H, W)`, neither side smaller than the crop's.
+        height, width: of the crops, in pixels.
+
+    Returns:
+        `(3, ..., height, width)`.
     """
-    room_y, room_x = frames.shape[-2] - height, frames.shape[-1] - width
-    is_portrait = frames.shape[-2] > frames.shape[-1]
-    y, x = room_y // 2, room_x // 2
-    corners = [(0, x), (y, x), (room_y, x)] if is_portrait else [(y, 0), (y, x), (y, room_x)]
+    room_y = frames.shape[-2] - height
+    room_x = frames.shape[-1] - width
+    y = room_y // 2
+    x = room_x // 2
+    if frames.shape[-2] > frames.shape[-1]:
+        corners = [(0, x), (y, x), (room_y, x)]
+    else:
+        corners = [(y, 0), (y, x), (y, room_x)]
     return torch.stack([tvF.crop(frames, top, left, height, width) for top, left in corners])
 
 
@@ -95,16 +107,17 @@ class TimeSformerViewsMixin:
         return settings
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """Save the settings in `settings_file`; where no model's config lies, with the name of the class.
+        """Save the settings in `settings_file`; with the name of the class, if no model's config is in the folder.
 
-        So the Auto class opens a processor saved alone. A model that is saved there later takes the name out.
+        The Auto class needs that name to open a processor without a model. Saving a model there
+        removes it.
         """
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         name_class(save_directory, self.settings_file)
         return files
 
     def _upload_modified_files(self, working_dir: str | os.PathLike, *args, **kwargs):
-        """Upload without the name of the class: a model may lie in the repository."""
+        """Upload without the name of the class, since there may be a model in the repository."""
         forget_class(working_dir, self.settings_file)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
@@ -124,7 +137,8 @@ class TimeSformerViewsMixin:
         setting = {name: settings.get(name, getattr(self, name)) for name in FRAME_SETTINGS}
         num_channels = count_channels(setting["image_mean"]) if setting["do_convert_rgb"] else None
         frames = frames_to_tensor(video, input_data_format, num_channels)
-        # Another factor, or none, is arithmetic of the caller's own: then values are left as they come.
+        # Another factor, or none, is arithmetic of the caller's own: then values are left as they
+        # come.
         factor = setting["rescale_factor"]
         is_for_levels = setting["do_rescale"] and any(isclose(factor, level) for level in LEVEL_FACTORS)
         frames = to_levels(frames) if is_for_levels else to_numbers(frames)
@@ -156,7 +170,23 @@ class TimeSformerViewsMixin:
         return_tensors: str | None = None,
         **kwargs,
     ) -> BatchFeature:
-        """Videos `(num_clips * T, C, H, W)` to `pixel_values`: a view is a crop of a clip, clips before crops."""
+        """Videos to normalised views: scale the short side, crop, rescale and normalise.
+
+        Args:
+            videos: each `(num_clips * T, C, H, W)`, clip after clip; sizes may differ from video to
+                video.
+            num_crops: 1 or 3 of each clip.
+            num_clips: clips of each video.
+            return_tensors: `"pt"` makes one tensor of all; None a list, one entry a video.
+
+        Returns:
+            `pixel_values`: `(B, T, C, h, w)`, or `(B, num_clips * num_crops, T, C, h, w)` where
+            that is more than one view: all crops of the first clip, then those of the second.
+
+        Raises:
+            ValueError: videos of one batch that become views of several shapes, and means that are
+                not as many as channels.
+        """
         pixel_values = []
         for frames in videos:
             if do_normalize:
@@ -167,7 +197,8 @@ class TimeSformerViewsMixin:
             crops = self.rescale_and_normalize(
                 crops, do_rescale, rescale_factor, do_normalize, image_mean, image_std
             )  # (crops, clips * t, c, h, w)
-            views = crops.unflatten(1, (num_clips, -1)).transpose(0, 1).flatten(0, 1)  # (clips * crops, t, c, h, w)
+            by_clip = crops.unflatten(1, (num_clips, -1)).transpose(0, 1)  # (clips, crops, t, c, h, w)
+            views = by_clip.flatten(0, 1)  # (clips * crops, t, c, h, w)
             pixel_values.append(views[0] if len(views) == 1 else views)
         shapes = {tuple(views.shape) for views in pixel_values}
         if return_tensors is not None and len(shapes) > 1:
