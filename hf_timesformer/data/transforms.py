@@ -39,10 +39,11 @@ class _Transform:
         records = [{name: values[number] for name, values in rows.items()} for number in range(count)]
         for record in records:
             record["video"] = _file_of(record[self.video_column])
-        items = {"pixel_values": [self.read(record) for record in records]}
         problem_type_of(rows)  # raises for none, or several, of the columns
-        items["labels"] = [target_of(record, self._ids_of(record)) for record in records]
-        return items
+        return {
+            "pixel_values": [self.read(record) for record in records],
+            "labels": [target_of(record, self._ids_of(record)) for record in records],
+        }
 
     def _ids_of(self, record: Mapping[str, Any]) -> Sequence[int]:
         """The model's number for each class: those given, or the data set's own."""

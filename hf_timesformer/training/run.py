@@ -240,7 +240,7 @@ def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: Vid
     network, label_ids, processor = make_network(model_args, train_videos.class_names, problem_type)
     freeze_parameters(network, args.freeze, args.freeze_depth)
     num_labels = network.config.num_labels
-    network = add_adapter(network, model_args, args)
+    learner = add_adapter(network, model_args, args)
     args = settle_evaluation(args, problem_type, has_validation=validation_videos is not None)
 
     source = make_source(train_videos, data_args, args, training=True)
@@ -266,7 +266,7 @@ def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: Vid
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     return VideoTrainer(
-        model=network,
+        model=learner,
         args=args,
         train_dataset=training,
         eval_dataset=validation,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer
 from transformers.trainer import is_optimizer_factory
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.training_args import OptimizerNames
@@ -23,6 +23,7 @@ from .checkpoints import only_run_in
 from .objective import CLIP_LOSS, NON_FINITE, clip_loss
 from .optimization import parameter_groups, step_schedule
 from .refused_arguments import refuse
+from .run_callback import RunCallback
 from .stopping import ignore_sigterm_in_worker
 from .trainer_average import WeightAverageMixin
 from .trainer_checkpoints import CheckpointMixin
@@ -45,6 +46,8 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
     nothing, or something else, with clips (see `refused_arguments`).
     """
 
+    optimizer: Any
+    lr_scheduler: Any
     loss_is_scaled_for_ga = True  # compute_loss divides by the clips of the whole step, over all its batches
 
     def __init__(
@@ -71,7 +74,7 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         self.eval_faults = FaultTally(self.num_train_clips, limit=math.inf, remedy="left out of the evaluation")
         self._clock = WaitClock()
         self._is_own_optimizer = self.optimizer is None
-        self.add_callback(_RunCallback(self))
+        self.add_callback(RunCallback(self))
 
     @property
     def problem_type(self) -> str:
@@ -164,7 +167,8 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         """The clips that count in one step, of all processes; at least 1."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
-        count = sum(is_counted(batch["labels"]).sum() for batch in batch_samples).to(device)
+        counts = [is_counted(batch["labels"]).sum() for batch in batch_samples]
+        count = torch.stack(counts).sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count.clamp(min=1)
@@ -225,11 +229,9 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
     def _share_of_step(self) -> int:
         """What a process' part of the loss is multiplied by, where the clips of all processes divide it.
 
-        DDP and FSDP average the gradients over the processes; their sum is wanted.
+        DDP, FSDP and DeepSpeed average the gradients over the processes; their sum is wanted.
         """
-        if not self.args.average_tokens_across_devices:
-            return 1
-        return self.args.world_size if self.args.n_gpu <= 1 else self.args.n_gpu
+        return self.args.world_size if self.args.average_tokens_across_devices else 1
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of `--optim`, or of `optimizer_cls_and_kwargs`, over `parameter_groups`."""
@@ -257,7 +259,7 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
-    def _scaled_learning_rates(self) -> dict[str, float | None]:
+    def _scaled_learning_rates(self) -> dict[str, Any]:
         """The learning rates for the total batch of this run, in place of `reference_batch_size`; says so."""
         args = self.args
         rates = {name: getattr(args, name) for name in RATES}
@@ -369,64 +371,3 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         checkpoint, trial, ignore_keys = self._due
         if checkpoint is not None:
             self._catch_up(Path(checkpoint), trial, ignore_keys)
-
-
-class _RunCallback(TrainerCallback):
-    """What `VideoTrainer` does between the steps of Trainer's loop."""
-
-    def __init__(self, trainer: VideoTrainer):
-        self.trainer = trainer
-        self.non_finite = 0
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.trainer.catch_up()
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        # Where batches are skipped on several processes, neither Trainer nor accelerate reaches the sampler.
-        self.trainer.set_data_epoch(int(state.epoch or 0))
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        self.trainer.update_average()
-        # After the last step of an epoch `on_epoch_end` comes at once, and says whether an evaluation is due.
-        is_last_of_epoch = state.global_step % max(self.trainer._steps_per_epoch, 1) == 0
-        if not (is_last_of_epoch or control.should_training_stop):
-            self._stop_where_told(args, state, control)
-        return control
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        control.should_log = True  # also of the shortest epoch
-        self._stop_where_told(args, state, control)
-        return control
-
-    def _stop_where_told(self, args: Any, state: TrainerState, control: TrainerControl) -> None:
-        """After SIGTERM, have a checkpoint saved and nothing else done."""
-        if not self.trainer.is_stopped():
-            return
-        if args.save_strategy == "no":
-            self.trainer.leave_if_stopped()
-        self.trainer._evaluation_due = control.should_evaluate
-        self.trainer._leaves_after_save = True
-        control.should_evaluate, control.should_save = False, True
-
-    def on_evaluate(
-        self, args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs: Any
-    ) -> TrainerControl:
-        self.non_finite = max((value for name, value in metrics.items() if name.endswith(NON_FINITE)), default=0)
-        if self.non_finite and args.on_non_finite == "stop" and self.trainer.is_in_train:
-            if args.save_strategy == "no":
-                self._stop_for_non_finite(state)
-            control.should_save = True
-        return control
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer._leaves_after_save:
-            raise self.trainer.stopped_here()
-        if self.non_finite and args.on_non_finite == "stop":
-            self._stop_for_non_finite(state)
-
-    def _stop_for_non_finite(self, state: TrainerState) -> None:
-        raise ValueError(
-            f"the logits of {self.non_finite} validation clips are NaN or infinite at step {state.global_step}: a "
-            "lower --learning_rate, --bf16 in place of --fp16, or --max_grad_norm may help; --on_non_finite go_on "
-            "trains on"
-        )

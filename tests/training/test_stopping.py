@@ -1,10 +1,13 @@
 """SIGTERM while a run trains: it saves, leaves with a code that says so, and the same command goes on exactly."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from train_processes import assert_same_weights
+from ports import free_port
+from train_processes import DRIVER, ENVIRONMENT, NETWORK, assert_same_weights, prepare
 
 from hf_timesformer.training.checkpoints import EVALUATION_DUE
 
@@ -70,6 +73,44 @@ def test_two_processes_of_which_one_is_told_leave_together(train, options, tmp_p
     resumed = train(output, *options, "--max_steps", "3", processes=2)
     assert resumed.returncode == 0, resumed.output
     assert len(resumed.steps()) == 1
+
+
+def two_nodes(output: Path, *arguments: str, **env: str) -> list[int]:
+    """Two torchruns on this machine as two nodes of one process each, which meet at a port; their exit codes."""
+    log, argv = prepare(output, list(arguments))
+    meeting = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", log.name]
+    meeting += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, str(DRIVER), *argv]
+    environment = ENVIRONMENT | {"TRAIN_LOG": str(log)}
+    nodes = [subprocess.Popen(command, env=environment | more, stderr=subprocess.PIPE) for more in (env, {})]
+    errors = [node.communicate(timeout=300)[1].decode() for node in nodes]
+    (log / "errors.txt").write_text("\n".join(errors))
+    return [node.returncode for node in nodes]
+
+
+@pytest.mark.slow
+def test_two_nodes_stop_and_go_on_to_the_weights_of_one_process(train, folder, tmp_path):
+    """As `scripts/slurm.sbatch` starts them, the same command twice; only one node gets the signal."""
+    options = [
+        "--data_dir",
+        str(folder),
+        "--optim",
+        "sgd",
+        "--learning_rate",
+        "0.1",
+        "--mixup",
+        "0",
+        "--max_steps",
+        "4",
+    ]
+    options += ["--config_overrides", f"{NETWORK},num_frames=2", "--eval_strategy", "no", *AUTO]
+    one = train(tmp_path / "one", *options, "--per_device_train_batch_size", "6")
+    assert one.returncode == 0, one.output
+    output = tmp_path / "nodes"
+    assert all(two_nodes(output, *options, TERM_AT_STEP="1"))
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert two_nodes(output, *options) == [0, 0]
+    assert_same_weights(tmp_path / "one", output, tolerance=1e-6)
 
 
 @pytest.mark.slow
