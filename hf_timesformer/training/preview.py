@@ -14,18 +14,21 @@ from ..data.targets import SINGLE_LABEL
 CAPTION = 14  # pixels above each row of frames
 MOST_FRAMES = 16
 CLIPS_A_SHEET = 16
+PREVIEW_EPOCH = 2**31  # tar shards are read forward only, so the first epoch is left for training
 
 
 def write_preview(
     clips: TrainingClips, collator: ClipCollator, count: int, folder: str | Path, *, names: Sequence[str],
     batch_size: int,
 ) -> list[Path]:  # fmt: skip
-    """Write `preview_1.png` and so on: the first `count` clips of the first epoch, a row of frames each.
+    """Write `preview_1.png` and so on: `count` clips of an epoch that training does not come to, a row of frames each.
 
     They are batches as the network gets them, mixed where batches are mixed, with the normalisation taken back. The
     caption tells the class, or the classes with their shares. Returns the files.
     """
-    keys = list(clips.source.make_sampler(clips.seed))
+    sampler = clips.source.make_sampler(clips.seed)
+    sampler.set_epoch(PREVIEW_EPOCH)
+    keys = list(sampler)
     per_batch = max(1, batch_size // clips.repeats)
     rows = []
     for begin in range(0, len(keys), per_batch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer_utils import IntervalStrategy
 
@@ -237,45 +237,51 @@ def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: Vid
         train_videos = draw_clips(train_videos, data_args.max_train_samples, args.seed)
     if train_videos.shards is None and problem_type == SINGLE_LABEL:
         check_every_class_is_readable(train_videos.videos)
-    network, label_ids, processor = make_network(model_args, train_videos.class_names, problem_type)
-    freeze_parameters(network, args.freeze, args.freeze_depth)
-    num_labels = network.config.num_labels
-    learner = add_adapter(network, model_args, args)
     args = settle_evaluation(args, problem_type, has_validation=validation_videos is not None)
 
-    source = make_source(train_videos, data_args, args, training=True)
-    augmentation = make_augmentation(processor, data_args)
-    sampling = FrameSampling.of(processor)
-    repeats = {"repeats": data_args.repeated_augmentation}
-    training = TrainingClips(source, sampling, augmentation, label_ids=label_ids, seed=data_seed(args), **repeats)
+    network, label_ids, processor = make_network(model_args, train_videos.class_names, problem_type)
+    names = [network.config.id2label[number] for number in range(network.config.num_labels)]
+    freeze_parameters(network, args.freeze, args.freeze_depth)
+    learner = add_adapter(network, model_args, args)
+
+    training = TrainingClips(
+        make_source(train_videos, data_args, args, training=True),
+        FrameSampling.of(processor),
+        make_augmentation(processor, data_args),
+        label_ids=label_ids,
+        seed=data_seed(args),
+        repeats=data_args.repeated_augmentation,
+    )
     validation = None
     if validation_videos is not None:
         source = make_source(validation_videos, data_args, args, training=False)
         validation = EvaluationClips(source, processor, label_ids=label_ids)
-    logger.info("%d clips to train on, %d classes", len(training), len(train_videos.class_names))
-
     collator = ClipCollator(
-        num_labels, mixup_alpha=data_args.mixup, cutmix_alpha=data_args.cutmix, problem_type=problem_type
+        len(names), mixup_alpha=data_args.mixup, cutmix_alpha=data_args.cutmix, problem_type=problem_type
     )
+    logger.info("%d clips to train on, %d classes", len(training), len(train_videos.class_names))
     if data_args.preview and args.should_save:
-        names = [network.config.id2label[number] for number in range(num_labels)]
         size = args.train_batch_size
         sheets = write_preview(training, collator, data_args.preview, args.output_dir, names=names, batch_size=size)
         logger.info("%d training clips as the network sees them: %s", data_args.preview, ", ".join(map(str, sheets)))
-    callbacks = []
-    if args.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
     return VideoTrainer(
         model=learner,
         args=args,
         train_dataset=training,
         eval_dataset=validation,
         data_collator=collator,
-        callbacks=callbacks,
+        callbacks=make_callbacks(args),
         compute_metrics=ClipMetrics(problem_type),
-        class_weights=find_class_weights(args.class_weights, train_videos, label_ids, num_labels),
+        class_weights=find_class_weights(args.class_weights, train_videos, label_ids, len(names)),
         processing_class=processor,
     )
+
+
+def make_callbacks(args: VideoTrainingArguments) -> list[TrainerCallback]:
+    """What `--early_stopping_patience` asks for."""
+    if args.early_stopping_patience is None:
+        return []
+    return [EarlyStoppingCallback(args.early_stopping_patience)]
 
 
 def data_seed(args: VideoTrainingArguments) -> int:

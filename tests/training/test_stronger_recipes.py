@@ -14,7 +14,7 @@ from hf_timesformer.data.dataset_factory import find_videos
 from hf_timesformer.data.row_source import ClipKey
 from hf_timesformer.training.adapters import BASE_FOLDER
 from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
-from hf_timesformer.training.preview import CAPTION
+from hf_timesformer.training.preview import CAPTION, PREVIEW_EPOCH
 from hf_timesformer.training.run import draw_clips, make_trainer, train
 from hf_timesformer.training.trainer import VideoTrainer
 from hf_timesformer.training.trainer_average import RAW_WEIGHTS
@@ -173,7 +173,9 @@ def test_a_preview_shows_what_the_network_sees(arguments, tmp_path):
     row = CAPTION + 32
     assert [sheet.shape for sheet in sheets] == [(16 * row, 2 * 32, 3), (2 * row, 2 * 32, 3)]
     clips = trainer.train_dataset
-    key = list(clips.source.make_sampler(clips.seed))[17]
+    sampler = clips.source.make_sampler(clips.seed)
+    sampler.set_epoch(PREVIEW_EPOCH)
+    key = list(sampler)[17]
     pixels = clips[key]["pixel_values"]  # (T, 3, H, W)
     mean = torch.tensor(clips.augmentation.image_mean).view(3, 1, 1)
     std = torch.tensor(clips.augmentation.image_std).view(3, 1, 1)
@@ -193,3 +195,12 @@ def test_a_whole_run_with_everything_at_once(arguments, tmp_path):
     assert np.isfinite(results["train_loss"])
     with pytest.raises(ValueError, match="--rand_augment takes two values, got 2"):
         make_trainer(*arguments("other", rand_augment=[2]))
+
+
+def test_a_preview_of_shards_leaves_the_first_epoch_to_training(arguments, shards, tmp_path):
+    options = {"dataset": "webdataset", "data_dir": str(shards), "eval_strategy": "no", "save_strategy": "no"}
+    plain = train(*arguments("plain", **options))
+    seen = train(*arguments("seen", preview=9, **options))
+    assert (tmp_path / "seen" / "preview_1.png").is_file()
+    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (plain, seen)]
+    assert losses[0] == losses[1]
