@@ -14,17 +14,21 @@ class ClipAugmentation:
     """Short-side jitter, random crop, horizontal flip and more, the same for every frame of a clip.
 
     Args:
-        crop_size: side of the crops in pixels, or their height and width. A frame that is too short for the longer
-            of two sides gets a black border there, as in evaluation.
-        short_side: range that the shorter side is drawn from, in pixels (the paper: 256 to 320 for crops of 224).
-        inverse_short_side: draw its inverse uniformly, so that small ones come more often, as the official code does
-            for Something-Something-V2.
-        flip: mirror half of the clips. Not for classes that tell left from right, as in Something-Something-V2.
+        crop_size: side of the crops in pixels, or their height and width. A frame that is too short
+            for the longer of two sides gets a black border there, as in evaluation.
+        short_side: range that the shorter side is drawn from, in pixels (the paper: 256 to 320 for
+            crops of 224).
+        inverse_short_side: draw its inverse uniformly, so that small ones come more often, as the
+            official code does for Something-Something-V2.
+        flip: mirror half of the clips. Not for classes that tell left from right, as in
+            Something-Something-V2.
         color_jitter: strength for brightness, contrast and saturation; 0: none.
-        random_resized_crop: range of the share of the frame that a crop covers (Szegedy et al. 2015), such as
-            `(0.08, 1)`, in place of the jitter and a crop of one size.
-        rand_augment: number of operations and their strength, 0 to 30 (Cubuk et al. 2020), such as `(2, 9)`.
-        random_erasing: share of the clips in which a rectangle is replaced by noise (Zhong et al. 2020).
+        random_resized_crop: range of the share of the frame that a crop covers (Szegedy et al.
+            2015), such as `(0.08, 1)`, in place of the jitter and a crop of one size.
+        rand_augment: number of operations and their strength, 0 to 30 (Cubuk et al. 2020), such as
+            `(2, 9)`.
+        random_erasing: share of the clips in which a rectangle is replaced by noise (Zhong et al.
+            2020).
         image_mean, image_std: of each channel, 0 to 1.
 
     Raises:
@@ -66,7 +70,10 @@ class ClipAugmentation:
             steps.append(v2.RandAugment(num_ops=rand_augment[0], magnitude=rand_augment[1]))
         if color_jitter:
             steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
-        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(image_mean), list(image_std))]
+        steps += [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(image_mean), list(image_std)),
+        ]
         if random_erasing:
             steps.append(v2.RandomErasing(p=random_erasing, value="random"))
         self.transform = v2.Compose(steps)
@@ -82,14 +89,17 @@ class ClipAugmentation:
         """uint8 frames `(T, 3, H, W)` -> normalised float32 `(T, 3, h, w)`, the crop; draws come from `generator`."""
         if min(frames.shape[-2:]) != short_side:
             frames = functional.resize(frames, [short_side], antialias=True)
-        # torchvision draws from torch's global generator: seeded from the clip's own and put back afterwards, so that
-        # a clip looks the same in whichever worker, and after whichever other clips, it is read.
+        # torchvision draws from torch's global generator: seeded from the clip's own and put back
+        # afterwards, so that a clip looks the same in whichever worker, and after whichever other
+        # clips, it is read.
         with _seeded(generator):
             return self.transform(tv_tensors.Video(frames)).as_subclass(torch.Tensor)
 
 
 def _check_strengths(
-    random_resized_crop: tuple[float, float] | None, rand_augment: tuple[int, int] | None, random_erasing: float
+    random_resized_crop: tuple[float, float] | None,
+    rand_augment: tuple[int, int] | None,
+    random_erasing: float,
 ) -> None:
     if random_resized_crop and not 0 < random_resized_crop[0] <= random_resized_crop[1] <= 1:
         raise ValueError(
@@ -110,7 +120,11 @@ def _seeded(generator: np.random.Generator) -> Iterator[None]:
 
 
 def mix_clips(
-    pixel_values: torch.Tensor, labels: torch.Tensor, num_classes: int, alpha: float, generator: np.random.Generator
+    pixel_values: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    alpha: float,
+    generator: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixup of a batch with itself in reverse order, by one weight `~ Beta(alpha, alpha)` for the whole batch.
 
@@ -118,13 +132,15 @@ def mix_clips(
 
     Args:
         pixel_values: `(B, ...)`.
-        labels: class numbers `(B,)`, which become one-hot, or floats `(B, num_classes)` or `(B,)`, mixed as they are.
+        labels: class numbers `(B,)`, which become one-hot, or floats `(B, num_classes)` or `(B,)`,
+            mixed as they are.
         num_classes: classes of the model.
         alpha: of the Beta distribution; the smaller, the closer most clips stay to one of the two.
         generator: what the weight is drawn from.
 
     Returns:
-        Clips `(B, ...)` and labels `(B, num_classes)`, or `(B,)` where they were floats of that shape.
+        Clips `(B, ...)` and labels `(B, num_classes)`, or `(B,)` where they were floats of that
+        shape.
     """
     weight = float(generator.beta(alpha, alpha))
     mixed = weight * pixel_values + (1 - weight) * pixel_values.flip(0)
@@ -132,13 +148,17 @@ def mix_clips(
 
 
 def cut_and_mix_clips(
-    pixel_values: torch.Tensor, labels: torch.Tensor, num_classes: int, alpha: float, generator: np.random.Generator
+    pixel_values: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    alpha: float,
+    generator: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """CutMix: in each clip one rectangle, the same in all its frames, comes from the batch in reverse order.
 
-    Yun et al. 2019, "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features". The
-    labels are weighed by the area that each clip has in the end. Arguments and results as of `mix_clips`, with
-    `pixel_values` `(B, T, C, H, W)`.
+    Yun et al. 2019, "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
+    Features". The labels are weighed by the area that each clip has in the end. Arguments and
+    results as of `mix_clips`, with `pixel_values` `(B, T, C, H, W)`.
     """
     height, width = pixel_values.shape[-2:]
     side = np.sqrt(1 - generator.beta(alpha, alpha))  # of the rectangle, as a share of the frame's

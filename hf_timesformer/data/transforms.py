@@ -1,11 +1,12 @@
 """Rows of any `datasets` data set as inputs of the model, for plain `transformers.Trainer`.
 
     data = load_dataset(...).with_transform(TrainingTransform(processor))
-    Trainer(model, args, train_dataset=data, data_collator=ClipCollator(num_labels), compute_metrics=ClipMetrics())
+    Trainer(model, args, train_dataset=data, data_collator=ClipCollator(num_labels),
+    compute_metrics=ClipMetrics())
 
-with `remove_unused_columns=False` among the arguments, since the transform needs the columns. `VideoTrainer` adds an
-order of clips from which a run resumes exactly, and stand-ins for clips that cannot be read; here one of these raises
-VideoDecodeError.
+with `remove_unused_columns=False` among the arguments, since the transform needs the columns.
+`VideoTrainer` adds an order of clips from which a run resumes exactly, and stand-ins for clips that
+cannot be read; here one of these raises VideoDecodeError.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,14 +61,18 @@ class _Transform:
 class TrainingTransform(_Transform):
     """Randomly sampled and augmented clips `(T, 3, H, W)`, for `datasets.Dataset.with_transform`.
 
-    What is drawn follows from torch's random numbers, which a DataLoader seeds anew in each worker and epoch.
+    What is drawn follows from torch's random numbers, which a DataLoader seeds anew in each worker
+    and epoch.
 
     Args:
         processor: frames, crop size, mean and standard deviation are as its settings say.
-        augmentation: what is done to the frames; by default short-side jitter (1 to 9/7 of the crop), a random crop
-            and a flip. Pass `ClipAugmentation(..., flip=False)` where classes tell left from right.
-        video_column: name of the column with the videos: paths, bytes, or `datasets.Video(decode=False)`.
-        label_ids: the model's number for each class of the data set, by default the same (`labels.match_labels`).
+        augmentation: what is done to the frames; by default short-side jitter (1 to 9/7 of the
+            crop), a random crop and a flip. Pass `ClipAugmentation(..., flip=False)` where classes
+            tell left from right.
+        video_column: name of the column with the videos: paths, bytes, or
+            `datasets.Video(decode=False)`.
+        label_ids: the model's number for each class of the data set, by default the same
+            (`labels.match_labels`).
 
     Raises, when called:
         VideoDecodeError: a video cannot be read.

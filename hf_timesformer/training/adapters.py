@@ -20,8 +20,9 @@ def add_adapter(
 ) -> nn.Module:
     """The network with LoRA adapters that learn together with the classifier, or as it is without `--lora_r`.
 
-    The network itself is saved to `base` in the output folder, which the adapter names as its base model. Blocks that
-    `freeze_depth` freezes get no adapter. Raises ValueError where peft is missing or `--freeze` contradicts.
+    The network itself is saved to `base` in the output folder, which the adapter names as its base
+    model. Blocks that `freeze_depth` freezes get no adapter. Raises ValueError where peft is
+    missing or `--freeze` contradicts.
     """
     if model.lora_r is None:
         return network
@@ -48,7 +49,11 @@ def add_adapter(
     )
     adapted = get_peft_model(network, config)
     learning = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    logger.info("LoRA: %d parameters learn, the classifier's among them; the base model is in %s", learning, base)
+    logger.info(
+        "LoRA: %d parameters learn, the classifier's among them; the base model is in %s",
+        learning,
+        base,
+    )
     return adapted
 
 

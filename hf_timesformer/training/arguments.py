@@ -35,12 +35,14 @@ class ModelArguments:
     )
     attention_type: str | None = field(default=None, metadata={"help": "Attention scheme (see TimeSformerConfig)."})
     drop_path_rate: float | None = field(
-        default=None, metadata={"help": "Stochastic depth of the last block, less in those before it."}
+        default=None,
+        metadata={"help": "Stochastic depth of the last block, less in those before it."},
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
     num_frames: int | None = field(default=None, metadata={"help": "Frames a clip, if not the checkpoint's."})
     image_size: list[int] | None = field(
-        default=None, metadata={"help": "Size of the crops in pixels: one number, or height and width."}
+        default=None,
+        metadata={"help": "Size of the crops in pixels: one number, or height and width."},
     )
     sampling: str | None = field(default=None, metadata={"help": "clip (a window) or segments (the whole video)."})
     sampling_rate: int | None = field(
@@ -59,7 +61,8 @@ class ModelArguments:
         default_factory=lambda: ["qkv"], metadata={"help": "Names of the layers that get adapters."}
     )
     lora_merge: bool = field(
-        default=False, metadata={"help": "Save a whole model at the end, with the adapters merged into it."}
+        default=False,
+        metadata={"help": "Save a whole model at the end, with the adapters merged into it."},
     )
 
 
@@ -100,7 +103,8 @@ class DataArguments(DatasetArguments):
     )
     flip: bool = field(default=True, metadata={"help": "Mirror half of the clips; ssv2 is never mirrored."})
     shuffle_buffer: int = field(
-        default=256, metadata={"help": "Clips of tar shards that each worker shuffles at a time, in memory."}
+        default=256,
+        metadata={"help": "Clips of tar shards that each worker shuffles at a time, in memory."},
     )
     stream_processes: int | None = field(
         default=None,
@@ -110,14 +114,17 @@ class DataArguments(DatasetArguments):
         },
     )
     missing_file: str | None = field(
-        default=None, metadata={"help": "Where to list clips that the annotations name and the disk lacks."}
+        default=None,
+        metadata={"help": "Where to list clips that the annotations name and the disk lacks."},
     )
     color_jitter: float = field(default=0.0, metadata={"help": "Strength of brightness, contrast, saturation jitter."})
     rand_augment: list[int] | None = field(
-        default=None, metadata={"help": "Operations of RandAugment and their strength from 0 to 30, such as 2 9."}
+        default=None,
+        metadata={"help": "Operations of RandAugment and their strength from 0 to 30, such as 2 9."},
     )
     random_erasing: float = field(
-        default=0.0, metadata={"help": "Share of the clips in which a rectangle is replaced by noise."}
+        default=0.0,
+        metadata={"help": "Share of the clips in which a rectangle is replaced by noise."},
     )
     mixup: float = field(default=0.0, metadata={"help": "alpha of mixup; 0: none."})
     cutmix: float = field(
@@ -132,14 +139,16 @@ class DataArguments(DatasetArguments):
         },
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on so many clips only, drawn with the seed, class by class."}
+        default=None,
+        metadata={"help": "Train on so many clips only, drawn with the seed, class by class."},
     )
     preview: int = field(
         default=0,
         metadata={"help": "Write contact sheets of so many augmented training clips to --output_dir first."},
     )
     recipe: str | None = field(
-        default="small-set", metadata={"help": "Name or file of a recipe (`timesformer recipes` lists them), or none."}
+        default="small-set",
+        metadata={"help": "Name or file of a recipe (`timesformer recipes` lists them), or none."},
     )
 
 
@@ -198,7 +207,8 @@ class VideoTrainingArguments(TrainingArguments):
         },
     )
     layer_decay: float = field(
-        default=1.0, metadata={"help": "Factor on the learning rate from each block to the one below it."}
+        default=1.0,
+        metadata={"help": "Factor on the learning rate from each block to the one below it."},
     )
     reference_batch_size: int | None = field(
         default=None,
@@ -260,7 +270,8 @@ class VideoTrainingArguments(TrainingArguments):
         },
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Whether losses that are NaN or infinite are left out of the log."}
+        default=False,
+        metadata={"help": "Whether losses that are NaN or infinite are left out of the log."},
     )
     metric_for_best_model: str | None = field(
         default="top1_accuracy", metadata={"help": "Metric that says which model is the best."}

@@ -1,7 +1,7 @@
 """Which checkpoints of a run are whole, which may be removed, and that a folder has one run at a time.
 
-A checkpoint of ours carries a mark: `incomplete` while it is being written, `data_order.json` from then on. What
-carries neither is somebody else's, and is never removed.
+A checkpoint of ours carries a mark: `incomplete` while it is being written, `data_order.json` from
+then on. What carries neither is somebody else's, and is never removed.
 """
 
 import logging
@@ -48,9 +48,9 @@ def _is_whole(checkpoint: Path) -> bool:
 def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
     """The checkpoint folder to go on from.
 
-    That is `wanted`; with `"last"` the last whole one in `output_dir`; with `"auto"` the same, or None where there is
-    none yet, so that one command both starts a run and goes on with it. Raises ValueError where there is none, or
-    where the run was killed while `wanted` was being written.
+    That is `wanted`; with `"last"` the last whole one in `output_dir`; with `"auto"` the same, or
+    None where there is none yet, so that one command both starts a run and goes on with it. Raises
+    ValueError where there is none, or where the run was killed while `wanted` was being written.
     """
     if wanted.lower() in ("auto", "last", "true"):
         found = list_checkpoints(output_dir)
@@ -102,8 +102,9 @@ def remove_old_checkpoints(output_dir: str | Path, keep: int | None, best: str |
 def only_run_in(output_dir: str | Path) -> Iterator[None]:
     """Keep other runs out of the folder while this one is alive; also a `kill -9` gives it back.
 
-    The launchers of torch and accelerate start every process in a session of its own, so a kill may miss one, which
-    trains and saves on. A process that has the folder already keeps it. Raises ValueError where another run has it.
+    The launchers of torch and accelerate start every process in a session of its own, so a kill may
+    miss one, which trains and saves on. A process that has the folder already keeps it. Raises
+    ValueError where another run has it.
     """
     path = (Path(output_dir) / RUN_LOCK).resolve()
     if path in _held:
@@ -133,6 +134,8 @@ def _acquire(lock: FileLock, output_dir: str | Path) -> None:
         lock.acquire(timeout=0)
     except Timeout:
         logger.warning(
-            "another run, or what is left of a killed one, holds %s: waiting up to %d s", output_dir, WAIT_SECONDS
+            "another run, or what is left of a killed one, holds %s: waiting up to %d s",
+            output_dir,
+            WAIT_SECONDS,
         )
         lock.acquire(timeout=WAIT_SECONDS)

@@ -1,7 +1,8 @@
 """A linear classifier fitted to the frozen network, for fine-tuning to begin with, and to end with.
 
-A random classifier sends gradients of no meaning through a network that was good already; a fitted one does not (Kumar
-et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
+A random classifier sends gradients of no meaning through a network that was good already; a fitted
+one does not (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution").
 """
 
 import logging
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 Tensors = tuple[torch.Tensor, ...]
 Gather = Callable[[Tensors], Tensors]
 
-# How much of the covariance is replaced by that of independent features: of a few clips it is known poorly.
+# How much of the covariance is replaced by that of independent features: of a few clips it is known
+# poorly.
 SHRINKAGE = 0.03
 
 
@@ -45,8 +47,9 @@ def fit_new_classifier(
 ) -> None:
     """Fit `model.classifier`, which must be linear, to the frozen network's features of all clips in `batches`.
 
-    Every process gives its own batches, as many as the others; each ends with the same classifier. `gather` takes a
-    tuple of tensors and gives those of all processes (`accelerator.gather`). Raises ValueError for another classifier.
+    Every process gives its own batches, as many as the others; each ends with the same classifier.
+    `gather` takes a tuple of tensors and gives those of all processes (`accelerator.gather`).
+    Raises ValueError for another classifier.
     """
     classifier = find_classifier(model)
     if not isinstance(classifier, nn.Linear):
@@ -71,8 +74,8 @@ def collect_features(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the classifier gets, `(N, d)`, and what it should give, `(N, classes)`, of all processes, on the CPU.
 
-    A batch has `pixel_values` `(B, T, C, H, W)` or `(B, views, T, C, H, W)` and `labels` `(B,)` or `(B, classes)`; N
-    counts views. Clips whose label no loss counts are left out.
+    A batch has `pixel_values` `(B, T, C, H, W)` or `(B, views, T, C, H, W)` and `labels` `(B,)` or
+    `(B, classes)`; N counts views. Clips whose label no loss counts are left out.
     """
     model.eval()
     found_features, found_targets = [], []
@@ -101,10 +104,11 @@ def fit_classifier(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight `(classes, d)` and bias `(classes,)` of the linear discriminants of `features (N, d)`, in float64.
 
-    Clips of class `c` are taken as normally distributed about its mean, all classes with one covariance, shrunk by
-    `SHRINKAGE` towards its mean variance (Friedman 1989, "Regularized Discriminant Analysis"): directions in which the
-    views and clips of one class differ count for little. `targets (N, classes)` may be soft. The logits are scaled by
-    the factor up to 1 that minimises the cross-entropy to the targets, smoothed by `label_smoothing`.
+    Clips of class `c` are taken as normally distributed about its mean, all classes with one
+    covariance, shrunk by `SHRINKAGE` towards its mean variance (Friedman 1989, "Regularized
+    Discriminant Analysis"): directions in which the views and clips of one class differ count for
+    little. `targets (N, classes)` may be soft. The logits are scaled by the factor up to 1 that
+    minimises the cross-entropy to the targets, smoothed by `label_smoothing`.
     """
     features, targets = features.double(), targets.double()
     counts = targets.sum(dim=0).clamp(min=0.5)  # a class without clips gets a mean, too: that of all
@@ -117,7 +121,10 @@ def fit_classifier(
     identity = torch.eye(len(within), dtype=within.dtype)
     weight = torch.linalg.solve((1 - SHRINKAGE) * within + SHRINKAGE * variance * identity, means.T).T
     bias = priors.log() - (weight * means).sum(dim=1) / 2 - weight @ center
-    scale = _best_scale(features @ weight.T + bias, targets.lerp(targets.new_tensor(1 / len(counts)), label_smoothing))
+    scale = _best_scale(
+        features @ weight.T + bias,
+        targets.lerp(targets.new_tensor(1 / len(counts)), label_smoothing),
+    )
     return scale * weight, scale * bias
 
 

@@ -33,14 +33,15 @@ def clip_loss(
 ) -> torch.Tensor:
     """The loss of a batch as a scalar, in float32: a sum over the clips that count, divided by their number.
 
-    Cross-entropy to one class, binary cross-entropy (the mean over the classes) to several, the squared error to a
-    number. Places that `targets.is_counted` leaves out add nothing.
+    Cross-entropy to one class, binary cross-entropy (the mean over the classes) to several, the
+    squared error to a number. Places that `targets.is_counted` leaves out add nothing.
 
     Args:
         logits: `(B, classes)`; `(B, 1)` for a number.
         labels: as `targets` has them; of one class also soft, float `(B, classes)`.
         problem_type: one of `targets`' three.
-        num_items: the clips that count in the whole step, of which this batch may be a part; by default those here.
+        num_items: the clips that count in the whole step, of which this batch may be a part; by
+            default those here.
         label_smoothing: as in `torch.nn.functional.cross_entropy`; of one class only.
         class_weights: `(classes,)`, multiply each class' part of the sum.
     """
@@ -56,7 +57,11 @@ def clip_loss(
     else:
         # UNREADABLE is below NO_CLIP, and just as little a class.
         labels = labels if labels.ndim == 2 else labels.clamp(min=NO_CLIP)
-        options = {"weight": class_weights, "label_smoothing": label_smoothing, "ignore_index": NO_CLIP}
+        options = {
+            "weight": class_weights,
+            "label_smoothing": label_smoothing,
+            "ignore_index": NO_CLIP,
+        }
         total = functional.cross_entropy(logits, labels, reduction="sum", **options)
     return total / (counted.sum().clamp(min=1) if num_items is None else num_items)
 
@@ -64,7 +69,8 @@ def clip_loss(
 def balanced_weights(counts: np.ndarray) -> torch.Tensor:
     """A weight for each class by its number of clips `(classes,)`: all classes then weigh the same in the loss.
 
-    The mean weight over the clips is 1. Counts 30 and 10 give the weights 2/3 and 2. A class without clips gets 1.
+    The mean weight over the clips is 1. Counts 30 and 10 give the weights 2/3 and 2. A class
+    without clips gets 1.
     """
     counts = np.asarray(counts, np.float64)
     present = counts > 0
@@ -76,10 +82,10 @@ def balanced_weights(counts: np.ndarray) -> torch.Tensor:
 class ClipMetrics:
     """`compute_metrics` of a trainer: the metrics of a kind of problem, one clip a video, and how many there were.
 
-    One class: top-1, top-5 and mean class accuracy. Several: mean average precision, F1. A number: its mean absolute
-    error. Clips that could not be read are counted apart. Where the network's answer is not finite,
-    `videos_non_finite` says how often, the loss is infinite, and the clip counts as wrong. Raises ValueError where no
-    clip could be read.
+    One class: top-1, top-5 and mean class accuracy. Several: mean average precision, F1. A number:
+    its mean absolute error. Clips that could not be read are counted apart. Where the network's
+    answer is not finite, `videos_non_finite` says how often, the loss is infinite, and the clip
+    counts as wrong. Raises ValueError where no clip could be read.
     """
 
     def __init__(self, problem_type: str = SINGLE_LABEL):
@@ -91,7 +97,10 @@ class ClipMetrics:
         counted = is_counted(labels)
         if not counted.any():
             raise ValueError("no validation clip can be read, so nothing can be evaluated; see the warnings above")
-        counts = {"videos": int(counted.sum()), "videos_unreadable": int(is_unreadable(labels).sum())}
+        counts = {
+            "videos": int(counted.sum()),
+            "videos_unreadable": int(is_unreadable(labels).sum()),
+        }
         logits, labels = np.array(logits[counted], np.float64), labels[counted]
         is_finite = np.isfinite(logits).all(axis=1)
         loss = math.inf

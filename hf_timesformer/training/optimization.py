@@ -9,23 +9,31 @@ from torch import nn
 
 FREEZE_CHOICES = ("none", "backbone", "spatial")
 
-# What an image ViT does not have: the earlier attention steps of each block, and the time embeddings.
+# What an image ViT does not have: the earlier attention steps of each block, and the time
+# embeddings.
 _VIDEO_PARAMETERS = re.compile(r"\.(temporal|local|width)_|time_embeddings")
 _HEAD = re.compile(r"(^|\.)classifier\.")
 _EMBEDDINGS = re.compile(r"cls_token|position_embeddings|time_embeddings")
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
-# What wrappers put into the names of the parameters that they wrap: FSDP1, torch.compile, recomputation, DDP.
+# What wrappers put into the names of the parameters that they wrap: FSDP1, torch.compile,
+# recomputation, DDP.
 _WRAPPERS = re.compile(r"(^|(?<=\.))(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module|module)\.")
 _FLAT = "_flat_param"  # how FSDP1 names what it has merged
 
 
 def freeze_parameters(model: nn.Module, freeze: str, freeze_depth: float = 0.0) -> None:
-    """Leave trainable all parameters (`none`), the classifier (`backbone`), or it and the temporal ones (`spatial`).
+    """Choose which parameters learn, by `requires_grad`.
 
-    `spatial` freezes everything that an image ViT brought: patch and position embeddings, the ViT's own attention,
-    MLPs and LayerNorms; time embeddings and the earlier attention steps learn. `freeze_depth` freezes the embeddings
-    and that share of the blocks besides, from the first on: nothing is kept of them for the backward pass. Of blocks
-    that do not learn no branch is dropped. Raises ValueError for another word, or a share outside [0, 1].
+    Args:
+        model: a TimeSformer with a classifier.
+        freeze: `none`: all learn. `backbone`: only the classifier does. `spatial`: the classifier,
+            the time embeddings and the earlier attention steps of each block do; all that an image
+            ViT brought is frozen (patch and position embeddings, its attention, MLPs, LayerNorms).
+        freeze_depth: the share of the blocks, from the first on, that is frozen besides, together
+            with the embeddings. Nothing is kept of them for the backward pass.
+
+    Stochastic depth is off in frozen blocks. Raises ValueError for another word, or a share
+    outside [0, 1].
     """
     if freeze not in FREEZE_CHOICES:
         raise ValueError(f"freeze {freeze!r} is unknown: choose one of {', '.join(FREEZE_CHOICES)}")
@@ -57,14 +65,15 @@ def parameter_groups(
 ) -> list[dict]:
     """Optimizer groups of the trainable parameters, each with its own `lr` and `weight_decay`.
 
-    What `names_without_decay` lists has no weight decay, unless `decay_all`. Layer `n` of `L` learns at
-    `learning_rate * layer_decay ** (L - n)` (Bao et al. 2022, BEiT), the embeddings below layer 1; the classifier at
-    `head_learning_rate` where given. What an image ViT does not have (time embeddings and the earlier attention steps:
-    those that `freeze="spatial"` lets learn) starts from `temporal_learning_rate` where given, in place of
-    `learning_rate`. A rate of 0 is a rate.
+    What `names_without_decay` lists has no weight decay, unless `decay_all`. Layer `n` of `L`
+    learns at `learning_rate * layer_decay ** (L - n)` (Bao et al. 2022, BEiT), the embeddings below
+    layer 1; the classifier at `head_learning_rate` where given. What an image ViT does not have
+    (time embeddings and the earlier attention steps: those that `freeze="spatial"` lets learn)
+    starts from `temporal_learning_rate` where given, in place of `learning_rate`. A rate of 0 is a
+    rate.
 
-    `model` may be wrapped by DDP, FSDP or torch.compile. Raises ValueError where nothing learns, or where FSDP has
-    merged parameters that may need rates of their own.
+    `model` may be wrapped by DDP, FSDP or torch.compile. Raises ValueError where nothing learns, or
+    where FSDP has merged parameters that may need rates of their own.
     """
     exempt = set() if decay_all else names_without_decay(model)
     named = [(plain_name(name), parameter) for name, parameter in model.named_parameters()]
@@ -96,8 +105,9 @@ def parameter_groups(
 def names_without_decay(model: nn.Module) -> set[str]:
     """Plain names of the parameters that weight decay leaves alone.
 
-    These are biases, the parameters of norms, CLS, position and time embeddings, and what the model's own
-    `no_weight_decay()` names. Names and modules decide, never shapes: FSDP1 shows every parameter as a flat shard.
+    These are biases, the parameters of norms, CLS, position and time embeddings, and what the
+    model's own `no_weight_decay()` names. Names and modules decide, never shapes: FSDP1 shows every
+    parameter as a flat shard.
     """
     exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     for prefix, module in model.named_modules():
@@ -136,7 +146,11 @@ def _depth(name: str, num_layers: int) -> int:
 
 
 def step_schedule(
-    optimizer: torch.optim.Optimizer, milestones: Sequence[int], *, factor: float, num_warmup_steps: int = 0
+    optimizer: torch.optim.Optimizer,
+    milestones: Sequence[int],
+    *,
+    factor: float,
+    num_warmup_steps: int = 0,
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up, then every group's learning rate times `factor` at each of `milestones` (in steps)."""
 

@@ -23,8 +23,8 @@ def write_preview(
 ) -> list[Path]:  # fmt: skip
     """Write `preview_1.png` and so on: `count` clips of an epoch that training does not come to, a row of frames each.
 
-    They are batches as the network gets them, mixed where batches are mixed, with the normalisation taken back. The
-    caption tells the class, or the classes with their shares. Returns the files.
+    They are batches as the network gets them, mixed where batches are mixed, with the normalisation
+    taken back. The caption tells the class, or the classes with their shares. Returns the files.
     """
     sampler = clips.source.make_sampler(clips.seed)
     sampler.set_epoch(PREVIEW_EPOCH)

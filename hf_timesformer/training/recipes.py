@@ -1,6 +1,7 @@
 """Recipes: small JSON files of argument values, for `--recipe`; what the command line says wins.
 
-A recipe has a `description` of one line. It may name another as its `base`: then it holds only what differs.
+A recipe has a `description` of one line. It may name another as its `base`: then it holds only what
+differs.
 """
 
 import difflib
@@ -35,8 +36,8 @@ def find_recipe(name: str, *folders: Path) -> Path:
 def read_recipe(path: Path) -> dict[str, Any]:
     """Argument values of a recipe file and of its bases, without `description` and `base`.
 
-    A base is a path, or a name beside the recipe or among the package's own. Raises ValueError for what is no recipe,
-    and for recipes that are based on each other.
+    A base is a path, or a name beside the recipe or among the package's own. Raises ValueError for
+    what is no recipe, and for recipes that are based on each other.
     """
     chain = [path]
     values = _read(path)
@@ -79,7 +80,8 @@ def given_on_command_line(parser: ArgumentParser, argv: Sequence[str]) -> set[st
 def apply_recipe(parser: ArgumentParser, argv: Sequence[str], default: str | None = None) -> str | None:
     """Make the values of the recipe that `argv` names the defaults of `parser`; what it set, in one line to print.
 
-    Without `--recipe`, `default` is used; with `--recipe none`, none. Raises ValueError for a recipe that cannot be.
+    Without `--recipe`, `default` is used; with `--recipe none`, none. Raises ValueError for a
+    recipe that cannot be.
     """
     chooser = ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--recipe", default=default)

@@ -1,6 +1,7 @@
 """Arguments of `Trainer` and `TrainingArguments` that would do nothing, or something else, in `VideoTrainer`.
 
-Each is refused by name. All others are honoured; a test holds that every public argument is one or the other.
+Each is refused by name. All others are honoured; a test holds that every public argument is one or
+the other.
 """
 
 from collections.abc import Callable
@@ -31,10 +32,12 @@ REFUSED = {
     "label_names": Refusal(lambda value: value not in (None, ["labels"]), "the labels of a batch are called 'labels'"),
     "do_predict": Refusal(_given, "use `timesformer evaluate` or `predict()`"),
 }
-# Of data sets of clips only: their order follows from the seed and the epoch alone, so that a run can go on exactly.
+# Of data sets of clips only: their order follows from the seed and the epoch alone, so that a run
+# can go on exactly.
 REFUSED_FOR_CLIPS = {
     "train_sampling_strategy": Refusal(
-        lambda value: value != "random", "clips come in an order of their own, from which a run resumes exactly"
+        lambda value: value != "random",
+        "clips come in an order of their own, from which a run resumes exactly",
     ),
 }
 REFUSED_ACCELERATOR = ("split_batches", "dispatch_batches")

@@ -55,7 +55,10 @@ def find_splits(data: DataArguments, args: VideoTrainingArguments) -> tuple[Foun
     validation_split = data.validation_split or ("validation" if "validation" in splits else None)
     if validation_split:
         if group_by:
-            logger.warning("--group_by does nothing: clips to evaluate on come from the %s split", validation_split)
+            logger.warning(
+                "--group_by does nothing: clips to evaluate on come from the %s split",
+                validation_split,
+            )
         return train, find_videos(data.dataset, data.data_dir, validation_split, **options)
     if data.validation_fraction == 0:
         return train, None
@@ -145,8 +148,9 @@ def choose_checkpoint(args: VideoTrainingArguments) -> str | None:
 def settle_arguments(model: ModelArguments, args: VideoTrainingArguments) -> VideoTrainingArguments:
     """A copy of `args` without what makes no sense for that start; each thing left out is said in the log.
 
-    Freezing needs pretrained weights. Fitting the classifier first needs a new classifier on a pretrained network. A
-    learning rate of its own for temporal attention is for one that no checkpoint has trained yet.
+    Freezing needs pretrained weights. Fitting the classifier first needs a new classifier on a
+    pretrained network. A learning rate of its own for temporal attention is for one that no
+    checkpoint has trained yet.
     """
     args = copy.copy(args)
     is_pretrained = bool(model.model or model.from_vit)
@@ -168,7 +172,8 @@ def make_network(
 ) -> tuple[TimeSformerForVideoClassification, list[int], TimeSformerVideoProcessor]:
     """The network to train, the id that it gives to each class, and the processor of the run.
 
-    Raises ValueError where the labels of the checkpoint are not those of the data, or a size does not fit.
+    Raises ValueError where the labels of the checkpoint are not those of the data, or a size does
+    not fit.
     """
     overrides = parse_overrides(model.config_overrides)
     network, label_ids = load_network(
@@ -185,7 +190,15 @@ def make_network(
     )
     if model.attn_implementation:
         network.set_attn_implementation(model.attn_implementation)
-    names = ("image_size", "num_frames", "sampling", "sampling_rate", "target_fps", "image_mean", "image_std")
+    names = (
+        "image_size",
+        "num_frames",
+        "sampling",
+        "sampling_rate",
+        "target_fps",
+        "image_mean",
+        "image_std",
+    )
     settings = {name: getattr(model, name) for name in names} | {"image_size": read_size(model.image_size)}
     processor = make_processor(network.config, model.model or model.from_vit, **settings)
     return network, label_ids, processor
@@ -225,7 +238,12 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: VideoTrain
     checkpoint = choose_checkpoint(args)
     trainer = make_trainer(model_args, data_args, args)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    save_results(trainer, result.metrics | {"wall_seconds": round(time.time() - started, 1)}, model_args, data_args)
+    save_results(
+        trainer,
+        result.metrics | {"wall_seconds": round(time.time() - started, 1)},
+        model_args,
+        data_args,
+    )
     return trainer
 
 
@@ -257,13 +275,20 @@ def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: Vid
         source = make_source(validation_videos, data_args, args, training=False)
         validation = EvaluationClips(source, processor, label_ids=label_ids)
     collator = ClipCollator(
-        len(names), mixup_alpha=data_args.mixup, cutmix_alpha=data_args.cutmix, problem_type=problem_type
+        len(names),
+        mixup_alpha=data_args.mixup,
+        cutmix_alpha=data_args.cutmix,
+        problem_type=problem_type,
     )
     logger.info("%d clips to train on, %d classes", len(training), len(train_videos.class_names))
     if data_args.preview and args.should_save:
         size = args.train_batch_size
         sheets = write_preview(training, collator, data_args.preview, args.output_dir, names=names, batch_size=size)
-        logger.info("%d training clips as the network sees them: %s", data_args.preview, ", ".join(map(str, sheets)))
+        logger.info(
+            "%d training clips as the network sees them: %s",
+            data_args.preview,
+            ", ".join(map(str, sheets)),
+        )
     return VideoTrainer(
         model=learner,
         args=args,
@@ -304,7 +329,8 @@ def draw_clips(found: FoundVideos, count: int, seed: int) -> FoundVideos:
     classes = np.zeros(len(found.videos), np.int64)
     if found.problem_type == SINGLE_LABEL:
         classes = np.asarray(found.videos["label"])
-    # Every clip gets its place within its class, as a share: a quarter of each class comes before 0.25.
+    # Every clip gets its place within its class, as a share: a quarter of each class comes before
+    # 0.25.
     places = np.zeros(len(classes))
     for label in np.unique(classes):
         rows = generator.permutation(np.flatnonzero(classes == label))

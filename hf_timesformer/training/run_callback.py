@@ -18,12 +18,14 @@ class RunCallback(TrainerCallback):
         self.trainer.catch_up()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        # Where batches are skipped on several processes, neither Trainer nor accelerate reaches the sampler.
+        # Where batches are skipped on several processes, neither Trainer nor accelerate reaches the
+        # sampler.
         self.trainer.set_data_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
         self.trainer.update_average()
-        # After the last step of an epoch `on_epoch_end` comes at once, and says whether an evaluation is due.
+        # After the last step of an epoch `on_epoch_end` comes at once, and says whether an
+        # evaluation is due.
         is_last_of_epoch = state.global_step % max(self.trainer._steps_per_epoch, 1) == 0
         if not (is_last_of_epoch or control.should_training_stop):
             self._stop_where_told(args, state, control)
@@ -45,7 +47,12 @@ class RunCallback(TrainerCallback):
         control.should_evaluate, control.should_save = False, True
 
     def on_evaluate(
-        self, args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs: Any
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
     ) -> TrainerControl:
         self.non_finite = max((value for name, value in metrics.items() if name.endswith(NON_FINITE)), default=0)
         if self.non_finite and args.on_non_finite == "stop" and self.trainer.is_in_train:

@@ -30,13 +30,16 @@ def load_network(
 ) -> tuple[TimeSformerForVideoClassification, list[int]]:
     """The network to train, and the id that it gives to each class of the data.
 
-    From a TimeSformer checkpoint (`model`), an image ViT (`from_vit`), or from scratch (`config_overrides` alone).
-    Settings that are None are left as the checkpoint has them. Raises ValueError where the labels, or the kind of
-    problem, do not match.
+    From a TimeSformer checkpoint (`model`), an image ViT (`from_vit`), or from scratch
+    (`config_overrides` alone). Settings that are None are left as the checkpoint has them. Raises
+    ValueError where the labels, or the kind of problem, do not match.
     """
     if model and from_vit:
         raise ValueError("--model (a TimeSformer) and --from_vit (an image ViT) exclude each other: give one of them")
-    labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
+    labels = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: i for i, name in enumerate(class_names)},
+    }
     overrides = (config_overrides or {}) | {name: value for name, value in settings.items() if value is not None}
     if problem_type != SINGLE_LABEL or len(class_names) == 1:  # transformers takes one label for a regression
         overrides["problem_type"] = problem_type
@@ -57,7 +60,8 @@ def _load_checkpoint(
 ) -> tuple[TimeSformerForVideoClassification, list[int]]:
     class_names = list(labels["label2id"])
     config = TimeSformerConfig.from_pretrained(model)
-    # The embeddings stay as long as the checkpoint has them; the network resizes them to the clips that it sees.
+    # The embeddings stay as long as the checkpoint has them; the network resizes them to the clips
+    # that it sees.
     overrides = {name: value for name, value in overrides.items() if name not in ("num_frames", "image_size")}
     is_unnamed = has_no_names(list(config.id2label.values())) and len(class_names) == config.num_labels
     known = config.problem_type or SINGLE_LABEL
@@ -81,7 +85,11 @@ def _load_checkpoint(
 
 
 def make_processor(
-    config: TimeSformerConfig, source: str | None, *, image_size: int | Sequence[int] | None = None, **settings: Any
+    config: TimeSformerConfig,
+    source: str | None,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    **settings: Any,
 ) -> TimeSformerVideoProcessor:
     """The processor of the run: the settings given, then those of the checkpoint or ViT at `source`, then defaults.
 
@@ -95,7 +103,15 @@ def make_processor(
                 f"image_size {side} is no multiple of the patch size {patch}: take {nearest[0]} or {nearest[1]}"
             )
     saved = _saved_settings(source)
-    names = ("num_frames", "sampling", "sampling_rate", "target_fps", "image_mean", "image_std", "resample")
+    names = (
+        "num_frames",
+        "sampling",
+        "sampling_rate",
+        "target_fps",
+        "image_mean",
+        "image_std",
+        "resample",
+    )
     values = {"num_frames": config.num_frames} | {name: saved[name] for name in names if saved.get(name) is not None}
     values |= {name: value for name, value in settings.items() if value is not None}
     crop = {"height": size[0], "width": size[1]}

@@ -39,11 +39,12 @@ RATES = ("learning_rate", "head_learning_rate", "temporal_learning_rate")
 class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, PublishMixin, Trainer):
     """Trainer whose epochs follow from the seed alone, that counts broken clips and the time spent waiting for data.
 
-    `train_dataset` and `eval_dataset` are `TrainingClips` and `EvaluationClips`, or any data sets that Trainer takes,
-    whose items hold `pixel_values` and `labels`. `class_weights` `(classes,)` multiply the loss of each class.
+    `train_dataset` and `eval_dataset` are `TrainingClips` and `EvaluationClips`, or any data sets
+    that Trainer takes, whose items hold `pixel_values` and `labels`. `class_weights` `(classes,)`
+    multiply the loss of each class.
 
-    On SIGTERM `train` saves a checkpoint and raises `RunStopped`. Raises ValueError for an argument that would do
-    nothing, or something else, with clips (see `refused_arguments`).
+    On SIGTERM `train` saves a checkpoint and raises `RunStopped`. Raises ValueError for an argument
+    that would do nothing, or something else, with clips (see `refused_arguments`).
     """
 
     optimizer: Any
@@ -123,7 +124,13 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         )
 
     def _get_dataloader(
-        self, dataset: Any, description: str, batch_size: int, *args: Any, is_training: bool = False, **kwargs: Any
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        *args: Any,
+        is_training: bool = False,
+        **kwargs: Any,
     ) -> torch.utils.data.DataLoader:
         repeats = getattr(self.train_dataset, "repeats", 1) if is_training else 1
         if batch_size % repeats:
@@ -149,7 +156,8 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        # What clips carry beside the model's inputs; the collator needs it, and it is taken out before the model runs.
+        # What clips carry beside the model's inputs; the collator needs it, and it is taken out
+        # before the model runs.
         for name in ("video_id", "faults", "entropy"):
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
@@ -185,14 +193,18 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Trainer's own, with the loss of the clips that count: Trainer's counts those twice that fill up batches.
 
-        It leaves the random generators as they are, so that training does not depend on when it is evaluated.
+        It leaves the random generators as they are, so that training does not depend on when it is
+        evaluated.
         """
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # a DataLoader draws a number when it begins
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         bad = output.metrics.get(f"{metric_key_prefix}_{NON_FINITE}", 0)
         if bad:
-            logger.error("the logits of %d clips are NaN or infinite: they count as wrong, the loss as infinite", bad)
+            logger.error(
+                "the logits of %d clips are NaN or infinite: they count as wrong, the loss as infinite",
+                bad,
+            )
         loss = output.metrics.pop(f"{metric_key_prefix}_{CLIP_LOSS}", None)
         if loss is None:
             return output
@@ -201,12 +213,16 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
     # Loss, optimizer, learning rates
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of a batch, or its part of the loss of a step of `num_items_in_batch` clips.
 
-        `compute_loss_func` where the trainer has one, else `clip_loss` of the config's `problem_type`. Labels are
-        smoothed in training only.
+        `compute_loss_func` where the trainer has one, else `clip_loss` of the config's
+        `problem_type`. Labels are smoothed in training only.
         """
         labels = inputs["labels"]
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
@@ -330,12 +346,17 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Trainer's own; with a checkpoint, goes on with the clips that would have come next.
 
-        `resume_from_checkpoint` is a checkpoint's folder, `"last"` (or True), or `"auto"`: the last one if there is
-        one. With `probe_passes` the classifier is fitted first; with `refit_classifier` once more at the end.
+        `resume_from_checkpoint` is a checkpoint's folder, `"last"` (or True), or `"auto"`: the last
+        one if there is one. With `probe_passes` the classifier is fitted first; with
+        `refit_classifier` once more at the end.
 
-        Raises ValueError where another run is at work in the output folder, and RunStopped after SIGTERM.
+        Raises ValueError where another run is at work in the output folder, and RunStopped after
+        SIGTERM.
         """
-        with only_run_in(self.args.output_dir) if self.args.should_save else nullcontext(), self._stop:
+        with (
+            only_run_in(self.args.output_dir) if self.args.should_save else nullcontext(),
+            self._stop,
+        ):
             self._clear_output()
             checkpoint = self._find_start(resume_from_checkpoint)
             self._fits = bool(self.args.probe_passes) and self.can_fit_classifier()

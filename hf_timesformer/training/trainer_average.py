@@ -19,8 +19,8 @@ class WeightAverageMixin:
 
         average = decay * average + (1 - decay) * weight
 
-    where the first steps have a smaller decay, `(1 + step) / (10 + step)`, so that the start is soon forgotten (Polyak
-    and Juditsky 1992; the schedule is TensorFlow's).
+    where the first steps have a smaller decay, `(1 + step) / (10 + step)`, so that the start is
+    soon forgotten (Polyak and Juditsky 1992; the schedule is TensorFlow's).
     """
 
     def _init_average(self) -> None:

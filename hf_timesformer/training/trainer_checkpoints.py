@@ -97,11 +97,15 @@ class CheckpointMixin:
         """Take over what Trainer does not know of a checkpoint; say where going on from it will not be exact."""
         if not (checkpoint / DATA_ORDER).is_file():
             logger.warning(
-                "%s does not say in which order its run read the clips, so resuming is not exact", checkpoint
+                "%s does not say in which order its run read the clips, so resuming is not exact",
+                checkpoint,
             )
             return
         self.train_faults.load(checkpoint / BAD_CLIPS)
-        before, now = json.loads((checkpoint / DATA_ORDER).read_text(encoding="utf-8")), self._data_order()
+        before, now = (
+            json.loads((checkpoint / DATA_ORDER).read_text(encoding="utf-8")),
+            self._data_order(),
+        )
         if before.get("model_only"):
             logger.warning(
                 "%s was saved with --save_only_model: optimizer and schedule start anew, resuming is not exact",
@@ -109,7 +113,11 @@ class CheckpointMixin:
             )
         changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name)]
         if changed:
-            logger.warning("clips will not come in the order of the run of %s: %s", checkpoint, ", ".join(changed))
+            logger.warning(
+                "clips will not come in the order of the run of %s: %s",
+                checkpoint,
+                ", ".join(changed),
+            )
 
     def _data_order(self) -> dict[str, Any]:
         """What the order of the clips follows from; if it changes, resuming is not exact."""

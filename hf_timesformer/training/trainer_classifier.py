@@ -63,9 +63,10 @@ class ClassifierFitMixin:
     def fitting_batches(self, passes: int) -> Iterator[dict[str, Any]]:
         """The clips of the epochs after the last, which training itself does not see, then their evaluation views.
 
-        Where the trainer has a processor, the views are the three crops of every clip that an evaluation would cut:
-        objects look smaller there than in random crops of enlarged frames (Touvron et al. 2019, "Fixing the train-test
-        resolution discrepancy"), and a classifier fitted to the latter alone is off for the former.
+        Where the trainer has a processor, the views are the three crops of every clip that an
+        evaluation would cut: objects look smaller there than in random crops of enlarged frames
+        (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"), and a classifier
+        fitted to the latter alone is off for the former.
         """
         first = math.ceil(self.args.num_train_epochs)
         clips, processor = self.train_dataset, self.processing_class
