@@ -357,6 +357,7 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
             only_run_in(self.args.output_dir) if self.args.should_save else nullcontext(),
             self._stop,
         ):
+            self._leaves_after_save = self._evaluation_due = False
             self._clear_output()
             checkpoint = self._find_start(resume_from_checkpoint)
             self._fits = bool(self.args.probe_passes) and self.can_fit_classifier()
