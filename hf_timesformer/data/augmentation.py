@@ -52,8 +52,9 @@ class ClipAugmentation:
         low, high = short_side
         crop = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
         if not min(crop) <= low <= high:
+            size = f"{crop[0]}" if crop[0] == crop[1] else f"{crop[0]}x{crop[1]}"
             raise ValueError(
-                f"short-side jitter {low} to {high} does not fit crops of {crop_size}: "
+                f"short-side jitter {low} to {high} does not fit crops of {size}: "
                 f"need {min(crop)} <= smallest <= largest"
             )
         _check_strengths(random_resized_crop, rand_augment, random_erasing)
