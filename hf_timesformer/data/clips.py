@@ -7,6 +7,7 @@ skips keys, not videos, and goes on with the very clips that would have come nex
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from ..video.views import count_channels
 from .augmentation import ClipAugmentation, cut_and_mix_clips, mix_clips
 from .faults import BadClipsError, Fault, describe_fault, list_faults
+from .retries import read_with_retries
 from .row_source import ClipKey, ClipSource
 from .targets import NO_CLIP, SINGLE_LABEL, UNREADABLE, collate_targets, target_of
 
@@ -119,7 +121,7 @@ class TrainingClips(torch.utils.data.Dataset):
         faults = []
         for record in self.source.candidates(key):
             try:
-                views = self._read(record, np.random.default_rng(entropy))
+                views = read_with_retries(partial(self._read, record, entropy), record["video_id"])
             except (VideoDecodeError, OSError) as error:
                 faults.append(describe_fault(record["video_id"], error))
                 continue
@@ -136,8 +138,9 @@ class TrainingClips(torch.utils.data.Dataset):
             return items if self.repeats > 1 else items[0]
         raise BadClipsError(f"none of {len(faults)} clips in a row can be read: {list_faults(faults)}")
 
-    def _read(self, record: Mapping[str, Any], generator: np.random.Generator) -> list[torch.Tensor]:
+    def _read(self, record: Mapping[str, Any], entropy: Sequence[int]) -> list[torch.Tensor]:
         """The frames of a record, decoded once, as `repeats` augmented views `(T, 3, H, W)`."""
+        generator = np.random.default_rng(entropy)  # made here, so that a second try draws the same
         short_side = self.augmentation.draw_short_side(generator)
         frames, _ = decode_video(
             record["video"],
@@ -196,8 +199,12 @@ def read_for_evaluation(
         `UNREADABLE`, and the pixels are zero.
     """
     item = {"video_id": record["video_id"], "faults": []}
+
+    def read() -> torch.Tensor:
+        return processor(record["video"], return_tensors="pt", **segment_of(record))["pixel_values"][0]
+
     try:
-        pixel_values = processor(record["video"], return_tensors="pt", **segment_of(record))["pixel_values"][0]
+        pixel_values = read_with_retries(read, record["video_id"])
     except (VideoDecodeError, OSError) as error:
         fault = describe_fault(record["video_id"], error)
         return item | {"pixel_values": _blank(processor), "labels": UNREADABLE, "faults": [fault]}
@@ -289,7 +296,7 @@ def check_every_class_is_readable(records: Dataset) -> list[Fault]:
 
 def _try_first_frame(record: Mapping[str, Any]) -> Fault | None:
     try:
-        decode_video(record["video"], [0], **segment_of(record))
+        read_with_retries(lambda: decode_video(record["video"], [0], **segment_of(record)), record["video_id"])
     except (VideoDecodeError, OSError) as error:
         return describe_fault(record["video_id"], error)
     return None

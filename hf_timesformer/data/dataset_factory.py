@@ -24,6 +24,7 @@ from .readers.table import read_table, table_splits
 from .readers.ucf101 import read_ucf101, ucf101_splits
 from .readers.webdataset import find_class_names, find_shards, read_index, stream_shards, webdataset_splits
 from .records import VideoRecords, canonical_split, report_missing
+from .targets import SINGLE_LABEL
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ def _find_shards(location: str, split: str, class_names: list[str] | None) -> Fo
     whole = len(known) == len(counts)  # a pattern may name only some of the shards
     num_expected = listed.get("expected") if whole else num_found
     sizes = None if None in known else known
-    return FoundVideos(stream_shards(shards, class_names, counts), class_names, num_expected, num_found, shards, sizes)
+    kind = {"problem_type": (index or {}).get("problem_type", SINGLE_LABEL)}
+    videos = stream_shards(shards, class_names, counts, columns=(index or {}).get("columns", ()), **kind)
+    return FoundVideos(videos, class_names, num_expected, num_found, shards, sizes, **kind)
 
 
 def load_videos(dataset: str, data_dir: str | Path, split: str, **options: Any) -> Dataset | IterableDataset:

@@ -48,8 +48,9 @@ Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 class VideoDecodeError(ValueError):
     """A video that cannot be decoded as asked. `source` names it, `reason` is a short stable word:
 
-    `not-found`, `not-a-file`, `url`, `fetch`, `container`, `no-video-stream`, `codec`, `damaged`, `limit`, `index`,
-    `segment`, `frame-size` or `pictures`; `unknown` where torch re-raised it from a worker by its text alone.
+    `not-found`, `not-a-file`, `read` (the file system failed), `url`, `fetch`, `container`, `no-video-stream`,
+    `codec`, `damaged`, `limit`, `index`, `segment`, `frame-size` or `pictures`; `unknown` where torch re-raised it
+    from a worker by its text alone.
     """
 
     def __init__(self, source: str, reason: str = "unknown", message: str | None = None):
@@ -96,7 +97,8 @@ def describe_source(source: Source) -> str:
 class Reader:
     """The only door between FFmpeg and a video's bytes: a seekable file object with a size, a deadline and no name.
 
-    After an exception it is at its end: PyAV passes on one exception, and prints those that come on top of it.
+    After an exception it is at its end: PyAV passes on one exception, and prints those that come on top of it. FFmpeg
+    may take a failed read for the end of the file, so `error` keeps what the file system said.
     """
 
     def __init__(self, file: BinaryIO, size: int, check: "Budget"):
@@ -105,13 +107,18 @@ class Reader:
         self._check = check
         self._has_failed = False
         self._at = 0  # others read from the same file in between
+        self.error: OSError | None = None
 
     def read(self, size: int) -> bytes:
         if self._has_failed:
             return b""
         self._has_failed = True  # unless the next lines return
-        self._file.seek(self._at)
-        data = self._file.read(size)
+        try:
+            self._file.seek(self._at)
+            data = self._file.read(size)
+        except OSError as error:
+            self.error = error
+            raise
         # PyAV copies whatever comes back into a buffer of `size` bytes, so a careless file object would overrun it.
         data = bytes(data[:size]) if data else b""
         self._at += len(data)
@@ -154,9 +161,10 @@ class VideoFile:
         Raises:
             VideoDecodeError: no accepted container, too damaged to open, or no video stream that can be decoded.
         """
+        reader = Reader(self.file, self.size, self.check)
         try:
             container = av.open(
-                Reader(self.file, self.size, self.check),
+                reader,
                 mode="r",
                 options={"max_pixels": str(self.limits.max_pixels), "threads": "1"},
                 container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"},
@@ -167,12 +175,24 @@ class VideoFile:
         except VideoDecodeError:
             raise
         except LIBRARY_ERRORS as error:
+            self._refuse_failed_read(reader)
             message = f"cannot be opened as a video: {error} (accepted containers: {CONTAINERS.replace(',', ', ')})"
             raise VideoDecodeError(self.name, "container", message) from error
         try:
             yield container, _video_stream(container, self.name, self.limits)
+            self._refuse_failed_read(reader)
+        except VideoDecodeError:
+            self._refuse_failed_read(reader)
+            raise
         finally:
             container.close()
+
+    def _refuse_failed_read(self, reader: Reader) -> None:
+        """Raise where a read has failed: what came of it, frames or a complaint, is not what the file holds."""
+        if reader.error is not None:
+            raise VideoDecodeError(
+                self.name, "read", f"could not be read to its end: {reader.error}"
+            ) from reader.error
 
 
 def _refuse_nested(url: str, flags: int, options: dict) -> BinaryIO:

@@ -13,7 +13,7 @@ from .decoding import decode_video
 
 
 CHUNK_FRAMES = 256  # decoded at a time while re-encoding, so that a long video fits into memory
-ENCODER_OPTIONS = {"crf": "20", "preset": "veryfast", "g": "64"}  # a key frame every 64: cheap to enter anywhere
+ENCODER_OPTIONS = {"crf": "20", "preset": "veryfast"}
 
 
 def write_video(
@@ -37,22 +37,43 @@ def write_video(
     return path
 
 
-def encode_video(path: str, metadata: VideoMetadata, short_side: int) -> bytes:
-    """The video as H.264 in mp4 with that short side: as many frames, at the mean rate, as displayed, no sound.
+def encode_video(
+    path: str,
+    metadata: VideoMetadata,
+    short_side: int | None = None,
+    *,
+    key_frame_every: int = 64,
+    fast_decode: bool = False,
+    start: float | None = None,
+    end: float | None = None,
+) -> bytes:
+    """The video as H.264 in mp4: as many frames, at the mean rate, as displayed, without sound.
 
-    Raises VideoDecodeError for a damaged video.
+    Args:
+        path: the video, or a folder of numbered pictures.
+        metadata: of it or of the segment, as `probe_video` gives it; its frames are encoded, and no more.
+        short_side: size of the shorter side in pixels; None keeps the size.
+        key_frame_every: frames from one key frame to the next: a reader that wants a frame decodes from the key frame
+            before it, so that fewer make a file that is larger and cheaper to enter anywhere.
+        fast_decode: leave out what makes decoding dear (x264's `fastdecode`: no deblocking, no CABAC, no weighted
+            prediction), for a larger file.
+        start, end: seconds; only the segment start <= time < end.
+
+    Raises:
+        VideoDecodeError: the video is damaged.
     """
+    options = ENCODER_OPTIONS | {"g": str(key_frame_every)} | ({"tune": "fastdecode"} if fast_decode else {})
     buffer = io.BytesIO()
     rate = Fraction(metadata.fps or 30).limit_denominator(65535)
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options=ENCODER_OPTIONS)
+        stream = container.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        for start in range(0, metadata.total_num_frames, CHUNK_FRAMES):
-            numbers = range(start, min(start + CHUNK_FRAMES, metadata.total_num_frames))
-            frames, _ = decode_video(path, numbers, short_side=short_side)  # (t, 3, h, w)
+        for first in range(0, metadata.total_num_frames, CHUNK_FRAMES):
+            numbers = range(first, min(first + CHUNK_FRAMES, metadata.total_num_frames))
+            frames, _ = decode_video(path, numbers, short_side=short_side, start=start, end=end)  # (t, 3, h, w)
             height, width = (side - side % 2 for side in frames.shape[2:])  # 4:2:0 needs even sides
-            if start == 0:
+            if first == 0:
                 stream.height, stream.width = height, width
             for frame in frames[:, :, :height, :width].permute(0, 2, 3, 1).numpy():
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")

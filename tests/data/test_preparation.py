@@ -1,6 +1,8 @@
 """Scanning and packing: faults are named, shards are whole or absent, an interrupted run goes on."""
 
+import io
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -10,6 +12,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +25,7 @@ from hf_timesformer.data.readers.folder import read_folder
 from hf_timesformer.data.readers.kinetics import read_kinetics
 from hf_timesformer.data.records import VideoRecords
 from hf_timesformer.data.synthetic import motion_frames
+from hf_timesformer.data.targets import MULTI_LABEL, REGRESSION
 from hf_timesformer.video.decoding import decode_video, probe_video
 from hf_timesformer.video.encoding import write_video
 
@@ -163,6 +167,13 @@ def test_a_fatal_input_is_named_and_the_others_go_on():
     assert results == {number: number * number for number in (0, 1, 2, 4, 5, 6)}
 
 
+def test_where_there_is_no_forkserver(monkeypatch):
+    """As on Windows, where processes start anew."""
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    results = dict(run_in_workers(abs, [-1, 2], num_workers=1, preload=["os"]))
+    assert results == {-1: 1, 2: 2}
+
+
 def test_an_exception_ends_the_run():
     with pytest.raises(ZeroDivisionError):
         list(run_in_workers(lambda number: 1 / number, [1, 0], num_workers=0))
@@ -275,10 +286,80 @@ def test_another_plan_is_refused(clips: Path, tmp_path: Path):
     assert shard_bytes(tmp_path) == before
 
 
-@pytest.mark.parametrize(("name", "value"), [("videos_per_shard", 0), ("short_side", 8)])
+@pytest.mark.parametrize(("name", "value"), [("videos_per_shard", 0), ("short_side", 8), ("key_frame_every", 0)])
 def test_settings_are_checked(name: str, value: int):
     with pytest.raises(ValueError, match=f"{name} must be at least .* got {value}"):
         PackSettings(**{name: value})
+
+
+def test_segments_several_labels_and_further_columns_are_packed(tmp_path: Path):
+    """Each segment is a clip of its own in the shard; what it is, and what else is told of it, comes back."""
+    path = tmp_path / "long.mp4"
+    frames = np.stack([np.full((32, 48, 3), 6 * number, np.uint8) for number in range(40)])
+    write_video(path, frames, fps=10)
+    records = VideoRecords(["a", "b", "c"], MULTI_LABEL)
+    records.add("whole", path, [0, 2], weight=2.0)
+    records.add("seconds", path, [], start=1.0, end=2.5)
+    records.add("frames", path, [1], start_frame=30, group="g")
+    videos = list_records({"train": records}, tmp_path)
+    rows = scan(videos, tmp_path / "out", num_workers=0, check="full")
+    found = {identity[1]: (row["frames"], row["usable_frames"], row.get("start")) for identity, row in rows.items()}
+    assert found == {"whole": (40, 40, None), "seconds": (15, 15, 1.0), "frames": (10, 10, 3.0)}
+    _, table = write_manifest(tmp_path / "out", {"train": records}, rows.values())
+    assert [(row["labels"], row["label_name"], row["label"]) for row in table.to_pylist()] == [
+        ([0, 2], "a|c", None),
+        ([], "", None),
+        ([1], "b", None),
+    ]
+    settings = PackSettings(short_side=64)  # nothing is enlarged
+    pack(videos, ["a", "b", "c"], tmp_path / "out", settings, expected={"train": 3}, num_workers=0)
+    packed = find_videos("webdataset", tmp_path / "out", "train")
+    assert packed.problem_type == MULTI_LABEL
+    records = {record["video_id"]: record for record in packed.videos}
+    assert {name: record["labels"] for name, record in records.items()} == {
+        "whole": [0, 2],
+        "seconds": [],
+        "frames": [1],
+    }
+    assert (records["whole"]["weight"], records["seconds"]["weight"], records["frames"]["group"]) == (2.0, None, "g")
+    assert "start" not in records["seconds"]
+    assert records["whole"]["video"] == path.read_bytes()
+    for name, first, count in (("seconds", 10, 15), ("frames", 30, 10)):
+        clip, metadata = decode_video(records[name]["video"], lambda m: range(m.total_num_frames))
+        assert (metadata.total_num_frames, metadata.fps) == (count, 10)
+        wanted = np.arange(first, first + count) * 6
+        assert np.abs(clip.float().mean((1, 2, 3)).numpy() - wanted).max() < 4
+
+
+def test_a_regression_is_packed(clips: Path, tmp_path: Path):
+    records = VideoRecords(["height"], REGRESSION)
+    records.add("x", clips / "train/run/0.mp4", 1.5)
+    pack(list_records({"train": records}, clips), ["height"], tmp_path, PackSettings(), expected={"train": 1})
+    found = find_videos("webdataset", tmp_path, "train")
+    assert (found.problem_type, [row["target"] for row in found.videos]) == (REGRESSION, [1.5])
+
+
+def test_a_clip_of_an_unusual_suffix_is_found_again(clips: Path, tmp_path: Path):
+    (tmp_path / "clips/run").mkdir(parents=True)
+    content = (clips / "train/run/0.mp4").read_bytes()
+    (tmp_path / "clips/run/a.xyz").write_bytes(content)
+    splits = {"train": read_folder(tmp_path / "clips", "train", extensions=["xyz"])}
+    videos = list_records(splits, tmp_path / "clips")
+    pack(videos, ["run"], tmp_path / "out", PackSettings(), expected={"train": 1}, num_workers=0)
+    assert [row["video"] for row in load_videos("webdataset", tmp_path / "out", "train")] == [content]
+
+
+@pytest.mark.parametrize(("every", "fast"), [(8, False), (16, True)])
+def test_packed_clips_have_the_key_frames_that_were_asked_for(tmp_path: Path, every: int, fast: bool):
+    make_clip(tmp_path / "clips/train/run/a.mp4", frames=40, size=96)
+    _, videos = listed(tmp_path / "clips")
+    settings = PackSettings(short_side=64, key_frame_every=every, fast_decode=fast)
+    pack(videos, ["run"], tmp_path / "out", settings, expected={"train": 1}, num_workers=0)
+    content = next(iter(load_videos("webdataset", tmp_path / "out", "train")))["video"]
+    with av.open(io.BytesIO(content)) as container:
+        keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
+    assert [number for number, is_key in enumerate(keys) if is_key] == list(range(0, 40, every))
+    assert (b"deblock=0" in content) == fast  # x264 writes its settings down
 
 
 # the script, killed

@@ -17,7 +17,11 @@ from transformers.video_utils import VideoMetadata
 
 from ...video.decoding import VideoDecodeError, probe_video
 from ...video.encoding import encode_video
+from ..media_files import is_video
 from ..readers.webdataset import INDEX_FILE, LABELS_FILE, PLAN_FILE
+from ..records import SEGMENT_COLUMNS
+from ..retries import read_with_retries
+from ..targets import LABEL_COLUMNS, SINGLE_LABEL
 from .scan import Listed, resumed_log, usable_frames, written_whole
 from .worker_pool import PROCESS_DIED, run_in_workers
 
@@ -27,17 +31,29 @@ PACK_LOG = "pack.jsonl"
 
 @dataclass(frozen=True)
 class PackSettings:
-    """How videos become shards; `short_side` None keeps the files as they are."""
+    """How videos become shards.
+
+    Attributes:
+        videos_per_shard: videos in each shard but the last.
+        short_side: larger videos are re-encoded to this size; None keeps files as they are. Segments of a video and
+            folders of pictures are always encoded.
+        seed: order of the videos in the shards.
+        key_frame_every, fast_decode: of the encoder, see `encode_video`.
+    """
 
     videos_per_shard: int = 256
     short_side: int | None = None
     seed: int = 0
+    key_frame_every: int = 64
+    fast_decode: bool = False
 
     def __post_init__(self):
         if self.videos_per_shard < 1:
             raise ValueError(f"videos_per_shard must be at least 1, got {self.videos_per_shard}")
         if self.short_side is not None and self.short_side < 16:
             raise ValueError(f"short_side must be at least 16 pixels, got {self.short_side}")
+        if self.key_frame_every < 1:
+            raise ValueError(f"key_frame_every must be at least 1, got {self.key_frame_every}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,7 @@ def pack(
         packed = {shard.path.name: known[shard.path.name] for shard in shards if _is_done(shard, known)}
         todo = [shard for shard in shards if shard.path.name not in packed]
         clips = [video for shard in todo for video in shard.videos]
-        prepare = partial(prepare_clip, short_side=settings.short_side)
+        prepare = partial(prepare_clip, settings=settings)
         with tqdm(total=len(videos), initial=len(videos) - len(clips), desc="pack", unit="video") as progress:
             results = run_in_workers(prepare, clips, num_workers=num_workers, preload=[__name__])
             prepared = _in_order(clips, results, progress)
@@ -158,43 +174,68 @@ def _add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(info, io.BytesIO(content))
 
 
-def prepare_clip(video: Listed, short_side: int | None) -> dict[str, Any]:
-    """A clip's `content`, `suffix` and description, re-encoded where its short side is larger; or why it cannot be."""
+def prepare_clip(video: Listed, settings: PackSettings) -> dict[str, Any]:
+    """A clip's `content`, `suffix` and description, encoded anew where it must be; or why it cannot be packed."""
     try:
-        metadata = probe_video(video.path)
-        large = short_side is not None and min(metadata.width, metadata.height) > short_side
-        content = _encode_usable(video.path, metadata, short_side) if large else Path(video.path).read_bytes()
-        metadata = probe_video(content) if large else metadata
+        return read_with_retries(partial(_prepare_clip, video, settings), video.video_id)
     except VideoDecodeError as error:
         return {"reason": error.reason, "message": error.message}
     except av.error.FFmpegError as error:
         return {"reason": "encode", "message": str(error)}
     except OSError as error:
         return {"reason": "not-found", "message": str(error)}
+
+
+def _prepare_clip(video: Listed, settings: PackSettings) -> dict[str, Any]:
+    segment = video.segment
+    metadata = probe_video(video.path, **segment)
+    side = settings.short_side
+    is_large = side is not None and min(metadata.width, metadata.height) > side
+    is_encoded = is_large or video.is_segment or Path(video.path).is_dir()
+    if is_encoded:
+        content = _encode_usable(video.path, metadata, side if is_large else None, settings, segment)
+        metadata = probe_video(content)
+    else:
+        content = Path(video.path).read_bytes()
+    label = list(video.label) if isinstance(video.label, tuple) else video.label
     about = {
         "video_id": video.video_id,
-        "label": video.label,
+        LABEL_COLUMNS[video.problem_type]: label,
         "label_name": video.label_name,
         "source": video.source,
         "frames": metadata.total_num_frames,
         "fps": metadata.fps,
         "width": metadata.width,
         "height": metadata.height,
-        "reencoded": large,
+        "reencoded": is_encoded,
     }
-    suffix = "mp4" if large else PurePosixPath(video.path).suffix[1:].lower()
+    about |= {name: value for name, value in video.extras if name not in SEGMENT_COLUMNS}
+    about |= {f"source_{edge}": seconds for edge, seconds in segment.items()}  # the clip itself is whole now
+    # Whoever reads a shard knows a video by its suffix, the decoder by what is in it: an unusual suffix gives way.
+    keeps_suffix = not is_encoded and is_video(PurePosixPath(video.path).name)
+    suffix = PurePosixPath(video.path).suffix[1:].lower() if keeps_suffix else "mp4"
     return {"content": content, "suffix": suffix, "about": about}
 
 
-def _encode_usable(path: str, metadata: VideoMetadata, short_side: int) -> bytes:
+def _encode_usable(
+    path: str, metadata: VideoMetadata, short_side: int | None, settings: PackSettings, segment: dict[str, float]
+) -> bytes:
     """`encode_video` of the whole video or, where its end is damaged, of the frames before that."""
+    encode = partial(
+        encode_video,
+        path,
+        short_side=short_side,
+        key_frame_every=settings.key_frame_every,
+        fast_decode=settings.fast_decode,
+        **segment,
+    )
     try:
-        return encode_video(path, metadata, short_side)
+        return encode(metadata=metadata)
     except VideoDecodeError as error:
         if error.reason != "damaged":
             raise
-    usable = usable_frames(path, metadata.total_num_frames, every=True)
-    return encode_video(path, replace(metadata, total_num_frames=usable), short_side)
+    usable = usable_frames(path, metadata.total_num_frames, every=True, segment=segment)
+    return encode(metadata=replace(metadata, total_num_frames=usable))
 
 
 def _index(
@@ -211,7 +252,15 @@ def _index(
         counts = {name: sum("shard" in row for row in packed[name]) for name in names}
         counts = {name: count for name, count in counts.items() if count}
         splits[split] = {"videos": sum(counts.values()), "expected": expected[split], "shards": counts}
-    return {"splits": splits, "classes": len(class_names), "settings": asdict(settings)}
+    first = next((video for shard in shards for video in shard.videos), None)
+    optional = {name for shard in shards for video in shard.videos for name, _ in video.extras}
+    return {
+        "splits": splits,
+        "classes": len(class_names),
+        "settings": asdict(settings),
+        "problem_type": first.problem_type if first else SINGLE_LABEL,
+        "columns": sorted(optional.difference(SEGMENT_COLUMNS)),  # beside the video and its label
+    }
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -17,7 +17,10 @@ from tqdm.auto import tqdm
 
 from ...video.decoding import VideoDecodeError, decode_video, probe_video
 from ...video.decoding_source import DecodeLimits, open_source
-from ..records import VideoRecords
+from ..clips import segment_of
+from ..records import SEGMENT_COLUMNS, VideoRecords
+from ..retries import read_with_retries
+from ..targets import LABEL_COLUMNS, REGRESSION, SINGLE_LABEL
 from .worker_pool import PROCESS_DIED, run_in_workers
 
 
@@ -33,8 +36,12 @@ MANIFEST_SCHEMA = pa.schema(
         "split": pa.string(),
         "video_id": pa.string(),
         "source": pa.string(),  # path from the data folder
-        "label": pa.int64(),
-        "label_name": pa.string(),
+        "label": pa.int64(),  # class number; null where a video has several classes, or a number
+        "labels": pa.list_(pa.int64()),  # class numbers of a video that may have several
+        "target": pa.float64(),  # of a regression
+        "label_name": pa.string(),  # names of several are joined by `|`
+        "start": pa.float64(),  # seconds; the record is a segment of the video, to before `end`
+        "end": pa.float64(),
         "status": pa.string(),  # ok, partial (damaged near its end, still of use), fault or missing
         "reason": pa.string(),  # of all but ok: the decoder's short word, "process-died", "encode" or "missing"
         "message": pa.string(),
@@ -61,34 +68,62 @@ class Listed:
     video_id: str
     path: str
     source: str  # the path as the data folder has it
-    label: int
+    label: int | tuple[int, ...] | float  # as the data set's `problem_type` has it
     label_name: str
+    problem_type: str = SINGLE_LABEL
+    extras: tuple[tuple[str, Any], ...] = ()  # entries in `records.OPTIONAL_COLUMNS`
 
     @property
     def identity(self) -> tuple[str, str]:
         """What tells it from all others."""
         return self.split, self.video_id
 
+    @property
+    def is_segment(self) -> bool:
+        """Whether it is a part of the video at `path`."""
+        return any(name in SEGMENT_COLUMNS for name, _ in self.extras)
+
+    @property
+    def segment(self) -> dict[str, float]:
+        """`start` and `end` in seconds, for `decode_video`; frame numbers are looked up in the file."""
+        return segment_of({"video": self.path} | dict(self.extras))
+
 
 def list_records(splits: dict[str, VideoRecords], data_dir: Path) -> list[Listed]:
     """The videos of all splits that are on disk, in order."""
     return [
-        Listed(split, video_id, path, os.path.relpath(path, data_dir), label, records.class_names[label])
+        Listed(
+            split,
+            video_id,
+            path,
+            os.path.relpath(path, data_dir),
+            tuple(label) if isinstance(label, list) else label,
+            _label_name(label, records),
+            records.problem_type,
+            tuple(extras.items()),
+        )
         for split, records in splits.items()
-        for video_id, path, label in zip(records.video_ids, records.videos, records.labels)
+        for video_id, path, label, extras in zip(
+            records.video_ids, records.videos, records.labels, records.extras, strict=True
+        )
     ]
+
+
+def _label_name(label: int | list[int] | float, records: VideoRecords) -> str:
+    if records.problem_type == REGRESSION:
+        return f"{label:g}"
+    labels = label if isinstance(label, list) else [label]
+    return "|".join(records.class_names[number] for number in labels)
 
 
 def scan_video(video: Listed, check: str) -> dict[str, Any]:
     """One row of the manifest: frames, rate, size and codec of one video, or why it cannot be read."""
     row = _row(video) | {"check": check, "status": "ok"}
     try:
-        row["bytes"] = os.path.getsize(video.path)
-        row |= _describe(video.path)
-        if check != "header":
-            row["usable_frames"] = usable_frames(video.path, row["frames"], every=check == "full")
+        row |= read_with_retries(partial(_look_at, video, check), video.video_id)
     except VideoDecodeError as error:
-        return row | {"status": "fault", "reason": error.reason, "message": error.message}
+        # A file that cannot be read still has a size, by which a later run knows that it has not changed.
+        return row | {"status": "fault", "reason": error.reason, "message": error.message} | _size_if_there(video)
     except OSError as error:
         return row | {"status": "fault", "reason": "not-found", "message": str(error)}
     if row.get("usable_frames", row["frames"]) < row["frames"]:
@@ -97,34 +132,62 @@ def scan_video(video: Listed, check: str) -> dict[str, Any]:
     return row
 
 
+def _look_at(video: Listed, check: str) -> dict[str, Any]:
+    segment = video.segment
+    row = {"bytes": size_of(video.path)} | segment | _describe(video.path, segment)
+    if check != "header":
+        row["usable_frames"] = usable_frames(video.path, row["frames"], every=check == "full", segment=segment)
+    return row
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file, or of the pictures in a folder of them."""
+    if os.path.isdir(path):
+        return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
+    return os.path.getsize(path)
+
+
+def _size_if_there(video: Listed) -> dict[str, int]:
+    return {"bytes": size_of(video.path)} if os.path.exists(video.path) else {}
+
+
 def _row(video: Listed) -> dict[str, Any]:
-    return {name: getattr(video, name) for name in ("split", "video_id", "source", "label", "label_name")}
+    row = {name: getattr(video, name) for name in ("split", "video_id", "source", "label_name")}
+    row[LABEL_COLUMNS[video.problem_type]] = list(video.label) if isinstance(video.label, tuple) else video.label
+    return row
 
 
-def _describe(path: str) -> dict[str, Any]:
-    metadata = probe_video(path)
-    with open_source(path, DecodeLimits(), False) as video, video.open_stream() as (_, stream):
-        codec = stream.codec_context.name
+def _describe(path: str, segment: dict[str, float]) -> dict[str, Any]:
+    metadata = probe_video(path, **segment)
     return {
         "frames": metadata.total_num_frames,
         "fps": metadata.fps,
         "seconds": metadata.duration,
         "width": metadata.width,
         "height": metadata.height,
-        "codec": codec,
+        "codec": _codec(path),
     }
 
 
-def usable_frames(path: str, count: int, *, every: bool = False) -> int:
+def _codec(path: str) -> str:
+    if os.path.isdir(path):
+        return "pictures"
+    with open_source(path, DecodeLimits(), False) as video, video.open_stream() as (_, stream):
+        return stream.codec_context.name
+
+
+def usable_frames(path: str, count: int, *, every: bool = False, segment: dict[str, float] | None = None) -> int:
     """How many of the `count` frames can be decoded, counted from the first; VideoDecodeError if not even half can.
 
-    Looks at the first, the middle and the last frame, and with `every` at all those between.
+    Looks at the first, the middle and the last frame, and with `every` at all those between. With a `segment` (`start`
+    and `end` in seconds) all is counted within it.
     """
+    decode = partial(decode_video, path, **(segment or {}))
 
     def decodes(frames: int) -> bool:
         wanted = range(frames) if every else [frames - 1]
         try:
-            decode_video(path, wanted, short_side=8)  # small, since all frames are kept
+            decode(wanted, short_side=8)  # small, since all frames are kept
         except VideoDecodeError as error:
             if error.reason != "damaged":
                 raise
@@ -132,10 +195,10 @@ def usable_frames(path: str, count: int, *, every: bool = False) -> int:
         return True
 
     if decodes(count):
-        decode_video(path, [0, count // 2])
+        decode([0, count // 2])
         return count
     good, bad = (count + 1) // 2, count
-    decode_video(path, range(good) if every else [0, good - 1], short_side=8)
+    decode(range(good) if every else [0, good - 1], short_side=8)
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if decodes(middle) else (good, middle)
@@ -175,12 +238,12 @@ def _is_current(video: Listed, known: dict[tuple[str, str], dict], check: str) -
     row = known.get(video.identity)
     if row is None or CHECKS.index(row["check"]) < CHECKS.index(check):
         return False
-    return os.path.exists(video.path) and row.get("bytes") == os.path.getsize(video.path)
+    return os.path.exists(video.path) and row.get("bytes") == size_of(video.path)
 
 
 def _died(video: Listed) -> dict[str, Any]:
     message = "the process that read it was killed (a crash of the decoder, or too little memory)"
-    return {"status": "fault", "reason": "process-died", "message": message, "bytes": os.path.getsize(video.path)}
+    return {"status": "fault", "reason": "process-died", "message": message, "bytes": size_of(video.path)}
 
 
 @contextmanager

@@ -56,8 +56,9 @@ def _run_pool(
     function: Callable, items: Iterator, num_workers: int, preload: Sequence[str]
 ) -> Generator[tuple[Any, Any], None, list]:
     """Run until `items` end (returns []) or a process dies (returns the items that were under way)."""
-    context = multiprocessing.get_context("forkserver")  # plain fork would copy torch's threads in a broken state
-    context.set_forkserver_preload(list(preload))
+    context = multiprocessing.get_context(_start_method())
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(list(preload))
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
     pending: dict[Future, Any] = {}
     refused = []
@@ -76,6 +77,11 @@ def _run_pool(
         return [*pending.values(), *refused]
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_method() -> str:
+    """Plain fork would copy torch's threads in a broken state. Windows has only `spawn`: each worker imports anew."""
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def _follow_parent() -> None:

@@ -20,6 +20,7 @@ from datasets.utils.file_utils import xopen
 from ..labels import parse_class_names
 from ..media_files import is_video
 from ..records import SPLIT_ALIASES, canonical_split, parse_json, video_features
+from ..targets import LABEL_COLUMNS, MULTI_LABEL, SINGLE_LABEL
 
 
 logger = logging.getLogger(__name__)
@@ -187,20 +188,35 @@ def _labels_in(shard: str) -> Iterator[str | int]:
 
 
 def stream_shards(
-    shards: list[str], class_names: list[str], counts: Mapping[str, int] | None = None
+    shards: list[str],
+    class_names: list[str],
+    counts: Mapping[str, int] | None = None,
+    *,
+    problem_type: str = SINGLE_LABEL,
+    columns: Sequence[str] = (),
 ) -> IterableDataset:
     """Videos of the shards as an `IterableDataset` with `num_shards == len(shards)`; `video` holds the file's bytes.
 
-    The order is that of the shards and, in them, of the files; `state_dict` and `load_state_dict` resume it. `counts`
-    (shard name -> videos) lets a shard that ends too early be noticed even where it is cut between two files.
+    The order is that of the shards and, in them, of the files; `state_dict` and `load_state_dict` resume it.
+
+    Args:
+        shards: paths or addresses.
+        class_names: in order.
+        counts: shard name -> videos; lets a shard that ends too early be noticed even where it is cut between files.
+        problem_type: what a `.json` tells: `label` (or a `.cls` does), `labels`, or `target`, as `targets` has it.
+        columns: further columns of `records.OPTIONAL_COLUMNS` that the `.json` of each video tells.
     """
     index = {name: label for label, name in enumerate(class_names)}
-    generate = partial(_generate, index=index, counts=dict(counts or {}))
-    features = video_features(class_names, video_type="binary")
+    generate = partial(
+        _generate, index=index, counts=dict(counts or {}), problem_type=problem_type, columns=list(columns)
+    )
+    features = video_features(class_names, video_type="binary", problem_type=problem_type, optional=columns)
     return IterableDataset.from_generator(generate, features=features, gen_kwargs={"shards": list(shards)})
 
 
-def _generate(shards: list[str], index: dict[str, int], counts: dict[str, int]) -> Iterator[dict[str, Any]]:
+def _generate(
+    shards: list[str], index: dict[str, int], counts: dict[str, int], problem_type: str, columns: list[str]
+) -> Iterator[dict[str, Any]]:
     for shard in shards:
         name = PurePosixPath(shard).name
         number = 0
@@ -210,7 +226,7 @@ def _generate(shards: list[str], index: dict[str, int], counts: dict[str, int]) 
                 logger.warning("%s: sample %r holds no video (%s)", shard, key, ", ".join(files))
             for sample in samples:
                 number += 1
-                yield _record(shard, sample, index)
+                yield _record(shard, sample, index, problem_type, columns)
         if number != counts.get(name, number):
             raise ValueError(f"shard {shard} holds {number} videos, its manifest says {counts[name]}: copy it again")
 
@@ -284,15 +300,23 @@ def split_sample(key: str, files: dict[str, bytes], shard: str) -> list[Sample]:
     return samples
 
 
-def _record(shard: str, sample: Sample, index: dict[str, int]) -> dict[str, Any]:
+def _record(
+    shard: str, sample: Sample, index: dict[str, int], problem_type: str, columns: list[str]
+) -> dict[str, Any]:
     name = f"{sample.key} of {shard}"
     description = _description_of(sample.described_by, name)
     default_id = f"{PurePosixPath(shard).name.partition('.')[0]}/{sample.key}"
-    return {
-        "video_id": str(description.get("video_id", default_id)),
-        "video": sample.video,
-        "label": _class_index(name, _label_of(sample.described_by, name), index),
-    }
+    column = LABEL_COLUMNS[problem_type]
+    if problem_type == SINGLE_LABEL:
+        label = _class_index(name, _label_of(sample.described_by, name), index)
+    elif column not in description:
+        raise ValueError(f"sample {name} has no {column!r} in its .json, as all of this data set have")
+    elif problem_type == MULTI_LABEL:
+        label = [_class_index(name, one, index) for one in description[column]]
+    else:
+        label = float(description[column])
+    record = {"video_id": str(description.get("video_id", default_id)), "video": sample.video, column: label}
+    return record | {other: description.get(other) for other in columns}
 
 
 def _description_of(files: dict[str, bytes], name: str) -> dict[str, Any]:
