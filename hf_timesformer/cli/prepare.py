@@ -14,10 +14,14 @@ import logging
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..data.arguments import DATASETS, add_dataset_arguments, dataset_arguments
 from .common import make_parser, user_errors
 
+
+if TYPE_CHECKING:
+    from ..data.preparation.parts import Part
 
 SOURCES = tuple(name for name in DATASETS if name not in ("webdataset", "hub"))  # whose clips are not in shards yet
 CHECKS = ("header", "frames", "full")  # as in `data.preparation.scan`
@@ -35,6 +39,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pack", action="store_true", help="write tar shards of the readable videos")
     parser.add_argument("--videos_per_shard", type=int, default=256, help="videos in each shard but the last")
     parser.add_argument("--short_side", type=int, help="re-encode larger videos to this, e.g. 256")
+    parser.add_argument(
+        "--key_frame_every",
+        type=int,
+        default=64,
+        help="frames between key frames of re-encoded videos: fewer make files that are larger, and cheaper to enter",
+    )
+    parser.add_argument(
+        "--fast_decode", action="store_true", help="re-encode without what makes decoding dear, for larger files"
+    )
+    parser.add_argument(
+        "--shard",
+        help="part of the work, such as 1/4 on the first of four machines; torchrun sets it for each process",
+    )
     parser.add_argument("--seed", type=int, default=0, help="order of the videos in the shards")
     return parser.parse_args(argv)
 
@@ -44,40 +61,52 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     from filelock import FileLock, Timeout
 
+    from ..data.preparation.parts import Part
+
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
     output_dir = Path(args.output_dir)
     try:
         with user_errors():
             output_dir.mkdir(parents=True, exist_ok=True)
-            with FileLock(output_dir / ".lock", timeout=0):
-                prepare(args, output_dir)
+            part = Part.parse(args.shard) if args.shard else Part.of_process()
+            with FileLock(output_dir / f".lock{part.tag}", timeout=0):
+                prepare(args, output_dir, part)
     except Timeout:
         sys.exit(f"error: another `timesformer prepare` is at work in {output_dir}")
     except KeyboardInterrupt:
         sys.exit("interrupted: run the same command again, it goes on here")
 
 
-def prepare(args: argparse.Namespace, output_dir: Path) -> None:
-    """The flow; every step takes up what an earlier run has left."""
+def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
+    """The flow, for one part of the videos; every step takes up what an earlier run has left."""
     from ..data.dataset_factory import available_splits, read_records
     from ..data.preparation.pack import PackSettings, pack
-    from ..data.preparation.scan import list_records, scan, write_manifest
+    from ..data.preparation.parts import join_parts, refuse_other_division
+    from ..data.preparation.scan import MANIFEST, SCAN_LOG, list_records, scan, write_manifest
 
     data_dir = Path(args.data_dir).expanduser()
     names = args.splits or available_splits(args.dataset, data_dir)
     options = dataset_arguments(args).reader_options
-    splits = {split: read_records(args.dataset, data_dir, split, **options) for split in names}
-    settings = PackSettings(args.videos_per_shard, args.short_side, args.seed)
+    refuse_other_division(output_dir, part)
+    splits = {split: part.take(read_records(args.dataset, data_dir, split, **options)) for split in names}
+    settings = PackSettings(args.videos_per_shard, args.short_side, args.seed, args.key_frame_every, args.fast_decode)
     videos = list_records(splits, data_dir)
-    rows = scan(videos, output_dir, check=args.check, num_workers=args.num_workers)
+    rows = scan(videos, output_dir, check=args.check, num_workers=args.num_workers, log=part.name(SCAN_LOG))
     if args.pack:
         readable = [video for video in videos if rows[video.identity]["status"] in ("ok", "partial")]
         class_names = next(iter(splits.values())).class_names
         expected = {split: records.num_expected for split, records in splits.items()}
-        places = pack(readable, class_names, output_dir, settings, expected=expected, num_workers=args.num_workers)
+        workers = {"num_workers": args.num_workers, "part": part}
+        places = pack(readable, class_names, output_dir, settings, expected=expected, **workers)
         rows = {identity: row | places.get(identity, {}) for identity, row in rows.items()}
-    path, table = write_manifest(output_dir, splits, rows.values())
+    path, table = write_manifest(output_dir, splits, rows.values(), part.name(MANIFEST))
     print_summary(table.to_pylist(), packed=args.pack)
+    waiting = join_parts(output_dir, part) if part.of > 1 else []
+    if waiting:
+        others = ", ".join(map(str, waiting))
+        print(f"wrote {path}, part {part.number} of {part.of}; still to come before all is joined: {others}")
+        return
+    path = output_dir / MANIFEST
     print(f"wrote {path}" + (f" and shards for --dataset webdataset --data_dir {output_dir}" if args.pack else ""))
 
 

@@ -17,8 +17,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from hf_timesformer.cli import prepare as prepare_command
 from hf_timesformer.data.dataset_factory import find_videos, load_videos
 from hf_timesformer.data.preparation.pack import PackSettings, pack
+from hf_timesformer.data.preparation.parts import Part, join_indexes
 from hf_timesformer.data.preparation.scan import Listed, list_records, scan, usable_frames, write_manifest
 from hf_timesformer.data.preparation.worker_pool import PROCESS_DIED, run_in_workers
 from hf_timesformer.data.readers.folder import read_folder
@@ -360,6 +362,79 @@ def test_packed_clips_have_the_key_frames_that_were_asked_for(tmp_path: Path, ev
         keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
     assert [number for number, is_key in enumerate(keys) if is_key] == list(range(0, 40, every))
     assert (b"deblock=0" in content) == fast  # x264 writes its settings down
+
+
+# shared over machines
+
+
+def prepare(*argv: object) -> None:
+    prepare_command.main([str(word) for word in argv])
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+@pytest.mark.parametrize("by_launcher", [False, True])
+def test_parts_are_joined(clips: Path, tmp_path: Path, order, by_launcher: bool, monkeypatch, capsys):
+    """Three parts in whatever order are the same clips and the same manifest as the whole, once all are there."""
+    common = ("--data_dir", clips, "--pack", "--videos_per_shard", 2, "--num_workers", 0)
+    prepare(*common, "--output_dir", tmp_path / "whole")
+    output = tmp_path / "parts"
+    for number in order:
+        if number != order[0]:
+            with pytest.raises(ValueError, match="is not finished"):
+                load_videos("webdataset", output, "train")
+        if by_launcher:
+            monkeypatch.setenv("RANK", str(number - 1))
+            monkeypatch.setenv("WORLD_SIZE", "3")
+            prepare(*common, "--output_dir", output)
+        else:
+            prepare(*common, "--output_dir", output, "--shard", f"{number}/3")
+    told = capsys.readouterr().out
+    assert f"part {order[0]} of 3; still to come before all is joined: " in told
+
+    def content(folder: Path) -> dict[str, bytes]:
+        return {record["video_id"]: record["video"] for record in load_videos("webdataset", folder, "train")}
+
+    assert content(output) == content(tmp_path / "whole")
+    whole, joined = (find_videos("webdataset", folder, "train") for folder in (tmp_path / "whole", output))
+    assert (joined.num_found, joined.num_expected) == (whole.num_found, whole.num_expected) == (5, 7)
+
+    def rows_of(folder: Path) -> list[dict]:
+        rows = pq.read_table(folder / "manifest.parquet").to_pylist()
+        kept = [{name: row[name] for name in row if name not in ("shard", "key")} for row in rows]
+        return sorted(kept, key=lambda row: row["video_id"])
+
+    assert rows_of(output) == rows_of(tmp_path / "whole")
+
+
+def test_another_division_is_refused(clips: Path, tmp_path: Path, capsys):
+    common = ("--data_dir", clips, "--output_dir", tmp_path, "--num_workers", 0, "--check", "header")
+    prepare(*common, "--shard", "1/2")
+    for shard, complaint in (
+        ("1/3", "was prepared in 2 parts, not 3"),
+        ("1/1", "was prepared in 2 parts, not 1"),
+        ("0/2", "write 1/4 to 4/4"),
+        ("half", "write 1/4 to 4/4"),
+    ):
+        with pytest.raises(SystemExit):
+            prepare(*common, "--shard", shard)
+        assert complaint in capsys.readouterr().err
+
+
+def test_parts_of_different_settings_are_not_joined():
+    index = {"splits": {}, "classes": 2, "problem_type": "x", "columns": [], "settings": {"short_side": 256}}
+    with pytest.raises(ValueError, match="packed with different settings"):
+        join_indexes([index, index | {"settings": {"short_side": 320}}])
+
+
+def test_missing_videos_are_shared_out():
+    records = VideoRecords(["a"])
+    for number in range(5):
+        records.add_listed(f"m{number}", None, 0)
+        records.add(f"v{number}", f"{number}.mp4", 0, weight=float(number))
+    parts = [part.take(records) for part in Part(1, 2).all()]
+    assert [part.video_ids for part in parts] == [["v0", "v2", "v4"], ["v1", "v3"]]
+    assert [part.missing for part in parts] == [["m0", "m2", "m4"], ["m1", "m3"]]
+    assert parts[1].extras == [{"weight": 1.0}, {"weight": 3.0}]
 
 
 # the script, killed

@@ -22,11 +22,13 @@ from ..readers.webdataset import INDEX_FILE, LABELS_FILE, PLAN_FILE
 from ..records import SEGMENT_COLUMNS
 from ..retries import read_with_retries
 from ..targets import LABEL_COLUMNS, SINGLE_LABEL
+from .parts import Part
 from .scan import Listed, resumed_log, usable_frames, written_whole
 from .worker_pool import PROCESS_DIED, run_in_workers
 
 
 PACK_LOG = "pack.jsonl"
+WHOLE = Part()
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,11 @@ class Shard:
     keys: list[str]
 
 
-def plan_shards(videos: list[Listed], output_dir: Path, settings: PackSettings) -> list[Shard]:
-    """Shards of all splits: videos shuffled by the seed, so that a shard holds a mixture of classes."""
+def plan_shards(videos: list[Listed], output_dir: Path, settings: PackSettings, tag: str = "") -> list[Shard]:
+    """Shards of all splits: videos shuffled by the seed, so that a shard holds a mixture of classes.
+
+    `tag` stands in the name of each shard: `train<tag>-000000.tar`.
+    """
     shards = []
     for split in dict.fromkeys(video.split for video in videos):
         chosen = [video for video in videos if video.split == split]
@@ -74,7 +79,7 @@ def plan_shards(videos: list[Listed], output_dir: Path, settings: PackSettings) 
         for number, start in enumerate(range(0, len(chosen), settings.videos_per_shard)):
             places = order[start : start + settings.videos_per_shard]
             keys = [f"{split}_{start + offset:08d}" for offset in range(len(places))]
-            path = output_dir / f"{split}-{number:06d}.tar"
+            path = output_dir / f"{split}{tag}-{number:06d}.tar"
             shards.append(Shard(path, [chosen[place] for place in places], keys))
     return shards
 
@@ -87,19 +92,32 @@ def pack(
     *,
     expected: dict[str, int],
     num_workers: int = 2,
+    part: Part = WHOLE,
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Write all shards, `labels.json` and, last of all, `shards.json`; what became of each video, by its identity.
 
-    Shards that an earlier run has finished are left alone. `expected` is the number of listed videos of each split.
-    Raises ValueError where the folder holds shards of other videos or settings, OSError where the disk is full.
+    Shards that an earlier run has finished are left alone.
+
+    Args:
+        videos: what to pack.
+        class_names: names of the classes in order.
+        output_dir: where the shards go.
+        settings: how videos become shards.
+        expected: listed videos of each split, packed or not.
+        num_workers: processes that read and encode; 0: this one.
+        part: which part of the data set `videos` are; its files have its name (`shards-2of4.json`).
+
+    Raises:
+        ValueError: the folder holds shards of other videos or settings.
+        OSError: the disk is full.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    _hold_to_plan(videos, output_dir, settings)
-    for stale in output_dir.glob(".*.part"):
+    _hold_to_plan(videos, output_dir / part.name(PLAN_FILE), settings)
+    for stale in output_dir.glob(f".*{part.tag}-*.part" if part.tag else ".*.part"):  # others' are being written
         stale.unlink()
     _write_json(output_dir / LABELS_FILE, class_names)
-    shards = plan_shards(videos, output_dir, settings)
-    with resumed_log(output_dir / PACK_LOG) as (entries, append):
+    shards = plan_shards(videos, output_dir, settings, part.tag)
+    with resumed_log(output_dir / part.name(PACK_LOG)) as (entries, append):
         known = {entry["shard"]: entry["videos"] for entry in entries}
         packed = {shard.path.name: known[shard.path.name] for shard in shards if _is_done(shard, known)}
         todo = [shard for shard in shards if shard.path.name not in packed]
@@ -111,21 +129,20 @@ def pack(
             for shard in todo:
                 packed[shard.path.name] = _write_shard(shard, prepared)
                 append({"shard": shard.path.name, "videos": packed[shard.path.name]})
-    _write_json(output_dir / INDEX_FILE, _index(shards, packed, class_names, settings, expected))
+    _write_json(output_dir / part.name(INDEX_FILE), _index(shards, packed, class_names, settings, expected))
     return {(row["split"], row["video_id"]): row for rows in packed.values() for row in rows}
 
 
-def _hold_to_plan(videos: list[Listed], output_dir: Path, settings: PackSettings) -> None:
+def _hold_to_plan(videos: list[Listed], path: Path, settings: PackSettings) -> None:
     """Note what is packed here and how; refuse to mix it with an earlier run's shards of something else."""
     listed = json.dumps([asdict(video) for video in videos], sort_keys=True)
     plan = asdict(settings) | {"videos": len(videos), "digest": hashlib.sha256(listed.encode()).hexdigest()}
-    path = output_dir / PLAN_FILE
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         changed = [f"{name} ({earlier.get(name)} -> {plan[name]})" for name in plan if earlier.get(name) != plan[name]]
         if changed:
             raise ValueError(
-                f"{output_dir} holds shards of an earlier run with another {', '.join(changed)}: "
+                f"{path.parent} holds shards of an earlier run with another {', '.join(changed)}: "
                 "choose a new output folder, or delete this one"
             )
     else:

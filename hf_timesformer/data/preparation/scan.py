@@ -206,15 +206,15 @@ def usable_frames(path: str, count: int, *, every: bool = False, segment: dict[s
 
 
 def scan(
-    videos: Iterable[Listed], output_dir: Path, *, check: str = "frames", num_workers: int = 2
+    videos: Iterable[Listed], output_dir: Path, *, check: str = "frames", num_workers: int = 2, log: str = SCAN_LOG
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Scan all videos in parallel; rows by `Listed.identity`.
 
-    Every answer is appended to `scan.jsonl` at once; a later run takes it from there, unless the file's size has
+    Every answer is appended to the file `log` at once; a later run takes it from there, unless the file's size has
     changed since or this `check` looks deeper.
     """
     videos = list(videos)
-    with resumed_log(output_dir / SCAN_LOG) as (answers, append):
+    with resumed_log(output_dir / log) as (answers, append):
         known = {(row["split"], row["video_id"]): row for row in answers}
         rows = {video.identity: known[video.identity] for video in videos if _is_current(video, known, check)}
         todo = [video for video in videos if video.identity not in rows]
@@ -264,18 +264,18 @@ def _append(file: BinaryIO, row: dict[str, Any]) -> None:
 
 
 def write_manifest(
-    output_dir: Path, splits: dict[str, VideoRecords], rows: Iterable[dict[str, Any]]
+    output_dir: Path, splits: dict[str, VideoRecords], rows: Iterable[dict[str, Any]], name: str = MANIFEST
 ) -> tuple[Path, pa.Table]:
-    """Write `manifest.parquet`: every listed video, the missing ones too, with its status; whole or not at all."""
+    """Write `manifest.parquet`, or `name`: every listed video, the missing ones too; whole or not at all."""
     missing = [
         {"split": split, "video_id": video_id, "status": "missing", "reason": "missing", "message": "not on disk"}
         for split, records in splits.items()
         for video_id in records.missing
     ]
     table = pa.Table.from_pylist([*rows, *missing], schema=MANIFEST_SCHEMA)
-    with written_whole(output_dir / MANIFEST) as file:
+    with written_whole(output_dir / name) as file:
         pq.write_table(table, file)
-    return output_dir / MANIFEST, table
+    return output_dir / name, table
 
 
 @contextmanager

@@ -92,8 +92,8 @@ def _shards_in_folder(folder: str, split: str) -> list[str]:
         )
     if "://" not in folder and not Path(folder).expanduser().is_dir():
         raise ValueError(f"data folder {folder!r} does not exist or is no folder")
-    if "://" not in folder and Path(folder, PLAN_FILE).expanduser().exists():
-        raise ValueError(f"packing into {folder} is not finished: run prepare_dataset again, it goes on there")
+    if "://" not in folder and any(Path(folder).expanduser().glob(f"{Path(PLAN_FILE).stem}*.json")):
+        raise ValueError(f"packing into {folder} is not finished: run prepare again, it goes on there (all its parts)")
     found = {name: _split_shards(folder, name) for name in SPLIT_ALIASES}
     if not found[split]:
         others = ", ".join(name for name, shards in found.items() if shards) or "no shards of any split"
