@@ -34,6 +34,7 @@ SUFFIXES_OF_CONTAINER = {
     "hevc": "265 h265 hevc",
     "m4v": "m4v",
     "mjpeg": "mjpeg mjpg",
+    "jpeg_pipe": "mjpeg mjpg",  # how FFmpeg reads a bare stream of JPEGs
     "gif": "gif",
     "apng": "apng",
     "ogg": "ogm ogv",
