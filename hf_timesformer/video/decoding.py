@@ -240,8 +240,10 @@ def decode_by_timeline(
             timeline.fail_from(damage.unit)
             reached = damage.unit
         # Each frame has one chance: what did not come by now will not come from this timeline.
-        pending -= set(timeline.numbers_from(units.start, reached))
-        pending &= writer.missing
+        tried = {*timeline.numbers_from(units.start, reached), *timeline.lost_of(pending)}
+        if pending.isdisjoint(tried):
+            return True
+        pending = (pending - tried) & writer.missing
         video.check()
     return True
 

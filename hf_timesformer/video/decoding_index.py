@@ -90,19 +90,20 @@ class IndexedVideo:
 
     def timelines(self, wanted: Collection[int]) -> Iterator[Timeline | None]:
         """The timelines of the groups that hold the frames `wanted`, in order; None for one that cannot be told."""
-        runs: list[tuple[int, int]] = []
-        settled = 0  # entries before this one lie in runs, with the neighbours that they need
+        first = stop = 0  # the run of entries that is being put together
+        settled = 0  # entries before this one lie in it, with the neighbours that they need
         for number in sorted(wanted):
             entry = self._entry_of(number)
-            if runs and entry < settled:
+            if entry < settled:
                 continue
             settled = self._key_after(entry)
-            first, stop = self._closed_run(entry)
-            if runs and first <= runs[-1][1]:
-                runs[-1] = (runs[-1][0], max(stop, runs[-1][1]))
-            else:
-                runs.append((first, stop))
-        for first, stop in runs:
+            next_first, next_stop = self._closed_run(entry)
+            if stop and next_first > stop:
+                yield self._timeline(first, stop)
+                stop = 0
+            first = min(first, next_first) if stop else next_first
+            stop = max(stop, next_stop)
+        if stop:
             yield self._timeline(first, stop)
 
     def first_unit(self) -> av.Packet | None:

@@ -89,7 +89,7 @@ class Timeline:
             if not runs or start > runs[-1][1] + 1:
                 runs.append((start, unit))
             else:
-                runs[-1] = (runs[-1][0], max(runs[-1][1], unit))
+                runs[-1] = (min(runs[-1][0], start), max(runs[-1][1], unit))
         return runs
 
     def begins_video(self, wanted: Iterable[int]) -> bool:
@@ -113,11 +113,14 @@ class Timeline:
         """Note that the decoder gave up at `unit`; a decode of the whole video may know better."""
         self.failed.update(self.lose_from(unit))
 
+    def lost_of(self, wanted: Iterable[int]) -> list[int]:
+        """Those of the frames `wanted` that damage covers."""
+        return [number for number in wanted if self.unit_of(number) in self.lost]
+
     def refuse_lost(self, wanted: Iterable[int], video: VideoFile) -> None:
         """Raise `VideoDecodeError` where a frame of `wanted` is lost for good."""
-        for number in sorted(wanted):
-            unit = self.unit_of(number)
-            if unit in self.lost and unit not in self.failed:
+        for number in sorted(self.lost_of(wanted)):
+            if self.unit_of(number) not in self.failed:
                 lost = self.numbers_from(min(self.lost), max(self.lost) + 1)
                 message = f"is damaged: of the frames {min(lost)} to {max(lost)}, {len(self.lost)} are lost"
                 raise VideoDecodeError(video.name, "damaged", f"{message}; frame {number} was asked for")

@@ -2,11 +2,17 @@
 
 Each reader turns a file into 8 frames over a 256-frame window (the paper's clip, placed in the middle), short side
 224, on one thread. The readers take turns on each clip; the table has the median times and ours as a ratio.
+
+`--growth VIDEO...` measures instead how time and memory grow with the length: each video (the same one at several
+lengths, say by `ffmpeg -stream_loop N -c copy`) in a fresh process for each reader, time of the second decode and peak
+memory above the imports, as a table and with `--png` as a picture.
 """
 
 import argparse
 import functools
 import json
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +24,7 @@ import torch
 from torchvision.transforms.v2 import functional
 from transformers.pipelines.video_classification import read_video_pyav
 
-from hf_timesformer.video.decoding import decode_video
+from hf_timesformer.video.decoding import decode_video, probe_video
 from hf_timesformer.video.decoding_pixels import scaled_size
 from hf_timesformer.video.sampling import sample_indices
 
@@ -29,7 +35,10 @@ SUFFIXES = {".mp4", ".avi", ".webm", ".mkv", ".mov"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmarks decode`."""
-    parser.add_argument("--videos", nargs="+", type=Path, required=True, help="files, or folders that are searched")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--videos", nargs="+", type=Path, help="files, or folders that are searched")
+    what.add_argument("--growth", nargs="+", type=Path, help="one video at growing lengths: time and memory of each")
+    parser.add_argument("--png", type=Path, help="with --growth: also draw it")
     parser.add_argument("--rounds", type=int, default=5, help="times that each reader decodes each clip (default 5)")
     parser.add_argument("--limit", type=int, help="take at most this many clips, spread evenly over those found")
     parser.add_argument("--min_frames", type=int, default=32, help="leave out shorter clips (default 32)")
@@ -43,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the table and the geometric means, then the same as one line of JSON."""
     torch.set_num_threads(1)
+    if args.growth:
+        measure_growth(args)
+        return
     readers = {"ours": read_ours, "torchcodec": torchcodec_reader(), "stock": read_stock}
     readers = {name: reader for name, reader in readers.items() if reader is not None}
     rows = []
@@ -143,6 +155,84 @@ def format_row(row: dict) -> str:
     return f"{row['clip'][:40]:40} {row['codec']:8} {row['size']:>9} {row['frames']:5}  {times}  {ratios}"
 
 
+GROWTH_READERS = {
+    "ours": lambda: read_ours,
+    "torchcodec": lambda: torchcodec_reader("approximate"),
+    "torchcodec exact": lambda: torchcodec_reader("exact"),
+}
+
+
+def measure_growth(args: argparse.Namespace) -> None:
+    """Print a line for each video and reader; write them as JSON and draw them where asked to."""
+    rows = []
+    for path in args.growth:
+        metadata = probe_video(path)
+        rate = args.window // args.num_frames
+        chosen = sample_indices("clip", metadata.total_num_frames, num_frames=args.num_frames, sampling_rate=rate)
+        row = {"video": path.name, "seconds_of_video": metadata.duration, "frames": metadata.total_num_frames}
+        for name in GROWTH_READERS:
+            row[name] = measure_alone(path, name, chosen[0].tolist(), args.short_side)
+        rows.append(row)
+        print(format_growth(row), flush=True)
+    results = json.dumps({"growth": rows})
+    print(results)
+    if args.json:
+        args.json.write_text(results + "\n")
+    if args.png:
+        draw_growth(rows, args.png)
+
+
+def measure_alone(path: Path, name: str, indices: list[int], short_side: int) -> dict[str, float] | None:
+    """Milliseconds and peak MiB of one reader on one video, in a process of its own; None where it cannot read it."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure_here, (path, name, indices, short_side))
+
+
+def _measure_here(path: Path, name: str, indices: list[int], short_side: int) -> dict[str, float] | None:
+    torch.set_num_threads(1)
+    reader = GROWTH_READERS[name]()
+    if reader is None:
+        return None
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times = []
+    for _ in range(4):  # the first warms the caches
+        begin = time.perf_counter()
+        reader(path, np.array(indices), short_side)
+        times.append(1000 * (time.perf_counter() - begin))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"milliseconds": round(statistics.median(times[1:]), 1), "peak_MiB": round((peak - before) / 1024, 1)}
+
+
+def format_growth(row: dict) -> str:
+    """One line of the table of growth."""
+    cells = []
+    for name in GROWTH_READERS:
+        found = row[name]
+        cells.append(f"{name} {found['milliseconds']:7.1f} ms {found['peak_MiB']:6.1f} MiB" if found else f"{name} -")
+    return f"{row['video'][:24]:24} {row['seconds_of_video']:8.0f} s {row['frames']:7} frames  " + "  ".join(cells)
+
+
+def draw_growth(rows: list[dict], path: Path) -> None:
+    """Milliseconds and peak memory against the length of the video."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for field, label, axis in zip(("milliseconds", "peak_MiB"), ("milliseconds", "peak MiB above the imports"), axes):
+        for name in GROWTH_READERS:
+            measured = [row for row in rows if row[name]]
+            lengths = [row["seconds_of_video"] for row in measured]
+            axis.plot(lengths, [row[name][field] for row in measured], "o-", label=name)
+        axis.set_xscale("log")
+        axis.set_xlabel("seconds of video")
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+
+
 def read_ours(path: Path, indices: np.ndarray, short_side: int) -> torch.Tensor:
     return decode_video(path, indices, short_side=short_side)[0]
 
@@ -156,8 +246,8 @@ def read_stock(path: Path, indices: np.ndarray, short_side: int) -> torch.Tensor
     return functional.resize(frames.permute(0, 3, 1, 2), [short_side], antialias=True)  # (t, h, w, c) -> (t, c, h, w)
 
 
-def torchcodec_reader() -> Callable | None:
-    """torchcodec's decoder in approximate mode, scaling as it converts; None where it is not installed."""
+def torchcodec_reader(seek_mode: str = "approximate") -> Callable | None:
+    """torchcodec's decoder, scaling as it converts; None where it is not installed."""
     try:
         from torchcodec.decoders import VideoDecoder
         from torchcodec.transforms import Resize
@@ -167,12 +257,12 @@ def torchcodec_reader() -> Callable | None:
 
     @functools.cache
     def size_of(path: Path) -> tuple[int, int]:
-        decoder = VideoDecoder(str(path), seek_mode="approximate", num_ffmpeg_threads=1)
+        decoder = VideoDecoder(str(path), seek_mode=seek_mode, num_ffmpeg_threads=1)
         return decoder.metadata.height, decoder.metadata.width
 
     def read(path: Path, indices: np.ndarray, short_side: int) -> torch.Tensor:
         resize = Resize(scaled_size(*size_of(path), short_side))
-        decoder = VideoDecoder(str(path), seek_mode="approximate", num_ffmpeg_threads=1, transforms=[resize])
+        decoder = VideoDecoder(str(path), seek_mode=seek_mode, num_ffmpeg_threads=1, transforms=[resize])
         return decoder.get_frames_at(indices.tolist()).data
 
     return read
