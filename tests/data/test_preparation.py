@@ -14,6 +14,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 
@@ -362,6 +363,21 @@ def test_packed_clips_have_the_key_frames_that_were_asked_for(tmp_path: Path, ev
         keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
     assert [number for number, is_key in enumerate(keys) if is_key] == list(range(0, 40, every))
     assert (b"deblock=0" in content) == fast  # x264 writes its settings down
+
+
+def test_folders_of_pictures_are_packed_as_videos(tmp_path: Path):
+    folder = tmp_path / "clips/run/a"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        PIL.Image.fromarray(np.full((48, 64, 3), 40 * number, np.uint8)).save(folder / f"img_{number:05d}.png")
+    _, videos = listed(tmp_path / "clips")
+    rows = scan(videos, tmp_path / "out", num_workers=0, check="full")
+    row = rows["train", "run/a"]
+    assert (row["status"], row["frames"], row["usable_frames"], row["codec"]) == ("ok", 6, 6, "pictures")
+    pack(videos, ["run"], tmp_path / "out", PackSettings(), expected={"train": 1}, num_workers=0)
+    content = next(iter(load_videos("webdataset", tmp_path / "out", "train")))["video"]
+    frames, _ = decode_video(content, range(6))
+    assert np.abs(frames.float().mean((1, 2, 3)).numpy() - 40 * np.arange(6)).max() < 4
 
 
 # shared over machines
