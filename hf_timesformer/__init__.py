@@ -27,7 +27,7 @@ from .video.video_processing_timesformer import TimeSformerVideoProcessor
 from .video.videomae_processor_file import VideoMAEProcessorFile
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 AutoConfig.register("timesformer", TimeSformerConfig, exist_ok=True)
 AutoModel.register(TimeSformerConfig, TimeSformerModel, exist_ok=True)
