@@ -26,6 +26,7 @@ from hf_timesformer.data.preparation.scan import Listed, list_records, scan, usa
 from hf_timesformer.data.preparation.worker_pool import PROCESS_DIED, run_in_workers
 from hf_timesformer.data.readers.folder import read_folder
 from hf_timesformer.data.readers.kinetics import read_kinetics
+from hf_timesformer.data.readers.table import read_table
 from hf_timesformer.data.records import VideoRecords
 from hf_timesformer.data.synthetic import motion_frames
 from hf_timesformer.data.targets import MULTI_LABEL, REGRESSION
@@ -489,3 +490,52 @@ def test_killed_while_packing_it_goes_on_and_ends_the_same(clips: Path, tmp_path
     assert shard_bytes(output) == shard_bytes(tmp_path / "once")
     manifest = pq.read_table(output / "manifest.parquet").to_pylist()
     assert {row["shard"] for row in manifest} == set(shard_bytes(output))
+
+
+# segments, several labels, numbers
+
+
+@pytest.mark.parametrize("short_side", [None, 32])
+def test_segments_are_packed_as_clips_of_their_own(tmp_path: Path, short_side: int | None):
+    frames = np.repeat(np.arange(20, dtype=np.uint8)[:, None] * 12, 48 * 64 * 3, axis=1).reshape(20, 48, 64, 3)
+    write_video(tmp_path / "long.mp4", frames, fps=10)
+    rows = ["path,label,start,end,split", "long.mp4,a,0.5,1.0,train", "long.mp4,b,1.2,,train", "long.mp4,a,,0.4,test"]
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    splits = {split: read_table(tmp_path / "clips.csv", split) for split in ("train", "test")}
+    videos = list_records(splits, tmp_path / "clips.csv")
+    scanned = scan(videos, tmp_path / "out", num_workers=0)
+    assert [row["frames"] for row in scanned.values()] == [5, 8, 4]
+    assert [row["status"] for row in scanned.values()] == ["ok"] * 3
+    expected = {"train": 2, "test": 1}
+    pack(videos, ["a", "b"], tmp_path / "out", PackSettings(short_side=short_side), expected=expected, num_workers=0)
+    _, table = write_manifest(tmp_path / "out", splits, scanned.values())
+    assert table["start"].to_pylist() == [0.5, 1.2, None]
+    packed = {row["video_id"]: row for s in expected for row in load_videos("webdataset", tmp_path / "out", s)}
+    for name, first, last in (("long.mp4@0.5-1", 5, 9), ("long.mp4@1.2-", 12, 19), ("long.mp4@0-0.4", 0, 3)):
+        metadata = probe_video(packed[name]["video"])
+        assert (metadata.total_num_frames, metadata.fps) == (last - first + 1, 10)
+        pixels, _ = decode_video(packed[name]["video"], [0, last - first])
+        assert min(pixels.shape[2:]) == (short_side or 48)
+        means = pixels.float().mean(dim=(1, 2, 3)).tolist()
+        assert means == pytest.approx([12 * first, 12 * last], abs=3)
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "expected"),
+    [("labels", ["x|y", "", "y"], [[0, 1], [], [1]]), ("target", ["-1.5", "0", "7"], [-1.5, 0.0, 7.0])],
+)
+def test_labels_of_every_kind_are_packed(tmp_path: Path, column: str, cells: list[str], expected: list):
+    lines = [f"path,{column}"]
+    for number, cell in enumerate(cells):
+        make_clip(tmp_path / f"{number}.mp4", seed=number, frames=4)
+        lines.append(f"{number}.mp4,{cell}")
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    records = read_table(tmp_path, "train")
+    videos = list_records({"train": records}, tmp_path)
+    rows = scan(videos, tmp_path / "out", check="header", num_workers=0)
+    _, table = write_manifest(tmp_path / "out", {"train": records}, rows.values())
+    assert table[column].to_pylist() == expected
+    pack(videos, records.class_names, tmp_path / "out", PackSettings(), expected={"train": 3}, num_workers=0)
+    found = find_videos("webdataset", tmp_path / "out", "train")
+    assert found.problem_type == records.problem_type
+    assert {row["video_id"]: row[column] for row in found.videos} == dict(zip(records.video_ids, expected))

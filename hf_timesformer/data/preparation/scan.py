@@ -90,13 +90,14 @@ class Listed:
 
 
 def list_records(splits: dict[str, VideoRecords], data_dir: Path) -> list[Listed]:
-    """The videos of all splits that are on disk, in order."""
+    """The videos of all splits that are on disk, in order; `data_dir` may be a table of clips in a folder."""
+    root = data_dir.parent if data_dir.is_file() else data_dir
     return [
         Listed(
             split,
             video_id,
             path,
-            os.path.relpath(path, data_dir),
+            os.path.relpath(path, root),
             tuple(label) if isinstance(label, list) else label,
             _label_name(label, records),
             records.problem_type,
