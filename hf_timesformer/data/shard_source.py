@@ -4,6 +4,22 @@ The clips of an epoch lie on a line, shard after shard in shuffled order. The li
 worker of each process, in proportion to the batches it has to make, whatever the sizes of the shards: every clip goes
 to exactly one worker, and all processes take equally many steps. Within its interval a worker shuffles through a
 buffer, also on paper: so a resumed run knows which shards it can leave closed and which clips it can drop unread.
+
+A clip's place is counted in three ways. Ten clips in shards A (4 clips), B (3) and C (3), shuffled to the order C, A,
+B, for one process with two workers and batches of two, which makes five batches, three of them by worker 0:
+
+    shard and clip  C0 C1 C2 A0 A1 A2 | A3 B0 B1 B2    where the clip lies on disk (`cut_line`)
+    line            0  1  2  3  4  5  | 6  7  8  9     `StreamLayout.bounds` is [0, 6, 10]
+    stream          0  1  2  3  4  5  | 0  1  2  3     the line again, counted from where the worker's part begins
+
+Worker 0 reads its six clips in this order, and gives them out in the order of a shuffle buffer, here 1 3 2 5 0 4:
+
+    index of ClipKey  0  1  2  3  4  5
+    `order`           1  3  2  5  0  4    the place in the stream of the clip that comes then
+    clip              C1 A0 C2 A2 C0 A1   so its batches are (C1, A0), (C2, A2) and (C0, A1)
+    `due`             4  0  2  1  5  3    the other way round: the clip at place 0 of the stream comes at index 4
+
+A run that resumes at index 4 needs C0 and A1, places 0 and 4: it reads from place 0 on, and drops what was due before.
 """
 
 import logging
@@ -28,10 +44,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StreamLayout:
-    """How `num_clips` clips are dealt to `num_processes * num_workers` streams in batches of `batch_size`.
+    """How clips are dealt to streams, one for each worker of each process.
 
     Stream `rank * num_workers + worker` makes every `num_workers`-th batch of its process, as a `DataLoader` asks its
-    workers in turn. Raises ValueError for fewer clips than processes.
+    workers in turn.
+
+    Args:
+        num_clips: of all shards together.
+        batch_size: clips in a batch of one process.
+        num_processes: of the run.
+        num_workers: of each process' `DataLoader`, at least 1.
+
+    Raises:
+        ValueError: there are fewer clips than processes.
     """
 
     num_clips: int
@@ -171,29 +196,38 @@ class ShardSource:
 
 
 class _StreamReader:
-    """The clips of one stream in the order `order`, from place `first` on; the last `back` places stay at hand."""
+    """The clips of one stream, read in the order of its shards and given out in another one.
+
+    Args:
+        read_shard: from the number of a shard to its records, from the first one on.
+        pieces: what of each shard the stream has, as `cut_line` returns it.
+        order: for each index of a key, the place in the stream of the clip that comes then.
+        first: index from which on clips will be asked for; those before are dropped as they are read.
+        back: how many indices before the latest one may still be asked for.
+    """
 
     def __init__(
         self, read_shard: Any, pieces: list[tuple[int, int, int]], order: np.ndarray, *, first: int, back: int
     ):
-        self.order, self.back = order, back
-        self.due = np.argsort(order)  # place on the line -> place in `order`
-        self.oldest = max(0, min(first, len(order) - back))
-        self.held: dict[int, Mapping[str, Any]] = {}
-        self.start = int(order[self.oldest :].min())
+        self.order = order
+        self.back = back
+        self.due = np.argsort(order)  # place in the stream -> index at which its clip comes
+        self.oldest = max(0, min(first, len(order) - back))  # index before which nothing is kept
+        self.held: dict[int, Mapping[str, Any]] = {}  # by place in the stream: read, and not given out for good
+        self.start = int(order[self.oldest :].min())  # place in the stream before which nothing need be read
         self.records = self._read(read_shard, pieces)
 
     def __len__(self) -> int:
         return len(self.order)
 
     def forget_before(self, index: int) -> None:
-        """Places more than `back` before `index` will not be asked for again."""
+        """Say that indices more than `back` before this one will not be asked for again."""
         self.oldest = max(self.oldest, index - self.back)
         for place in [place for place in self.held if self.due[place] < self.oldest]:
             del self.held[place]
 
     def record(self, index: int) -> Mapping[str, Any]:
-        """The clip at that place of `order`, read up to where it comes."""
+        """The clip that comes at that index; the stream is read up to where it lies."""
         wanted = int(self.order[index])
         while wanted not in self.held:
             place, record = next(self.records)
@@ -202,6 +236,7 @@ class _StreamReader:
         return self.held[wanted]
 
     def _read(self, read_shard: Any, pieces: list[tuple[int, int, int]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The records from place `start` of the stream on, each with its place; shards before it stay closed."""
         place = 0
         for shard, begin, end in pieces:
             skipped = min(max(self.start - place, 0), end - begin)
@@ -261,7 +296,7 @@ def _count_clips(shard: str) -> int:
 
 
 def warn_of_few_shards(num_shards: int, layout: StreamLayout) -> None:
-    """Say it, with the cure, where several workers must read one shard."""
+    """Warn, and suggest a fix, where several workers must read one shard."""
     streams = layout.num_processes * layout.num_workers
     if num_shards < streams:
         logger.warning(
