@@ -19,7 +19,8 @@ Worker 0 reads its six clips in this order, and gives them out in the order of a
     clip              C1 A0 C2 A2 C0 A1   so its batches are (C1, A0), (C2, A2) and (C0, A1)
     `due`             4  0  2  1  5  3    the other way round: the clip at place 0 of the stream comes at index 4
 
-A run that resumes at index 4 needs C0 and A1, places 0 and 4: it reads from place 0 on, and drops what was due before.
+A run that resumes at index 4 needs C0 and A1, at places 0 and 4 of the stream, and keeps the batch before (C2 and A2),
+which may have to fill up the last one. So it reads from place 0 on, and drops C1 and A0, which were due earlier.
 """
 
 import logging
