@@ -21,7 +21,7 @@ BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def load_model_and_processor(
-    model: str, **overrides: int | None
+    model: str, **overrides: Any
 ) -> tuple[TimeSformerForVideoClassification, TimeSformerVideoProcessor]:
     """The model of a folder or Hub id and its processor, with those of the processor's settings that are not None.
 

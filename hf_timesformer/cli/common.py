@@ -106,6 +106,30 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--frame_rate` and `--limits`: how video files are read. `reading_settings` reads them."""
+    parser.add_argument("--frame_rate", type=float, help="frames a second of folders of pictures, which tell none")
+    parser.add_argument(
+        "--limits",
+        nargs="+",
+        metavar="NAME=N",
+        help="what one video may cost, in place of the decoder's own limits, such as max_seconds=600 max_pixels=9e7",
+    )
+
+
+def reading_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The processor's settings of `add_reading_arguments`. Raises ValueError for a limit that is no NAME=N."""
+    limits: dict[str, float] = {}
+    for text in args.limits or []:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError as error:
+            raise ValueError(f"--limits takes NAME=N, such as max_seconds=600; got {text!r}") from error
+        limits[name] = int(number) if number.is_integer() else number
+    return {"frame_rate": args.frame_rate, "limits": limits or None}
+
+
 def graph_of(args: argparse.Namespace) -> tuple[str, str | None] | None:
     """The folder of the exported graph that the command runs and its precision, None where it runs a model.
 

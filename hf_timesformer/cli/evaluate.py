@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 from ..data.arguments import add_dataset_arguments, dataset_arguments
 from .common import (
     add_model_arguments,
+    add_reading_arguments,
     end_process_group,
     graph_of,
     make_parser,
+    reading_settings,
     user_errors,
     warn_of_lone_process,
 )
@@ -44,6 +46,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_frames", type=int, help="frames a clip, if not the checkpoint's")
     parser.add_argument("--sampling", choices=("clip", "segments"), help="clip or segments, if not the checkpoint's")
     parser.add_argument("--sampling_rate", type=int, help="every n-th frame, if not the checkpoint's")
+    add_reading_arguments(parser)
     parser.add_argument("--target_fps", type=float, help="count --sampling_rate in frames of this rate")
     parser.add_argument("--batch_size", type=int, default=4, help="videos a batch on each device")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode, for each device")
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = _output_dir(args)
     with user_errors():
         settings = ("num_crops", "num_clips", "num_frames", "sampling", "sampling_rate", "target_fps")
-        overrides = {name: getattr(args, name) for name in settings}
+        overrides = {name: getattr(args, name) for name in settings} | reading_settings(args)
         if graph is not None:
             model, processor = load_exported(*graph, **overrides)
         else:

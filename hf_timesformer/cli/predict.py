@@ -16,7 +16,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .common import add_model_arguments, graph_of, make_parser, user_errors
+from .common import add_model_arguments, add_reading_arguments, graph_of, make_parser, reading_settings, user_errors
 
 
 if TYPE_CHECKING:
@@ -32,8 +32,11 @@ ENOUGH = 0.5
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("predict", __doc__)
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video files, or URLs with --allow_urls")
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO", help="video files, folders of numbered pictures, or URLs"
+    )
     add_model_arguments(parser)
+    add_reading_arguments(parser)
     parser.add_argument("--top_k", type=int, default=5, help="classes to print for each video")
     parser.add_argument("--num_crops", type=int, choices=[1, 3], default=3, help="1 (centre) or 3")
     parser.add_argument("--num_clips", type=int, default=1, help="clips a video, spread evenly")
@@ -83,7 +86,7 @@ def load(args: argparse.Namespace) -> "tuple[torch.nn.Module, TimeSformerVideoPr
     """The model on its device, its processor, and the name of the dtype that it computes in."""
     from ..inference import choose_device, choose_dtype, load_model_and_processor
 
-    views = {"num_crops": args.num_crops, "num_clips": args.num_clips}
+    views = {"num_crops": args.num_crops, "num_clips": args.num_clips} | reading_settings(args)
     graph = graph_of(args)
     if graph is not None:
         from ..conversion.load_exported import load_exported

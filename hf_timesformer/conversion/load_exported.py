@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .exported_classifier import ExportedClassifier
@@ -10,7 +11,7 @@ from .openvino_export import GRAPH_NAME, OpenVinoClassifier
 
 
 def load_exported(
-    folder: str | os.PathLike, precision: str | None = None, **overrides: int | None
+    folder: str | os.PathLike, precision: str | None = None, **overrides: Any
 ) -> tuple[ExportedClassifier, TimeSformerVideoProcessor]:
     """The graph in `folder` and its processor.
 

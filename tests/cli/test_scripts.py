@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 from ports import free_port
 from tiny_models import write_clips, write_model
@@ -46,6 +48,36 @@ def model_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def call(monkeypatch, capsys):
     return lambda script, *arguments: run(monkeypatch, capsys, script, *arguments)
+
+
+def test_predict_reads_folders_of_pictures_and_keeps_to_limits(call, model_folder, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        picture = PIL.Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+        picture.save(tmp_path / f"frame_{number:04d}.png")
+    arguments = [tmp_path, "--model", model_folder, "--json", "--frame_rate", 10]
+    code, out, _ = call("predict.py", *arguments)
+    assert code == 0
+    (answer,) = json.loads(out)
+    assert len(answer["predictions"]) == 5
+    assert "seconds" in json.dumps(answer)  # it has a rate, so how much was looked at is known
+    code, _, err = call("predict.py", *arguments, "--limits", "max_frames=19")
+    assert code == 1
+    assert "has 20 pictures, more than 19" in err
+    for limits, message in (("max_frames", "--limits takes NAME=N"), ("max_frame=3", "limits has no 'max_frame'")):
+        code, _, err = call("predict.py", *arguments, "--limits", limits)
+        assert code == 2
+        assert message in err
+
+
+def test_evaluate_takes_the_sampling_that_it_is_told(call, clips, model_folder, tmp_path: Path):
+    arguments = ["--model", model_folder, "--data_dir", clips, "--num_workers", 0, "--cpu", "--output_dir", tmp_path]
+    code, out, _ = call("evaluate.py", *arguments, "--sampling", "segments", "--num_crops", 1)
+    assert code == 0
+    assert "segment" in json.loads((tmp_path / "eval_results.json").read_text())["protocol"]
+    code, _, err = call("evaluate.py", *arguments, "--target_fps", -3)
+    assert code == 2
+    assert "target_fps must be a positive number" in err
 
 
 def test_evaluate(call, clips, model_folder, tmp_path: Path):
