@@ -16,11 +16,11 @@ from transformers import (
     VideoMAEConfig,
     VideoMAEVideoProcessor,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .model.configuration_timesformer import TimeSformerConfig
 from .model.modeling_timesformer import TimeSformerForVideoClassification, TimeSformerModel, TimeSformerPreTrainedModel
+from .model.upstream import STOCK_BACKEND, make_names_known
 from .video.classification_pipeline import TimeSformerPipeline
 from .video.image_processing_timesformer import TimeSformerImageProcessor
 from .video.video_processing_timesformer import TimeSformerVideoProcessor
@@ -36,7 +36,7 @@ AutoModelForVideoClassification.register(TimeSformerConfig, TimeSformerForVideoC
 # is registered first, and takes ours beside it; `backend="stock"` gives stock's.
 AutoVideoProcessor.register(
     TimeSformerConfig,
-    video_processor_classes={"torchvision": TimeSformerVideoProcessor, "stock": TimesformerVideoProcessor},
+    video_processor_classes={"torchvision": TimeSformerVideoProcessor, STOCK_BACKEND: TimesformerVideoProcessor},
     exist_ok=True,
 )
 # The released checkpoints' files name VideoMAE's class: `VideoMAEProcessorFile` looks at the model beside such a file.
@@ -52,10 +52,7 @@ AutoImageProcessor.register(
 # `pipeline("video-classification")` makes ours, which is stock's for every processor but our own.
 PIPELINE_REGISTRY.supported_tasks["video-classification"]["impl"] = TimeSformerPipeline
 
-# The stock pipeline looks the class' name up here and logs an error for a name that it does not know; others tell by
-# name which class is without a head. The key is no model type, so nothing else reads it.
-MODEL_MAPPING_NAMES["hf_timesformer"] = TimeSformerModel.__name__
-MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES["hf_timesformer"] = TimeSformerForVideoClassification.__name__
+make_names_known(TimeSformerModel.__name__, TimeSformerForVideoClassification.__name__)
 
 # What training needs beside the model. Imported when it is asked for, since `datasets` and `Trainer` take seconds.
 _LAZY = {

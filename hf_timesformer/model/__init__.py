@@ -1,1 +1,2 @@
-"""The network. Closed: a file here imports only its neighbours, as `from .name import x` (see `remote_code`)."""
+"""The network. Closed: a file here imports only its neighbours, as `from .name import x` (see
+`remote_code`)."""

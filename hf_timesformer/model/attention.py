@@ -8,10 +8,21 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_timesformer import TimeSformerConfig
-from .schemes import STRIDES, Grid, Tile, group, key_mask, local_mask, local_tiles, ungroup
+from .schemes import (
+    STRIDES,
+    Grid,
+    Tile,
+    group,
+    key_mask,
+    local_mask,
+    local_tiles,
+    sides_of,
+    ungroup,
+)
 
 
-# Keys up to which attention written out beats SDPA on CPU (T+S 8x448: 19.7 against 33.5 ms; with 16 keys it loses).
+# Keys up to which attention written out beats SDPA on CPU (T+S 8x448: 19.7 against 33.5 ms; with
+# 16 keys it loses).
 SHORT_SEQUENCE = 8
 
 
@@ -25,7 +36,8 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax attention written out: `(n, heads, l, c)` -> context `(n, l, heads, c)`, weights `(n, heads, l, l)`."""
+    """Softmax attention written out: `(n, heads, l, c)` -> context `(n, l, heads, c)`, weights
+    `(n, heads, l, l)`."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -45,7 +57,8 @@ def short_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, None]:
 
 
 class TimeSformerSelfAttention(nn.Module):
-    """Multi-head attention within the groups of one step; CLS is there in the last step of a scheme alone."""
+    """Multi-head attention within the groups of one step; CLS is there in the last step of a
+    scheme alone."""
 
     def __init__(self, config: TimeSformerConfig, step: str, with_cls: bool):
         super().__init__()
@@ -62,17 +75,19 @@ class TimeSformerSelfAttention(nn.Module):
     def forward(
         self, tokens: torch.Tensor, grid: Grid, with_weights: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What `tokens (b, n, d)` attend to, of the same shape, and the weights (eager); with CLS `(b, 1 + n, d)`.
+        """What `tokens (b, n, d)` attend to, of the same shape, and the weights (eager); with CLS
+        `(b, 1 + n, d)`.
 
-        CLS joins every group, and what it gathers there is averaged over the groups. The weights of `local`, a matrix
-        of all tokens by all tokens, are made only `with_weights`.
+        CLS joins every group, and what it gathers there is averaged over the groups. The weights
+        of `local`, a matrix of all tokens by all tokens, are made only `with_weights`.
         """
         return self.attend(self.qkv(tokens), grid, with_weights)
 
     def attend(
         self, qkv: torch.Tensor, grid: Grid, with_weights: bool = False, brief: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """All of `forward` after the projection: queries, keys and values `(b, [1 +] n, 3d)` -> `(b, [1 +] n, d)`.
+        """All of `forward` after the projection: queries, keys and values `(b, [1 +] n, 3d)` ->
+        `(b, [1 +] n, d)`.
 
         `brief`: see [`TimeSformerSelfAttention.attend_in_groups`].
         """
@@ -91,28 +106,28 @@ class TimeSformerSelfAttention(nn.Module):
     def attend_in_groups(
         self, qkv: torch.Tensor, cls_qkv: torch.Tensor | None, stride: Grid, brief: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """`qkv (b, h, w, t, 3d)` of whole groups, a clip or part of one, and `cls_qkv (b, 1, 3d)` or None ->
-        the context `(b, h, w, t, d)`, that of CLS `(b, 1, d)` or None, the weights `(b*g, heads, l, l)` or None.
+        """`qkv (b, h, w, t, 3d)` of whole groups, a clip or part of one, and `cls_qkv (b, 1, 3d)`
+        or None -> the context `(b, h, w, t, d)`, that of CLS `(b, 1, d)` or None, the weights
+        `(b*g, heads, l, l)` or None.
 
         `brief`: on CPUs write sdpa out where there are few keys, which is faster there.
         """
-        batch, *grid, _ = qkv.shape
+        grid = sides_of(qkv)
         tokens = group(qkv, stride, cls_qkv)  # (b, h, w, t, 3d) -> (b*g, l, 3d)
         mask = self._mask(grid, stride, tokens)
         if cls_qkv is None:
             context, weights = self._attend(*self._heads(tokens), mask, brief)
             return ungroup(context, stride, grid), None, weights
 
-        if mask is not None:
-            mask = nn.functional.pad(mask, (1, 0))  # CLS is there in every group
         context, weights = self._attend(*self._heads(tokens), mask, brief)
         cls, context = context.split((1, context.shape[1] - 1), dim=1)
-        cls = cls.unflatten(0, (batch, -1)).mean(dim=1)  # (b*g, 1, d) -> (b, 1, d)
+        cls = cls.unflatten(0, (-1, math.prod(stride))).mean(dim=1)  # (b*g, 1, d) -> (b, 1, d)
         return ungroup(context, stride, grid), cls, weights
 
     def _attend_locally(self, qkv: torch.Tensor, with_weights: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`(b, h, w, t, 3d) -> (b, n, d)`, and the weights, put together, where asked for and given."""
-        batch, *grid, width = qkv.shape
+        """`(b, h, w, t, 3d) -> (b, n, d)`, and the weights, put together, where asked for and
+        given."""
+        batch, width, grid = qkv.shape[0], qkv.shape[-1], sides_of(qkv)
         queries, keys_values = qkv.split((width // 3, width - width // 3), dim=-1)
         numbers, all_weights = torch.arange(math.prod(grid), device=qkv.device).view(grid), []
 
@@ -134,13 +149,15 @@ class TimeSformerSelfAttention(nn.Module):
         keys_values: torch.Tensor,
         keep_weights: Callable[[Tile, Tile, torch.Tensor], None] | None = None,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """`local` attention, a column of tiles after the other, of as many heads as the arguments hold.
+        """`local` attention, a column of tiles after the other, of as many heads as the arguments
+        hold.
 
-        `query_of` gives the queries of some columns `(b, h, columns, t, heads*c)`; `keys_values` is
-        `(b, h, w, t, 2*heads*c)`. Yields the columns and their context, as wide as the queries. `keep_weights` is
-        shown each tile, the region of its keys and, from eager, its weights `(b, heads, queries, keys)`.
+        `query_of` gives the queries of some columns `(b, h, columns, t, heads*c)`; `keys_values`
+        is `(b, h, w, t, 2*heads*c)`. Yields the columns and their context, as wide as the queries.
+        `keep_weights` is shown each tile, the region of its keys and, from eager, its weights `(b,
+        heads, queries, keys)`.
         """
-        grid = keys_values.shape[1:4]
+        grid = sides_of(keys_values)
         keys_values = keys_values.unflatten(-1, (2, -1, self.head_dim))
         all_rows, all_columns = local_tiles(*grid)
         for columns, key_columns in all_columns:
@@ -158,11 +175,16 @@ class TimeSformerSelfAttention(nn.Module):
         grid: Grid,
         keep_weights: Callable[[Tile, Tile, torch.Tensor], None] | None,
     ) -> torch.Tensor:
-        """Queries `(b, h, columns, t, heads, c)`, keys and values `(b, h, key columns, t, 2, heads, c)` -> context."""
+        """Queries `(b, h, columns, t, heads, c)`, keys and values `(b, h, key columns, t, 2,
+        heads, c)` -> context."""
         contexts, mask, known = [], None, None
         for queries, keys in tiles:
             rows, key_rows = queries[0], keys[0]
-            shape = (rows.stop - rows.start, rows.start - key_rows.start, key_rows.stop - key_rows.start)
+            shape = (
+                rows.stop - rows.start,
+                rows.start - key_rows.start,
+                key_rows.stop - key_rows.start,
+            )
             if shape != known:  # tiles away from the borders see alike
                 mask, known = self._window_mask(queries, keys, grid, query), shape
             tile = query[:, rows]
@@ -186,7 +208,8 @@ class TimeSformerSelfAttention(nn.Module):
         mask: torch.Tensor | None,
         brief: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`(n, heads, l, c)` each -> context `(n, l, d)` and the weights where the interface has them."""
+        """`(n, heads, l, c)` each -> context `(n, l, d)` and the weights where the interface has
+        them."""
         context, weights = self._interface(mask, key, brief)(
             self,
             query,
@@ -205,7 +228,8 @@ class TimeSformerSelfAttention(nn.Module):
         return [part.transpose(1, 2) for part in tokens.unbind(2)]
 
     def _interface(self, mask: torch.Tensor | None, key: torch.Tensor, brief: bool) -> Callable:
-        """The attention function that the config names; flash and flex take no such masks: there sdpa."""
+        """The attention function that the config names; flash and flex take no such masks: there
+        sdpa."""
         name = self.config._attn_implementation
         if mask is not None and name is not None and ("flash" in name or "flex" in name):
             name = "sdpa"
@@ -218,8 +242,10 @@ class TimeSformerSelfAttention(nn.Module):
         exists = key_mask(grid, stride, tokens.device)
         if exists is None:
             return None
-        mask = _additive(exists, tokens.dtype)
-        return mask.repeat(tokens.shape[0] // mask.shape[0], 1)[:, None, None]
+        if self.with_cls:
+            exists = nn.functional.pad(exists, (1, 0), value=True)  # CLS is there in every group
+        zeros = torch.zeros_like(tokens.unflatten(0, (-1, math.prod(stride)))[..., 0])  # (b, g, l)
+        return zeros.masked_fill(~exists, torch.finfo(tokens.dtype).min).flatten(0, 1)[:, None, None]
 
 
 def _additive(exists: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """A block as the paper has it: for each step of the scheme attend, then the MLP.
 
-What stands here is the plain way, module by module; every other way (way.py) is held to what it gives.
+What stands here is the plain way, module by module; every other way (way.py) is held to what it
+gives.
 """
 
 import torch
@@ -20,7 +21,13 @@ from .way import PLAIN, Way
 class TimeSformerDense(nn.Module):
     """A linear layer, an activation where one is given, dropout."""
 
-    def __init__(self, config: TimeSformerConfig, in_features: int, out_features: int, activation: str | None = None):
+    def __init__(
+        self,
+        config: TimeSformerConfig,
+        in_features: int,
+        out_features: int,
+        activation: str | None = None,
+    ):
         super().__init__()
         self.dense = nn.Linear(in_features, out_features)
         self.activation = nn.Identity() if activation is None else ACT2FN[activation]
@@ -42,8 +49,8 @@ class TimeSformerAttention(nn.Module):
     def forward(
         self, tokens: torch.Tensor, grid: Grid, with_weights: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Patches `(b, n, d)`, in a last step CLS before them `(b, 1 + n, d)` -> their updates, and the weights
-        (eager) in between."""
+        """Patches `(b, n, d)`, in a last step CLS before them `(b, 1 + n, d)` -> their updates,
+        and the weights (eager) in between."""
         context, weights = self.attention(tokens, grid, with_weights)
         return self.output(context), weights
 
@@ -78,7 +85,8 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         cls_only: bool = False,
         with_weights: bool = False,
     ) -> torch.Tensor:
-        """`(b, 1 + h*w*t, d)` -> the same; where `cls_only`, CLS alone `(b, 1, d)`, if `way` has that.
+        """`(b, 1 + h*w*t, d)` -> the same; where `cls_only`, CLS alone `(b, 1, d)`, if `way` has
+        that.
 
         A `way` that works in place overwrites `hidden_states`.
         """
@@ -93,8 +101,8 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(update)
 
     def _attend_early(self, hidden_states: torch.Tensor, grid: Grid, with_weights: bool) -> torch.Tensor:
-        """The steps before the last, of patches only, each through one more linear layer: `(b, 1 + n, d)` -> the
-        same."""
+        """The steps before the last, of patches only, each through one more linear layer: `(b, 1 +
+        n, d)` -> the same."""
         if not self.earlier_steps:
             return hidden_states
         cls, patches = hidden_states.split((1, hidden_states.shape[1] - 1), dim=1)

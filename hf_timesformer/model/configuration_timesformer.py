@@ -17,13 +17,15 @@ from .schemes import SCHEMES
 # The schemes that plain `transformers` can run too.
 STOCK_SCHEMES = ("space_only", "joint_space_time", "divided_space_time")
 
-# What the saved `attention_type` of a model that plain `transformers` cannot run ends with. Plain `transformers`
-# puts the value into its error, so the person who opens such a folder without this package reads what to install.
+# What the saved `attention_type` of a model that plain `transformers` cannot run ends with. Plain
+# `transformers` puts the value into its error, so the person who opens such a folder without this
+# package reads what to install.
 REFUSAL = " [needs `pip install hf-timesformer` and `import hf_timesformer`, or trust_remote_code=True"
 
 POSITION_INTERPOLATIONS = ("nearest", "bicubic")
-# What a processor saved alone names in its file: the file, its key, the class. `video/processor_type.py` holds the
-# same table; the two folders do not import each other, and a test holds the tables equal.
+# What a processor saved alone names in its file: the file, its key, the class.
+# `video/processor_type.py` holds the same table; the two folders do not import each other, and a
+# test holds the tables equal.
 PROCESSOR_TYPES = {
     IMAGE_PROCESSOR_NAME: ("image_processor_type", "TimeSformerImageProcessor"),
     VIDEO_PROCESSOR_NAME: ("video_processor_type", "TimesformerVideoProcessor"),
@@ -38,30 +40,34 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 @strict
 class TimeSformerConfig(PreTrainedConfig):
-    r"""
-    Configuration of [`TimeSformerModel`]; the defaults give TimeSformer-base, divided attention, 8 frames of 224x224.
+    r"""Configuration of [`TimeSformerModel`]; the defaults give TimeSformer-base, divided
+    attention, 8 frames of 224x224.
 
     Args:
-        image_size (`int` or `[height, width]`): frame size in pixels that the position embeddings are made for.
-        patch_size (`int` or `[height, width]`): patch size in pixels; must divide `image_size`.
-        num_channels (`int`): colour channels.
-        num_frames (`int`): clip length that the time embeddings are made for. Other lengths and sizes run as well.
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act: the transformer.
-        hidden_dropout_prob, attention_probs_dropout_prob (`float`): dropout.
-        initializer_range (`float`): standard deviation of the truncated normal initialisation.
-        layer_norm_eps (`float`): epsilon of every LayerNorm.
-        qkv_bias (`bool`): whether query, key and value have biases.
-        attention_type (`str`): one of the paper's five schemes (section 3, Figure 2): `"space_only"` (S),
-            `"joint_space_time"` (ST), `"divided_space_time"` (T+S), `"sparse_local_global"` (L+G), `"axial"` (T+W+H).
-        drop_path_rate (`float`): stochastic depth of the last block; it grows linearly from 0 in the first.
-        position_interpolation (`"nearest"` or `"bicubic"`): how embeddings are resized for another grid or length
+        image_size (`int` or `[height, width]`): frame size in pixels that the position embeddings
+        are made for. patch_size (`int` or `[height, width]`): patch size in pixels; must divide
+        `image_size`. num_channels (`int`): colour channels. num_frames (`int`): clip length that
+        the time embeddings are made for. Other lengths and sizes run as well. hidden_size,
+        num_hidden_layers, num_attention_heads, intermediate_size, hidden_act: the transformer.
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`): dropout. initializer_range
+        (`float`): standard deviation of the truncated normal initialisation. layer_norm_eps
+        (`float`): epsilon of every LayerNorm. qkv_bias (`bool`): whether query, key and value have
+        biases. attention_type (`str`): one of the paper's five schemes (section 3, Figure 2):
+        `"space_only"` (S),
+            `"joint_space_time"` (ST), `"divided_space_time"` (T+S), `"sparse_local_global"` (L+G),
+            `"axial"` (T+W+H).
+        drop_path_rate (`float`): stochastic depth of the last block; it grows linearly from 0 in
+        the first. position_interpolation (`"nearest"` or `"bicubic"`): how embeddings are resized
+        for another grid or length
             (the official code: nearest). With `"bicubic"` time is resized linearly.
-        position_embedding_type (`"space_time"`, `"space"` or `"none"`): the paper's ablation (Table 4).
-        classifier_hidden_size (`int`, *optional*): width of the paper's one-hidden-layer classifier; a linear one
-            (as in all released weights) where it is `None`.
+        position_embedding_type (`"space_time"`, `"space"` or `"none"`): the paper's ablation
+        (Table 4).
+        classifier_hidden_size (`int`, *optional*): width of the paper's one-hidden-layer
+            classifier; a linear one (as in all released weights) where it is `None`.
 
     Raises:
-        ValueError: at construction, naming the value, for a value that no network can be built from.
+        ValueError: at construction, naming the value, for a value that no network can be built
+            from.
     """
 
     model_type = "timesformer"
@@ -92,6 +98,28 @@ class TimeSformerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.validate_architecture()  # here too: `strict` turns the ValueError into an error of its own kind
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers; the sizes that `config_dict` names are remembered in `stored_sizes`,
+        whatever `kwargs` make of them: weights that lie beside it have those sizes."""
+        sizes = {name: config_dict.get(name, getattr(cls, name)) for name in ("num_frames", "image_size")}
+        made = super().from_dict(config_dict, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
+        config.__dict__["_stored_sizes"] = sizes
+        return made
+
+    @property
+    def stored_sizes(self) -> dict[str, int | list[int]]:
+        """`num_frames` and `image_size` as the file said that this was read from; {} where there
+        was none."""
+        return self.__dict__.get("_stored_sizes", {})
+
+    def to_dict(self) -> dict:
+        """As in transformers, without `stored_sizes`."""
+        values = super().to_dict()
+        values.pop("_stored_sizes", None)
+        return values
+
     @property
     def grid_size(self) -> tuple[int, int]:
         """`(rows, columns)` of patches in a frame of `image_size`."""
@@ -99,8 +127,14 @@ class TimeSformerConfig(PreTrainedConfig):
         return height // patch_height, width // patch_width
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation: every value that a network can't be built from, named."""
-        _require(self.attention_type in SCHEMES, "attention_type", self.attention_type, f"one of {list(SCHEMES)}")
+        """Part of `@strict`-powered validation: every value that a network can't be built from,
+        named."""
+        _require(
+            self.attention_type in SCHEMES,
+            "attention_type",
+            self.attention_type,
+            f"one of {list(SCHEMES)}",
+        )
         for name, allowed in (
             ("position_interpolation", POSITION_INTERPOLATIONS),
             ("position_embedding_type", POSITION_EMBEDDING_TYPES),
@@ -127,7 +161,12 @@ class TimeSformerConfig(PreTrainedConfig):
         _require(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "above 0")
         _require(self.initializer_range >= 0, "initializer_range", self.initializer_range, "at least 0")
         for size, patch, axis in zip(pair(self.image_size), pair(self.patch_size), ("height", "width")):
-            _require(size % patch == 0, "image_size", self.image_size, f"a multiple of the patch {axis} {patch}")
+            _require(
+                size % patch == 0,
+                "image_size",
+                self.image_size,
+                f"a multiple of the patch {axis} {patch}",
+            )
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             "hidden_size",
@@ -136,7 +175,8 @@ class TimeSformerConfig(PreTrainedConfig):
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
-        """As in transformers; once a class is registered for an Auto class, with the code and an entry for each class.
+        """As in transformers; once a class is registered for an Auto class, with the code and an
+        entry for each class.
 
         So is a config that names this code already: what it promises then lies beside it.
         """
@@ -150,7 +190,8 @@ class TimeSformerConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
-        """Write the configuration so that plain `transformers` opens what it can run and refuses what it cannot."""
+        """Write the configuration so that plain `transformers` opens what it can run and refuses
+        what it cannot."""
         stored = json.loads(self.to_json_string(use_diff=use_diff))
         if self.attention_type not in STOCK_SCHEMES:
             stored["attention_type"] = self.attention_type + REFUSAL + "]"
@@ -164,7 +205,8 @@ class TimeSformerConfig(PreTrainedConfig):
 
 
 def _forget_class(file: Path, key: str, name: str) -> None:
-    """Take the class' name out of a processor's file, if it is there: from now on the config beside it decides."""
+    """Take the class' name out of a processor's file, if it is there: from now on the config
+    beside it decides."""
     settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if settings.get(key) == name:
         del settings[key]

@@ -24,17 +24,19 @@ def project(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
 
 def attend(attention: TimeSformerSelfAttention, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
     """`attention(tokens, grid)` without the weights: `(b, [1 +] n, d)` -> the same."""
-    return attention.attend(project(attention.qkv, tokens), grid, brief=True)[0]
+    brief = not torch.compiler.is_exporting()  # an exported graph must not depend on how many keys there are
+    return attention.attend(project(attention.qkv, tokens), grid, brief=brief)[0]
 
 
 def early_projection(
     output: nn.Linear, extra: nn.Module, tokens: int, fuses: bool
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The output projection of an early step and its extra linear layer, as one map `(..., d) -> (..., d)`.
+    """The output projection of an early step and its extra linear layer, as one map `(..., d) ->
+    (..., d)`.
 
-    Two maps of `tokens` rows cost `2 * tokens * d^2` multiply-adds, making one of them and using it
-    `d^3 + tokens * d^2`: less from `tokens == d` on. An exported network may have been folded already
-    (`conversion/onnx_export.py`): then `extra` is an identity.
+    Two maps of `tokens` rows cost `2 * tokens * d^2` multiply-adds, making one of them and using
+    it `d^3 + tokens * d^2`: less from `tokens == d` on. An exported network may have been folded
+    already (`conversion/onnx_export.py`): then `extra` is an identity.
     """
     if isinstance(extra, nn.Identity):
         return lambda context: project(output, context)
@@ -47,7 +49,8 @@ def early_projection(
 def projection_of(
     attention: TimeSformerSelfAttention, parts: slice, heads: slice
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The map `(..., d) -> (..., parts*heads*c)` to some of query, key and value (0, 1, 2), of some heads."""
+    """The map `(..., d) -> (..., parts*heads*c)` to some of query, key and value (0, 1, 2), of
+    some heads."""
 
     def pick(values: torch.Tensor) -> torch.Tensor:
         """Rows `(3d, ...)` of qkv -> those of the parts and heads."""
@@ -64,19 +67,21 @@ def attend_from_cls(
 ) -> torch.Tensor:
     """What CLS alone gathers in a last step: patches `(b, n, d)`, `cls (b, 1, d)` -> `(b, 1, d)`.
 
-    With a single query neither keys nor values of the patches are needed. An example with one head, one group and
-    `d = 2`:
+    With a single query neither keys nor values of the patches are needed. An example with one
+    head, one group and `d = 2`:
 
         W_q = W_k = I,  W_v = [[0, 2], [1, 0]],  cls = (1, 0),  patches x_1 = (3, 0), x_2 = (1, 2)
 
-    As written in the paper: the query is `q = W_q cls = (1, 0)`; keys are `W_k x`; the scores `q . W_k x` are 1 for
-    CLS itself, 3 and 1 for the patches; suppose the softmax makes weights 0.2, 0.6, 0.2 of them. Values `W_v x` are
-    (0, 1), (0, 3), (4, 1), and their weighted mean is (0.8, 2.2).
+    As written in the paper: the query is `q = W_q cls = (1, 0)`; keys are `W_k x`; the scores `q .
+    W_k x` are 1 for CLS itself, 3 and 1 for the patches; suppose the softmax makes weights 0.2,
+    0.6, 0.2 of them. Values `W_v x` are (0, 1), (0, 3), (4, 1), and their weighted mean is (0.8,
+    2.2).
 
-    Here: `q . W_k x = (W_k' q) . x`, so one vector `probe = W_k' q = (1, 0)`, made once, is multiplied with the tokens
-    themselves: 1, 3, 1. And the mean of `W_v x` is `W_v` of the mean of `x`: mixed = 0.2 (1, 0) + 0.6 (3, 0) +
-    0.2 (1, 2) = (2.2, 0.4), `W_v mixed = (0.8, 2.2)`. Two products of all tokens with a matrix have become two with
-    one vector a head. The keys' bias adds the same to all scores of a head, and so nothing to their softmax.
+    Here: `q . W_k x = (W_k' q) . x`, so one vector `probe = W_k' q = (1, 0)`, made once, is
+    multiplied with the tokens themselves: 1, 3, 1. And the mean of `W_v x` is `W_v` of the mean of
+    `x`: mixed = 0.2 (1, 0) + 0.6 (3, 0) + 0.2 (1, 2) = (2.2, 0.4), `W_v mixed = (0.8, 2.2)`. Two
+    products of all tokens with a matrix have become two with one vector a head. The keys' bias
+    adds the same to all scores of a head, and so nothing to their softmax.
     """
     batch, count, _ = patches.shape
     heads, dim = attention.num_heads, attention.head_dim
@@ -100,7 +105,8 @@ def attend_from_cls(
     scores = torch.cat((cls_scores, scores), dim=1)
     weights = scores.softmax(dim=1, dtype=at_least_float32(scores.dtype)).to(patches.dtype)
 
-    # The weighted mean of the tokens in a group, summed over groups: each patch is in one, CLS in all.
+    # The weighted mean of the tokens in a group, summed over groups: each patch is in one, CLS in
+    # all.
     cls_weights = weights[:, 0].unflatten(0, (batch, groups)).sum(dim=1)[..., None]  # (b, heads, 1)
     patch_weights = ungroup(weights[:, 1:], stride, grid).flatten(1, 3)  # (b, n, heads)
     mixed = patch_weights.transpose(1, 2) @ patches + cls_weights * cls  # (b, heads, d)

@@ -1,7 +1,9 @@
-"""A block in inference: in place, on part of the tokens at a time, so wide intermediates never exist for all tokens.
+"""A block in inference: in place, on part of the tokens at a time, so wide intermediates never
+exist for all tokens.
 
-What it gives is what `TimeSformerLayer.forward` gives, in a fraction of the memory: beside the tokens themselves, only
-the context of `local`, or the queries, keys and values of `joint`, exist for all tokens of a clip.
+What it gives is what `TimeSformerLayer.forward` gives, in a fraction of the memory: beside the
+tokens themselves, only the context of `local`, or the queries, keys and values of `joint`, exist
+for all tokens of a clip.
 """
 
 import itertools
@@ -17,8 +19,8 @@ from .efficient_training import feed_forward, finish_cls
 from .schemes import STRIDES, Grid
 
 
-# Tokens taken at a time: few enough that what they are widened to stays in a CPU's cache; large on a GPU, to keep it
-# busy.
+# Tokens taken at a time: few enough that what they are widened to stays in a CPU's cache; large on
+# a GPU, to keep it busy.
 CPU_ROWS = 1024
 # oneDNN reorders the weights of every product in bf16, whatever the number of tokens. Milliseconds of 4 blocks of the
 # base network, batch 1 and 4, with 1,024 and 8,192 tokens a part, 2 threads: AMD Zen 4 402 -> 386 and 1,504 -> 1,436.
@@ -30,9 +32,11 @@ CPU_HEADS = 4  # of `local` at a time
 
 
 def run_block_in_place(layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, cls_only: bool) -> torch.Tensor:
-    """`(b, 1 + n, d)`, contiguous, which it overwrites -> the same, or `(b, 1, d)` where only CLS is asked for."""
+    """`(b, 1 + n, d)`, contiguous, which it overwrites -> the same, or `(b, 1, d)` where only CLS
+    is asked for."""
     rows = _rows_at_a_time(hidden_states.device.type, hidden_states.dtype)
-    cls, patches = hidden_states[:, :1], hidden_states[:, 1:].unflatten(1, grid)  # views: (b, 1, d), (b, h, w, t, d)
+    cls = hidden_states[:, :1]  # views: (b, 1, d)
+    patches = hidden_states[:, 1:].unflatten(1, grid)  # (b, h, w, t, d)
     for step in layer.earlier_steps:
         attend = _attend_in_windows if step == "local" else _attend_in_groups
         attend(layer, step, patches, rows)
@@ -58,10 +62,15 @@ def _rows_at_a_time(device: str, dtype: torch.dtype) -> int:
 def _early_parts(
     layer: nn.Module, step: str, patches: torch.Tensor
 ) -> tuple[nn.LayerNorm, TimeSformerSelfAttention, Callable[[torch.Tensor], torch.Tensor]]:
-    """What a step before the last does in turn: LayerNorm, attention, projection `(..., d) -> (..., d)`."""
+    """What a step before the last does in turn: LayerNorm, attention, projection `(..., d) ->
+    (..., d)`."""
     layernorm, attention, extra = layer.early_modules(step)
     tokens = math.prod(patches.shape[1:4])
-    return layernorm, attention.attention, early_projection(attention.output.dense, extra, tokens, fuses=True)
+    return (
+        layernorm,
+        attention.attention,
+        early_projection(attention.output.dense, extra, tokens, fuses=True),
+    )
 
 
 def _attend_in_groups(layer: nn.Module, step: str, patches: torch.Tensor, rows: int) -> None:
@@ -74,8 +83,8 @@ def _attend_in_groups(layer: nn.Module, step: str, patches: torch.Tensor, rows: 
 
 
 def _attend_in_windows(layer: nn.Module, step: str, patches: torch.Tensor, rows: int) -> None:
-    """`local` for `patches (b, h, w, t, d)`, some heads after the other, so that keys and values of all heads never
-    exist at once."""
+    """`local` for `patches (b, h, w, t, d)`, some heads after the other, so that keys and values
+    of all heads never exist at once."""
     layernorm, attention, to_update = _early_parts(layer, step, patches)
     heads = CPU_HEADS if patches.device.type == "cpu" else attention.num_heads
     for clips in patches.split(max(1, rows // math.prod(patches.shape[1:4]))):
@@ -90,9 +99,14 @@ def _attend_in_windows(layer: nn.Module, step: str, patches: torch.Tensor, rows:
 
 
 def _windows_of(
-    attention: TimeSformerSelfAttention, layernorm: nn.LayerNorm, clips: torch.Tensor, heads: slice, rows: int
+    attention: TimeSformerSelfAttention,
+    layernorm: nn.LayerNorm,
+    clips: torch.Tensor,
+    heads: slice,
+    rows: int,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """A column of tiles after the other and its context of some heads, `(b, h, columns, t, heads*c)`."""
+    """A column of tiles after the other and its context of some heads, `(b, h, columns, t,
+    heads*c)`."""
     to_query = projection_of(attention, QUERY, heads)
     to_keys_values = projection_of(attention, KEY_VALUE, heads)
     keys_values = torch.cat([to_keys_values(layernorm(part)) for part in _strips(clips, rows)], dim=1)
@@ -131,7 +145,8 @@ def _attend_with_cls(layer: nn.Module, patches: torch.Tensor, cls: torch.Tensor,
 
 
 def whole_groups(patches: torch.Tensor, step: str, rows: int) -> Iterator[tuple[slice, torch.Tensor, Grid]]:
-    """Views of `patches (b, h, w, t, d)` that hold whole groups, about `rows` tokens each where groups are so small.
+    """Views of `patches (b, h, w, t, d)` that hold whole groups, about `rows` tokens each where
+    groups are so small.
 
     Yields the clips, the view `(clips, h', w', t', d)`, and the stride that makes its groups.
     """
@@ -144,18 +159,21 @@ def whole_groups(patches: torch.Tensor, step: str, rows: int) -> Iterator[tuple[
 
 
 def _places(grid: Grid, step: str, rows: int) -> Iterator[tuple[tuple[slice, slice, slice], Grid]]:
-    """Cut one clip's grid into places that hold whole groups of `step`, each with the stride of its groups.
+    """Cut one clip's grid into places that hold whole groups of `step`, each with the stride of
+    its groups.
 
     Take a grid of h = 2, w = 3, t = 4, so 24 tokens, and `rows = 8`:
 
-    * `"space"` has the stride (1, 1, 4): a group is a frame, of 6 tokens. The last axis keeps the groups apart, so
-      the grid is cut along it, a frame at a time (two frames are 12 tokens, more than 8). Yielded are the frames
-      0:1, 1:2, 2:3, 3:4 of all rows and columns, each with the stride (1, 1, 1): a place is one group.
-    * `"temporal"` has the stride (2, 3, 1): a group is one (row, column), of 4 tokens. The first axis that keeps
-      groups apart is cut: row 0:1, then row 1:2, of 12 tokens each, which is as small as cutting that axis gets;
-      the stride in each is (1, 3, 1), three groups.
-    * `"global"` has the stride (2, 2, 2): no slice of an axis holds whole groups, but every second token of each
-      axis does. Yielded are 8 places such as rows 0::2, columns 1::2, frames 0::2, of stride (1, 1, 1).
+    * `"space"` has the stride (1, 1, 4): a group is a frame, of 6 tokens. The last axis keeps the
+      groups apart, so the grid is cut along it, a frame at a time (two frames are 12 tokens, more
+      than 8). Yielded are the frames 0:1, 1:2, 2:3, 3:4 of all rows and columns, each with the
+      stride (1, 1, 1): a place is one group.
+    * `"temporal"` has the stride (2, 3, 1): a group is one (row, column), of 4 tokens. The first
+      axis that keeps groups apart is cut: row 0:1, then row 1:2, of 12 tokens each, which is as
+      small as cutting that axis gets; the stride in each is (1, 3, 1), three groups.
+    * `"global"` has the stride (2, 2, 2): no slice of an axis holds whole groups, but every second
+      token of each axis does. Yielded are 8 places such as rows 0::2, columns 1::2, frames 0::2,
+      of stride (1, 1, 1).
     * `"joint"` is one group: all of it, of stride (1, 1, 1), however few the rows are.
     """
     stride = STRIDES[step](*grid)
@@ -166,7 +184,10 @@ def _places(grid: Grid, step: str, rows: int) -> Iterator[tuple[tuple[slice, sli
         return
     if step == "global":
         for residues in itertools.product(*map(range, stride)):
-            yield tuple(slice(first, None, every) for first, every in zip(residues, stride)), (1, 1, 1)
+            yield (
+                tuple(slice(first, None, every) for first, every in zip(residues, stride)),
+                (1, 1, 1),
+            )
         return
     axis = apart[0]
     side = grid[axis]

@@ -8,19 +8,22 @@ from torch import nn
 from .upstream import maybe_autocast
 
 
-# Multiply-adds, and rows, from which oneDNN beats MKL: below, what it does once a call weighs more than the product.
+# Multiply-adds, and rows, from which oneDNN beats MKL: below, what it does once a call weighs more
+# than the product.
 ONEDNN_PRODUCTS, ONEDNN_ROWS = 2**23, 32
 
 
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`x W' + b`: `(..., d) -> (..., e)`, what `torch.nn.functional.linear` gives.
 
-    In fp32 on CPUs PyTorch leaves linear layers to MKL and convolutions to oneDNN. On AMD's processors MKL reaches
-    half of what oneDNN does: the same map as a 1x1 convolution takes less than half the time, forward and backward
-    (Zen 5, 2 threads, 1569 tokens, 768 to 2304: 462 against 217 GFLOP/s; 16 tokens: 73 against 74).
+    In fp32 on CPUs PyTorch leaves linear layers to MKL and convolutions to oneDNN. On AMD's
+    processors MKL reaches half of what oneDNN does: the same map as a 1x1 convolution takes less
+    than half the time, forward and backward (Zen 5, 2 threads, 1569 tokens, 768 to 2304: 462
+    against 217 GFLOP/s; 16 tokens: 73 against 74).
 
-    PyTorch takes a strided `(..., d)` times a weight that does not learn for a batch of small products: in bf16 on a
-    CPU with AMX the output projection of a frozen block took 280 ms so, as one product 2 ms.
+    PyTorch takes a strided `(..., d)` times a weight that does not learn for a batch of small
+    products: in bf16 on a CPU with AMX the output projection of a frozen block took 280 ms so, as
+    one product 2 ms.
     """
     if not _better_by_convolution(inputs, weight, weight.shape[0]):
         inputs = inputs.contiguous() if inputs.ndim > 2 else inputs
@@ -30,7 +33,8 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 
 def weight_gradient(outputs: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """Gradient of [`linear`]'s weight, `(e, d)`, from that of its outputs `(..., e)` and its inputs `(..., d)`."""
+    """Gradient of [`linear`]'s weight, `(e, d)`, from that of its outputs `(..., e)` and its
+    inputs `(..., d)`."""
     if not _better_by_convolution(inputs, outputs, outputs.shape[-1]):
         return outputs.flatten(0, -2).mT @ inputs.flatten(0, -2)
     shape = (outputs.shape[-1], inputs.shape[-1], 1, 1)
@@ -42,7 +46,8 @@ def _as_pixels(tokens: torch.Tensor) -> torch.Tensor:
     tokens = tokens.flatten(0, -2)
     if not torch.compiler.is_compiling():
         return tokens[None, None].permute(0, 3, 1, 2)
-    # Inductor forgets the strides of axes of length 1, and without them takes this for channels first.
+    # Inductor forgets the strides of axes of length 1, and without them takes this for channels
+    # first.
     (count, channels), whole = tokens.shape, tokens.numel()
     return tokens.contiguous().as_strided((1, channels, 1, count), (whole, 1, whole, channels))
 
@@ -55,18 +60,23 @@ def _better_by_convolution(inputs: torch.Tensor, other: torch.Tensor, out_featur
     rows, channels = math.prod(inputs.shape[:-1]), inputs.shape[-1]
     if rows < ONEDNN_ROWS or rows * channels * out_features < ONEDNN_PRODUCTS:
         return False
-    plain = type(inputs) in (torch.Tensor, nn.Parameter) and type(other) in (torch.Tensor, nn.Parameter)
+    plain = type(inputs) in (torch.Tensor, nn.Parameter) and type(other) in (
+        torch.Tensor,
+        nn.Parameter,
+    )
     return plain and (torch.compiler.is_compiling() or _onednn_computes())  # compilers cannot read these settings
 
 
 def _onednn_computes() -> bool:
-    """Whether oneDNN runs 1x1 convolutions (with one thread PyTorch takes MKL), and users want all 24 bits."""
+    """Whether oneDNN runs 1x1 convolutions (with one thread PyTorch takes MKL), and users want all
+    24 bits."""
     allowed = torch.backends.mkldnn.enabled and torch.get_num_threads() > 1
     return allowed and torch.get_float32_matmul_precision() != "medium"
 
 
 def fuse(first: nn.Linear, second: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight `(out, in)` and bias `(out,)` of `second(first(x))`: `W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2)`."""
+    """Weight `(out, in)` and bias `(out,)` of `second(first(x))`: `W2 (W1 x + b1) + b2 = (W2 W1) x
+    + (W2 b1 + b2)`."""
     with maybe_autocast(first.weight.device.type, enabled=False):  # in the weights' own precision
         weight = linear(second.weight, first.weight.mT)
         if first.bias is None:

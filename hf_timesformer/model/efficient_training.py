@@ -1,9 +1,10 @@
-"""A block in training (and compiled or exported): out of place, of the MLP's wide part only half is kept.
+"""A block in training (and compiled or exported): out of place, of the MLP's wide part only half
+is kept.
 
-A linear layer keeps its input for the gradients, and GELU and LayerNorm keep theirs. So of an MLP four times as
-wide as the tokens, plain autograd keeps what GELU takes and what it gives, the two widest tensors of a block. Here
-the second is computed again in the backward pass: a few operations for each number, against thousands of the product
-after it.
+A linear layer keeps its input for the gradients, and GELU and LayerNorm keep theirs. So of an MLP
+four times as wide as the tokens, plain autograd keeps what GELU takes and what it gives, the two
+widest tensors of a block. Here the second is computed again in the backward pass: a few operations
+for each number, against thousands of the product after it.
 """
 
 from collections.abc import Callable
@@ -14,13 +15,15 @@ from torch import nn
 from .efficient_attention import attend, attend_from_cls, early_projection, project
 from .efficient_linear import linear, weight_gradient
 from .schemes import Grid
+from .upstream import is_batched
 from .way import Way
 
 
 def run_block(
     layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, way: Way, cls_only: bool = False
 ) -> torch.Tensor:
-    """What `TimeSformerLayer.forward` gives: `(b, 1 + n, d)` -> the same, or CLS alone `(b, 1, d)`."""
+    """What `TimeSformerLayer.forward` gives: `(b, 1 + n, d)` -> the same, or CLS alone `(b, 1,
+    d)`."""
     drop_path = layer.drop_path
     if layer.earlier_steps or cls_only:
         cls, patches = hidden_states.split((1, hidden_states.shape[1] - 1), dim=1)
@@ -40,7 +43,8 @@ def run_block(
 def finish_cls(
     layer: nn.Module, patches: torch.Tensor, cls: torch.Tensor, grid: Grid, recomputes: bool = False
 ) -> torch.Tensor:
-    """The last step and the MLP for CLS alone: patches `(b, n, d)`, `cls (b, 1, d)` -> `(b, 1, d)`."""
+    """The last step and the MLP for CLS alone: patches `(b, n, d)`, `cls (b, 1, d)` -> `(b, 1,
+    d)`."""
     attention, layernorm = layer.attention, layer.layernorm_before
     context = attend_from_cls(attention.attention, layernorm(patches), layernorm(cls), grid)
     cls = cls + layer.drop_path(project(attention.output.dense, context))
@@ -64,13 +68,17 @@ def feed_forward(layer: nn.Module, hidden_states: torch.Tensor, recomputes: bool
 
 
 def linear_after(
-    function: Callable[..., torch.Tensor], layer: nn.Linear, inputs: torch.Tensor, *tensors: torch.Tensor
+    function: Callable[..., torch.Tensor],
+    layer: nn.Linear,
+    inputs: torch.Tensor,
+    *tensors: torch.Tensor,
 ) -> torch.Tensor:
-    """`layer(function(inputs, *tensors))`, `(..., d) -> (..., e)`, keeping `inputs` and not `function`'s output.
+    """`layer(function(inputs, *tensors))`, `(..., d) -> (..., e)`, keeping `inputs` and not
+    `function`'s output.
 
-    `function` must do nothing but compute: it is called again in the backward pass, and what it needs that may have a
-    gradient must be among its arguments. A layer that does not learn needs no input for its gradients, so there is
-    nothing to save.
+    `function` must do nothing but compute: it is called again in the backward pass, and what it
+    needs that may have a gradient must be among its arguments. A layer that does not learn needs
+    no input for its gradients, so there is nothing to save.
     """
     if not layer.weight.requires_grad:
         return project(layer, function(inputs, *tensors))
@@ -94,7 +102,8 @@ class _LinearAfter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        """The gradients of `y = W f(x) + b`, given that of `y`: `grad (..., e)` -> one for each argument of `forward`.
+        """The gradients of `y = W f(x) + b`, given that of `y`: `grad (..., e)` -> one for each
+        argument of `forward`.
 
         By the chain rule, written for rows `x (n, d)`, `f(x) (n, d)`, `W (e, d)`, `grad (n, e)`:
 
@@ -103,10 +112,12 @@ class _LinearAfter(torch.autograd.Function):
             of f(x):  grad W                                   (n, d)
             of x:     what autograd makes of that through f    (n, d)
 
-        For example f = square, x = (3), W = (2), b = 0: y = 18. With grad = 1 the gradient of b is 1; of W it is
-        f(3) = 9; of f(x) it is 2; of x it is 2 * 2 * 3 = 12.
+        For example f = square, x = (3), W = (2), b = 0: y = 18. With grad = 1 the gradient of b is
+        1; of W it is f(3) = 9; of f(x) it is 2; of x it is 2 * 2 * 3 = 12.
         """
         inputs, weight, *tensors = ctx.saved_tensors
+        if is_batched(grad):
+            return _backward_by_autograd(ctx, grad)
         again = torch.is_grad_enabled()  # these gradients are to be differentiated in their turn
         with torch.autocast(**ctx.autocast):
             with torch.enable_grad():
@@ -122,3 +133,19 @@ class _LinearAfter(torch.autograd.Function):
             grad_bias = grad.flatten(0, -2).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[3] else None
         grad_inputs, *grad_tensors = [next(found) if learns else None for learns in learn]
         return None, grad_inputs, grad_weight, grad_bias, *grad_tensors
+
+
+def _backward_by_autograd(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """As `_LinearAfter.backward`, of many `grad` at once: only torch's own operations know what
+    that means."""
+    inputs, weight, *tensors = ctx.saved_tensors
+    again = torch.is_grad_enabled()
+    with torch.autocast(**ctx.autocast), torch.enable_grad():
+        bias = weight.new_zeros(weight.shape[0], requires_grad=True)  # its gradient does not depend on its values
+        outputs = nn.functional.linear(ctx.function(inputs, *tensors), weight, bias)
+    arguments = (inputs, weight, bias, *tensors)
+    learn = [tensor is not None and tensor.requires_grad for tensor in arguments]
+    learn[2] = ctx.needs_input_grad[3]
+    wanted = [tensor for tensor, learns in zip(arguments, learn) if learns]
+    found = iter(torch.autograd.grad(outputs, wanted, grad, create_graph=again))
+    return None, *[next(found) if learns else None for learns in learn]

@@ -5,7 +5,7 @@ from torch import nn
 
 from .attention import at_least_float32
 from .configuration_timesformer import TimeSformerConfig, pair
-from .schemes import Grid
+from .schemes import Grid, sides_of
 from .upstream import is_transformed
 
 
@@ -19,13 +19,14 @@ class TimeSformerPatchEmbeddings(nn.Module):
         self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, self.patch_size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(b, t, channels, height, width) -> (b, h, w, t, d)`. Raises ValueError for sizes that do not fit."""
+        """`(b, t, channels, height, width) -> (b, h, w, t, d)`. Raises ValueError for sizes that
+        do not fit."""
         if pixel_values.ndim != 5 or 0 in pixel_values.shape:
             raise ValueError(
                 "pixel_values must be (batch, frames, channels, height, width), none of them 0, or with views after "
                 f"the batch for the classifier; got the shape {tuple(pixel_values.shape)}."
             )
-        batch, _, channels, *size = pixel_values.shape
+        _, frame_count, channels, *size = pixel_values.shape
         if channels != self.num_channels:
             raise ValueError(f"pixel_values has {channels} channels, the model takes {self.num_channels}.")
         for name, pixels, patch in zip(("height", "width"), size, self.patch_size):
@@ -37,7 +38,7 @@ class TimeSformerPatchEmbeddings(nn.Module):
         ):  # 96 frames: 106 ms in place of 196, with the copy; 8 frames: the same
             frames = frames.contiguous(memory_format=torch.channels_last)
         patches = self.projection(frames)  # (b*t, d, h, w)
-        return patches.unflatten(0, (batch, -1)).permute(0, 3, 4, 1, 2)
+        return patches.unflatten(0, (-1, frame_count)).permute(0, 3, 4, 1, 2)
 
 
 class TimeSformerEmbeddings(nn.Module):
@@ -60,7 +61,7 @@ class TimeSformerEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
         """`(b, t, channels, height, width) -> (b, 1 + h*w*t, d)` and the grid `(h, w, t)`."""
         patches = self.patch_embeddings(pixel_values)  # (b, h, w, t, d)
-        batch, *grid, _ = patches.shape
+        batch, grid = pixel_values.shape[0], sides_of(patches)
         cls, mode = self.cls_token, self.config.position_interpolation
         if self.position_embeddings is not None:
             positions = resize_positions(self.position_embeddings, self.config.grid_size, grid[:2], mode)
@@ -69,10 +70,11 @@ class TimeSformerEmbeddings(nn.Module):
         if self.time_embeddings is not None:
             patches = patches + resize_times(self.time_embeddings, grid[2], mode)[:, None, None]
         tokens = torch.cat((cls.expand(batch, -1, -1), patches.flatten(1, 3)), dim=1)
-        return self.dropout(tokens), tuple(grid)
+        return self.dropout(tokens), grid
 
     def absent_embeddings(self) -> dict[str, torch.Tensor]:
-        """The embeddings that an ablation lacks, as zeros: they add nothing where stock reads them."""
+        """The embeddings that an ablation lacks, as zeros: they add nothing where stock reads
+        them."""
         rows, columns = self.config.grid_size
         lengths = {"position_embeddings": rows * columns + 1}
         if self.config.attention_type != "space_only":
@@ -87,7 +89,8 @@ class TimeSformerEmbeddings(nn.Module):
 def resize_positions(
     embeddings: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int], mode: str
 ) -> torch.Tensor:
-    """Resample `(1, 1 + rows*columns, d)` from `grid` to `new_grid`, CLS apart; `mode` is "nearest" or "bicubic"."""
+    """Resample `(1, 1 + rows*columns, d)` from `grid` to `new_grid`, CLS apart; `mode` is
+    "nearest" or "bicubic"."""
     if tuple(grid) == tuple(new_grid):
         return embeddings
     cls, patches = embeddings[:, :1], embeddings[:, 1:].unflatten(1, grid)  # (1, rows, columns, d)
@@ -96,14 +99,16 @@ def resize_positions(
 
 
 def resize_times(embeddings: torch.Tensor, num_frames: int, mode: str) -> torch.Tensor:
-    """Resample `(1, frames, d)` to `num_frames`; linearly where `mode` is "bicubic", which has no form in one axis."""
-    if embeddings.shape[1] == num_frames:
+    """Resample `(1, frames, d)` to `num_frames`; linearly where `mode` is "bicubic", which has no
+    form in one axis."""
+    if isinstance(num_frames, int) and embeddings.shape[1] == num_frames:  # an exported graph may leave it open
         return embeddings
     mode = "linear" if mode == "bicubic" else mode
     return _resample(embeddings.transpose(1, 2), (num_frames,), mode).transpose(1, 2)
 
 
 def _resample(values: torch.Tensor, size: tuple[int, ...], mode: str) -> torch.Tensor:
-    """`(1, d, *sizes) -> (1, d, *size)` by `nn.functional.interpolate`, in fp32 at least and given back as it was."""
+    """`(1, d, *sizes) -> (1, d, *size)` by `nn.functional.interpolate`, in fp32 at least and given
+    back as it was."""
     precise = values.to(at_least_float32(values.dtype))
     return nn.functional.interpolate(precise, size=tuple(size), mode=mode).to(values.dtype)

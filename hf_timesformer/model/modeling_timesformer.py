@@ -15,10 +15,24 @@ from transformers.utils import TransformersKwargs, logging
 from .blocks import TimeSformerAttention, TimeSformerEncoder, TimeSformerLayer
 from .configuration_timesformer import TimeSformerConfig, pair
 from .embeddings import TimeSformerEmbeddings, resize_positions, resize_times
+from .loss import classification_loss
 from .outputs import TimeSformerClassifierOutput, TimeSformerModelOutput
 from .schemes import SCHEMES
-from .upstream import OutputRecorder, can_return_tuple, capture_outputs, is_watched, merge_with_config_defaults
-from .vit_weights import VitSource, load_shared, load_vit, refuse_contradictions, start_steps
+from .upstream import (
+    OutputRecorder,
+    can_return_tuple,
+    capture_outputs,
+    is_watched,
+    merge_with_config_defaults,
+)
+from .vit_weights import (
+    VitSource,
+    fold_colours,
+    load_shared,
+    load_vit,
+    refuse_contradictions,
+    start_steps,
+)
 from .way import choose_way, structure_of
 
 
@@ -28,9 +42,17 @@ logger = logging.get_logger(__name__)
 RECORDED_STEPS = ("temporal", "local", "width")
 ATTENTION_RECORDS = ("output_attentions", *(f"output_{step}_attentions" for step in RECORDED_STEPS))
 
-# Config fields that embeddings can be resized to, and the arguments of `from_pretrained` that say where a config is.
+# Config fields that embeddings can be resized to, and the arguments of `from_pretrained` that say
+# where a config is.
 RESIZABLE = ("num_frames", "image_size")
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+HUB_ARGUMENTS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "revision",
+    "subfolder",
+)
 
 
 class TimeSformerPreTrainedModel(PreTrainedModel):
@@ -62,7 +84,8 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """By type. The extra dense layers start at zero, so that a new network starts as the ViT it is made from."""
+        """By type. The extra dense layers start at zero, so that a new network starts as the ViT
+        it is made from."""
         super()._init_weights(module)
         if getattr(module, "starts_at_zero", False):
             init.zeros_(module.weight)
@@ -79,12 +102,17 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.time_embeddings)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay should spare: biases, norms, CLS and all position embeddings."""
+        """Names of the parameters that weight decay should spare: biases, norms, CLS and all
+        position embeddings."""
         spared = ("cls_token", "position_embeddings", "time_embeddings")
         return {name for name, p in self.named_parameters() if p.ndim <= 1 or name.endswith(spared)}
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, is_main_process: bool = True, state_dict: dict | None = None, **kwargs
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        **kwargs,
     ):
         """As in transformers; embeddings that an ablation lacks are written as zeros, for stock."""
         base = self.base_model
@@ -96,10 +124,11 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """As in transformers; `num_frames=` and `image_size=` (pixels) of your own resize the embeddings.
+        """As in transformers; `num_frames=` and `image_size=` (pixels) of your own resize the
+        embeddings.
 
-        They are interpolated as `config.position_interpolation` says, so the resized model gives what the checkpoint's
-        own would give for such clips; one line is logged.
+        They are interpolated as `config.position_interpolation` says, so the resized model gives
+        what the checkpoint's own would give for such clips; one line is logged.
         """
         if config is None:
             wanted = {name: kwargs.pop(name) for name in RESIZABLE if name in kwargs}
@@ -107,7 +136,7 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
         else:
             config, kwargs = cls._own_config(config, kwargs)
             wanted = {name: getattr(config, name) for name in RESIZABLE}
-            for name, value in _stored_sizes(pretrained_model_name_or_path, kwargs).items():
+            for name, value in _stored_sizes(pretrained_model_name_or_path, config, kwargs).items():
                 setattr(config, name, value)
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -119,8 +148,8 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
     def _own_config(cls, config, kwargs: dict) -> tuple[TimeSformerConfig, dict]:
         """A copy of `config` as this class's own, and the arguments that are none of its fields.
 
-        `config` is a folder or Hub id; stock's config; this package's; or that of this very file in another copy:
-        transformers gives every file that `auto_map` names a folder of its own.
+        `config` is a folder or Hub id; stock's config; this package's; or that of this very file
+        in another copy: transformers gives every file that `auto_map` names a folder of its own.
         """
         if not isinstance(config, PreTrainedConfig):
             hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
@@ -134,11 +163,20 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def resize_embeddings(self, num_frames: int | None = None, image_size: int | list[int] | None = None) -> None:
-        """Make the embeddings for clips of `num_frames` frames of `image_size` pixels, by interpolation."""
+        """Make the embeddings for clips of `num_frames` frames of `image_size` pixels, by
+        interpolation."""
         config, embeddings = self.config, self.base_model.embeddings
+        if any(parameter.is_meta for parameter in embeddings.parameters(recurse=False)):
+            raise ValueError(
+                "The embeddings cannot be resized where they are: device_map has put them aside, on disk or the CPU. "
+                "Load the model without device_map, resize and save it, and load that with your device_map."
+            )
         old = f"{config.num_frames} frames of {config.image_size}"
         old_grid, mode = config.grid_size, config.position_interpolation
-        sizes = {"num_frames": num_frames or config.num_frames, "image_size": image_size or config.image_size}
+        sizes = {
+            "num_frames": num_frames or config.num_frames,
+            "image_size": image_size or config.image_size,
+        }
         type(config)(**{**config.to_dict(), **sizes})  # raises for sizes that no network has
         config.num_frames, config.image_size = sizes["num_frames"], sizes["image_size"]
         resized = {}
@@ -149,7 +187,9 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
             resized["time_embeddings"] = resize_times(embeddings.time_embeddings, config.num_frames, mode)
         for name, values in resized.items():
             setattr(
-                embeddings, name, nn.Parameter(values.clone(), requires_grad=getattr(embeddings, name).requires_grad)
+                embeddings,
+                name,
+                nn.Parameter(values.clone(), requires_grad=getattr(embeddings, name).requires_grad),
             )
         logger.warning(
             f"Position and time embeddings resized ({mode}) from {old} to {config.num_frames} frames of "
@@ -158,23 +198,29 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_vit(cls, vit: VitSource, **config_overrides):
-        """A TimeSformer from a pretrained image ViT (the paper starts from ImageNet ViTs, section 4).
+        """A TimeSformer from a pretrained image ViT (the paper starts from ImageNet ViTs, section
+        4).
 
         Args:
-            vit: Hub id or folder of a transformers ViT, DeiT or DINOv2, such a model, or a `.safetensors` file with
-                timm's names. LayerScale is folded into the projections.
-            config_overrides: fields of [`TimeSformerConfig`]; what is left out follows the ViT. `image_size` resizes
-                its position embeddings (bicubic).
+            vit: Hub id or folder of a transformers ViT, DeiT or DINOv2, such a model, or a
+                `.safetensors` file with timm's names. LayerScale is folded into the projections.
+            config_overrides: fields of [`TimeSformerConfig`]; what is left out follows the ViT.
+                `image_size` resizes its position embeddings (bicubic); `num_channels=1` makes a
+                network for grey clips, which gives what the ViT gives for the same clips in three
+                equal colours.
 
-        Each step before the last starts from the block's own attention and LayerNorm, with a zero extra layer, and the
-        time embeddings from zero. So the new network's features are those of the ViT whose attention is confined to
-        the groups of the last step: for `space_only` the mean of the frames' own, for `divided_space_time` the ViT's
-        own where all frames are equal (frames share CLS), for the others what the ViT gives under such a mask.
+        Each step before the last starts from the block's own attention and LayerNorm, with a zero
+        extra layer, and the time embeddings from zero. So the new network's features are those of
+        the ViT whose attention is confined to the groups of the last step: for `space_only` the
+        mean of the frames' own, for `divided_space_time` the ViT's own where all frames are equal
+        (frames share CLS), for the others what the ViT gives under such a mask.
 
         Raises:
-            ValueError: for a source that is no plain ViT, or overrides that contradict its weights.
+            ValueError: for a source that is no plain ViT, or overrides that contradict its
+                weights.
         """
         fields, state = load_vit(vit)
+        fold_colours(fields, state, config_overrides.get("num_channels"))
         refuse_contradictions(fields, config_overrides)
         config = cls.config_class(**{**fields, **config_overrides})
         vit_grid = cls.config_class(**fields).grid_size
@@ -188,11 +234,17 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
         return model
 
 
-def _stored_sizes(name_or_path, kwargs: dict) -> dict:
-    """The sizes that a checkpoint's own config names (stock's defaults where it names none); {} without a config."""
+def _stored_sizes(name_or_path, config: TimeSformerConfig, kwargs: dict) -> dict:
+    """The sizes that a checkpoint's own config names (stock's defaults where it names none); {}
+    without a config.
+
+    An Auto class has read that config already, and `config` remembers what it said.
+    """
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if name_or_path is None:
         return {}
+    if config.stored_sizes and config.name_or_path == str(name_or_path) and not hub.keys() & {"revision", "subfolder"}:
+        return config.stored_sizes
     try:
         stored, _ = TimeSformerConfig.get_config_dict(name_or_path, **hub)
     except OSError:
@@ -218,21 +270,30 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, pixel_values: torch.Tensor, cls_only: bool = False, **kwargs: Unpack[TransformersKwargs]
-    ) -> TimeSformerModelOutput:
+        self,
+        pixel_values: torch.Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cls_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TimeSformerModelOutput | tuple:
         """Run the network.
 
         Args:
-            pixel_values: float `(batch, frames, channels, height, width)`, normalised. Any number of frames;
-                height and width any multiples of the patch size.
-            cls_only: give CLS alone, `last_hidden_state (batch, 1, hidden)`, and leave out of the last block what only
-                the other tokens need.
-            kwargs: `output_hidden_states`, `output_attentions` (empty but with `attn_implementation="eager"`, and a
-                warning says so), `return_dict`.
+            pixel_values: float `(batch, frames, channels, height, width)`, normalised. Any number
+                of frames; height and width any multiples of the patch size.
+            output_attentions: empty but with `attn_implementation="eager"`, and a warning says so.
+            output_hidden_states: what the blocks take and give.
+            return_dict: False for a tuple, which begins as stock's does.
+            cls_only: give CLS alone, `last_hidden_state (batch, 1, hidden)`, and leave out of the
+                last block what only the other tokens need.
+            kwargs: whatever else transformers' models take.
 
         Raises:
             ValueError: for sizes that do not fit.
         """
+        kwargs |= _given(output_attentions, output_hidden_states, return_dict)
         if _wanted(self.config, kwargs, "output_attentions"):
             self._warn_unless_eager()
             kwargs |= {f"output_{step}_attentions": True for step in RECORDED_STEPS if step in self._steps}
@@ -241,7 +302,7 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def _run(self, pixel_values: torch.Tensor, cls_only: bool, **kwargs) -> TimeSformerModelOutput:
-        batch = pixel_values.shape[0]
+        frames = pixel_values.shape[1]
         space_only = self.config.attention_type == "space_only"
         if space_only and pixel_values.ndim == 5:
             pixel_values = pixel_values.flatten(0, 1)[:, None]  # every frame a clip of its own
@@ -250,7 +311,7 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
         way = choose_way(self, tokens, with_weights or _wanted(self.config, kwargs, "output_hidden_states"))
         tokens = self.encoder(tokens, grid, way, cls_only, with_weights)
         if space_only:
-            tokens = tokens.unflatten(0, (batch, -1)).mean(dim=1)  # (b*t, 1 + h*w, d) -> (b, 1 + h*w, d)
+            tokens = tokens.unflatten(0, (-1, frames)).mean(dim=1)  # (b*t, 1 + h*w, d) -> (b, 1 + h*w, d)
         tokens = self.layernorm(tokens)
         return TimeSformerModelOutput(last_hidden_state=tokens[:, :1] if cls_only else tokens)
 
@@ -268,6 +329,16 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
             )
 
 
+def _given(output_attentions: bool | None, output_hidden_states: bool | None, return_dict: bool | None) -> dict:
+    """The arguments that are not None, by name, as transformers' decorators read them."""
+    names = {
+        "output_attentions": output_attentions,
+        "output_hidden_states": output_hidden_states,
+        "return_dict": return_dict,
+    }
+    return {name: value for name, value in names.items() if value is not None}
+
+
 def _wanted(config: TimeSformerConfig, kwargs: dict, name: str) -> bool:
     return bool(kwargs[name] if kwargs.get(name) is not None else getattr(config, name, False))
 
@@ -280,6 +351,8 @@ class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
         self.num_labels = config.num_labels
         self.timesformer = TimeSformerModel(config)
         self.classifier = make_classifier(config)
+        self.loss_type = "ForVideoClassification"  # transformers goes by the class' name, which subclasses change
+        self.loss_function = classification_loss
         self.post_init()
 
     @classmethod
@@ -287,26 +360,37 @@ class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
         """As in transformers, with the Auto class that this is for as the default."""
         super().register_for_auto_class(auto_class)
 
-    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> TimeSformerClassifierOutput:
+    ) -> TimeSformerClassifierOutput | tuple:
         """Classify clips.
 
         Args:
-            pixel_values: float `(batch, frames, channels, height, width)`, or `(batch, views, frames, channels,
-                height, width)`: then logits are the mean over views (the paper's evaluation with three crops, section
-                4).
+            pixel_values: float `(batch, frames, channels, height, width)`, or `(batch, views,
+                frames, channels, height, width)`: then logits are the mean over views (the paper's
+                evaluation with three crops, section 4).
             labels: `(batch,)` class indices, or floats for regression and multi-label problems.
-            kwargs: `output_hidden_states`, `output_attentions` (empty but with `attn_implementation="eager"`, and a
-                warning says so), `return_dict`.
+            output_attentions: empty but with `attn_implementation="eager"`, and a warning says so.
+            output_hidden_states: what the blocks take and give.
+            return_dict: False for a tuple, which begins as stock's does.
+            kwargs: whatever else transformers' models take, and `num_items_in_batch` for the loss.
 
         Raises:
             ValueError: for sizes that do not fit.
         """
+        kwargs |= _given(output_attentions, output_hidden_states, return_dict)
+        return self._classify(pixel_values, labels, **kwargs)
+
+    @can_return_tuple
+    def _classify(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None, **kwargs
+    ) -> TimeSformerClassifierOutput:
         views = pixel_values.shape[1] if pixel_values.ndim == 6 else None
         if views is not None:
             pixel_values = pixel_values.flatten(0, 1)

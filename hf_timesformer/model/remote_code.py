@@ -1,4 +1,5 @@
-"""The code that a saved model carries, for `trust_remote_code=True` where this package is not installed."""
+"""The code that a saved model carries, for `trust_remote_code=True` where this package is not
+installed."""
 
 import os
 import shutil
@@ -17,9 +18,11 @@ AUTO_MAP = {
 
 
 def complete_auto_map(auto_map: dict[str, str]) -> dict[str, str]:
-    """`AUTO_MAP` under the entries of `auto_map` that name somebody else's classes, or ours in another repository.
+    """`AUTO_MAP` under the entries of `auto_map` that name somebody else's classes, or ours in
+    another repository.
 
-    Where this file itself is remote code, only with the classes whose files transformers fetched beside it.
+    Where this file itself is remote code, only with the classes whose files transformers fetched
+    beside it.
     """
     own = {name: reference for name, reference in AUTO_MAP.items() if _file(reference).is_file()}
     return own | {name: reference for name, reference in auto_map.items() if reference not in AUTO_MAP.values()}

@@ -1,8 +1,8 @@
 """What is private, or not promised, in torch and transformers, for all of the network's folder.
 
-Names that may change with a release stand here and nowhere else in this folder. They were checked with the versions
-in `CHECKED`; `tests/model/test_upstream.py` checks what each of them does, so a release that renames one fails there,
-and does not turn into a wrong answer or a slow network here.
+Names that may change with a release stand here and nowhere else in this folder. They were checked
+with the versions in `CHECKED`; `tests/model/test_upstream.py` checks what each of them does, so a
+release that renames one fails there, and does not turn into a wrong answer or a slow network here.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,14 +14,20 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_modules
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 
 CHECKED = {"torch": "2.14.1", "transformers": "5.24.0"}
 
-# Modules whose hooks only take notes. transformers' record outputs, and only while a forward pass asks for them;
-# torch's tracker, which counters of FLOPs use, keeps the name of the module that runs.
+# Modules whose hooks only take notes. transformers' record outputs, and only while a forward pass
+# asks for them; torch's tracker, which counters of FLOPs use, keeps the name of the module that
+# runs.
 NOTE_TAKERS = ("transformers.utils.output_capturing", "torch.utils.module_tracker")
 
 # Tensors that stand for others while `torch.export` runs a network.
@@ -46,8 +52,8 @@ def modules_below(network: nn.Module) -> list[nn.Module]:
 def is_watched(module: nn.Module) -> bool:
     """Whether a hook or a wrapper on `module` itself may see or change what goes through it.
 
-    Wrappers put a `forward` of their own on the module (accelerate, when it moves weights at each call), or a
-    compiled call (`module.compile()`).
+    Wrappers put a `forward` of their own on the module (accelerate, when it moves weights at each
+    call), or a compiled call (`module.compile()`).
     """
     if "forward" in module.__dict__ or module._compiled_call_impl is not None:
         return True
@@ -57,7 +63,8 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def is_everything_watched() -> bool:
-    """Whether there are hooks on all modules, as `torch.nn.modules.module.register_module_forward_hook` adds them."""
+    """Whether there are hooks on all modules, as
+    `torch.nn.modules.module.register_module_forward_hook` adds them."""
     return not all(_take_notes(getattr(torch_modules, name)) for name in _GLOBAL_HOOKS)
 
 
@@ -71,22 +78,47 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_batched(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is many at once in a backward pass: `torch.autograd.grad(...,
+    is_grads_batched=True)`."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor) or is_transformed()
+
+
 def parameters_of(module: nn.Module) -> Iterable[torch.Tensor | None]:
-    """The module's own parameters, without those of its children. `torch.func.functional_call` puts tensors there."""
+    """The module's own parameters, without those of its children. `torch.func.functional_call`
+    puts tensors there."""
     return module._parameters.values()
+
+
+# Under what `AutoVideoProcessor.register` keeps stock's processor beside ours. The Auto class
+# looks for the name in a saved file among all that is registered, and takes the one under
+# "torchvision" where it is asked for no backend.
+STOCK_BACKEND = "stock"
+
+
+def make_names_known(base_model: str, classifier: str) -> None:
+    """Put the classes' names where transformers looks names up: the stock pipeline logs an error
+    for a name that it does not know; others tell by name which class is without a head. The key is
+    no model type, so nothing else reads it."""
+    MODEL_MAPPING_NAMES["hf_timesformer"] = base_model
+    MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES["hf_timesformer"] = classifier
 
 
 __all__ = [
     "CHECKED",
     "EXPORT_TENSORS",
+    "ForSequenceClassificationLoss",
     "NOTE_TAKERS",
     "OutputRecorder",
+    "STOCK_BACKEND",
     "can_return_tuple",
     "capture_outputs",
     "get_relative_import_files",
+    "is_batched",
     "is_everything_watched",
     "is_transformed",
     "is_watched",
+    "make_names_known",
     "maybe_autocast",
     "merge_with_config_defaults",
     "modules_below",

@@ -49,14 +49,22 @@ SCALED = {
     "layer_scale2.lambda1": "output.dense",
 }
 # What the ViT's weights settle.
-SETTLED = ("hidden_size", "num_hidden_layers", "intermediate_size", "patch_size", "num_channels", "qkv_bias")
+SETTLED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+)
 # The parts of a block that its earlier steps start from.
 STEP = r"(encoder\.layer\.\d+\.)(attention|layernorm)(?:_before)?\.(.*)"
 HEADS_OF = 64  # channels of a head in every ViT that timm has, which its files do not tell
 
 
 def load_vit(vit: VitSource) -> tuple[dict, State]:
-    """Config fields of a TimeSformer and the weights that it shares with `vit`, fp32, named as below `timesformer.`.
+    """Config fields of a TimeSformer and the weights that it shares with `vit`, fp32, named as
+    below `timesformer.`.
 
     Raises:
         ValueError: if `vit` is no plain ViT, DeiT or DINOv2.
@@ -82,7 +90,8 @@ def from_timm(state: State, source: str) -> tuple[dict, State]:
 
 
 def fields_of(renamed: State, source: str) -> dict:
-    """The config fields that weights with timm's names, renamed, tell. Raises ValueError for a grid that is no square.
+    """The config fields that weights with timm's names, renamed, tell. Raises ValueError for a
+    grid that is no square.
 
     Heads are not among what they tell: `HEADS_OF` channels each.
     """
@@ -116,7 +125,11 @@ def from_transformers(model: PreTrainedModel) -> tuple[dict, State]:
     if state.pop("embeddings.distillation_token", None) is not None:  # DeiT: CLS, distillation token, patches
         positions = state["embeddings.position_embeddings"]
         state["embeddings.position_embeddings"] = torch.cat((positions[:, :1], positions[:, 2:]), dim=1)
-    outside = ("embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection")
+    outside = (
+        "embeddings.cls_token",
+        "embeddings.position_embeddings",
+        "embeddings.patch_embeddings.projection",
+    )
     names = {name: name for name in (*outside, "layernorm")}
     complaint = f"from_vit: this {config.model_type!r} model is no plain ViT"
     renamed = rename_weights(_join_qkv(state), names, VIT_BLOCK, VIT_BLOCK_NAMES, complaint)
@@ -149,8 +162,8 @@ def _join_qkv(state: State) -> State:
 def rename_weights(state: State, names: dict, block: str, block_names: dict, complaint: str) -> State:
     """Give weights our names and multiply LayerScale into the projections.
 
-    `block` matches how a block's names begin and captures its number. Raises ValueError, which begins with
-    `complaint`, for names that neither table has.
+    `block` matches how a block's names begin and captures its number. Raises ValueError, which
+    begins with `complaint`, for names that neither table has.
     """
     renamed, scales, unknown = {}, {}, []
     for name, value in state.items():
@@ -176,6 +189,18 @@ def rename_weights(state: State, names: dict, block: str, block_names: dict, com
     return renamed
 
 
+def fold_colours(fields: dict, state: State, num_channels: int | None) -> None:
+    """Make the patch embedding one for grey clips where `num_channels` is 1: for equal colours it
+    gives the same.
+
+    A grey pixel `x` is the colour `(x, x, x)`, and `w_r x + w_g x + w_b x = (w_r + w_g + w_b) x`.
+    """
+    name = "embeddings.patch_embeddings.projection.weight"
+    if num_channels == 1 < fields["num_channels"]:
+        state[name] = state[name].sum(dim=1, keepdim=True)  # (d, 3, height, width) -> (d, 1, height, width)
+        fields["num_channels"] = 1
+
+
 def refuse_contradictions(fields: dict, overrides: dict) -> None:
     """Raise ValueError for config fields that say something else than the ViT's weights."""
     for name in SETTLED:
@@ -196,7 +221,8 @@ def start_steps(state: State, earlier_steps: tuple[str, ...]) -> State:
 
 
 def load_shared(model: nn.Module, state: State) -> None:
-    """Load `state`, in which only what no ViT has is missing: the extra dense layers and the time embeddings."""
+    """Load `state`, in which only what no ViT has is missing: the extra dense layers and the time
+    embeddings."""
     incompatible = model.load_state_dict(state, strict=False)
     missing = [n for n in incompatible.missing_keys if not n.split(".")[-2].endswith("_dense") and "time_" not in n]
     if missing or incompatible.unexpected_keys:

@@ -1,8 +1,8 @@
 """How a forward pass runs. It is decided here and nowhere else, once a pass, by [`choose_way`].
 
-The plain way is the paper, module by module, and it is always right. A fast way gives the same numbers from the
-same weights, but reads the weights itself where the plain way calls a module. So it is entered only where nobody
-can tell the difference, but for the time and the memory:
+The plain way is the paper, module by module, and it is always right. A fast way gives the same
+numbers from the same weights, but reads the weights itself where the plain way calls a module. So
+it is entered only where nobody can tell the difference, but for the time and the memory:
 
 | way       | last block gives | two linear maps | MLP's wide part | works in | taken                               |
 |           | CLS alone        | in a row as one | computed again  | place    |                                     |
@@ -16,6 +16,7 @@ can tell the difference, but for the time and the memory:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import nn
@@ -23,27 +24,36 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .attention import TimeSformerSelfAttention, eager_attention_forward
 from .drop_path import TimeSformerDropPath
-from .upstream import EXPORT_TENSORS, is_everything_watched, is_transformed, is_watched, modules_below, parameters_of
+from .upstream import (
+    EXPORT_TENSORS,
+    is_everything_watched,
+    is_transformed,
+    is_watched,
+    modules_below,
+    parameters_of,
+)
 
 
-@dataclass(frozen=True)
-class Way:
-    """A row of the table above."""
+class Way(Enum):
+    """A row of the table above, by its columns."""
 
-    name: str
-    cls_alone: bool = True
-    fuses: bool = True
-    recomputes: bool = False
-    in_place: bool = False
+    PLAIN = (False, False, False, False)
+    EXPORTED = (True, False, False, False)
+    COMPILED = (True, True, False, False)
+    TRAINING = (True, True, True, False)
+    INFERENCE = (True, True, False, True)
+
+    def __init__(self, cls_alone: bool, fuses: bool, recomputes: bool, in_place: bool):
+        self.cls_alone = cls_alone
+        self.fuses = fuses
+        self.recomputes = recomputes
+        self.in_place = in_place
 
 
-PLAIN = Way("plain", cls_alone=False, fuses=False)
-EXPORTED = Way("exported", fuses=False)
-COMPILED = Way("compiled")
-TRAINING = Way("training", recomputes=True)
-INFERENCE = Way("inference", in_place=True)
+PLAIN, EXPORTED, COMPILED, TRAINING, INFERENCE = Way
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # float64 is for checking gradients: the plain way
+# float64 is for checking gradients: the plain way.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TENSORS = (torch.Tensor, nn.Parameter)
 
 
@@ -85,7 +95,8 @@ def _first_reason(this: Pass) -> str | None:
 
 
 def structure_of(network: nn.Module) -> tuple[tuple[type, Callable], ...]:
-    """The classes of all modules of `network` but itself, and their `forward`: what the fast ways were written for."""
+    """The classes of all modules of `network` but itself, and their `forward`: what the fast ways
+    were written for."""
     return tuple((type(module), type(module).forward) for module in modules_below(network))
 
 
@@ -137,14 +148,20 @@ REASONS: tuple[tuple[str, Callable[[Pass], bool]], ...] = (
     # LoRA, layers of a quantiser, FSDP, parametrizations, a part of one's own, ...
     ("a module is not what the network was built of", _is_rebuilt),
     # ... on any module below the base model. Offloading and module.compile() count as well.
-    ("a module has hooks or a forward of its own", lambda this: any(is_watched(module) for module in this.modules)),
+    (
+        "a module has hooks or a forward of its own",
+        lambda this: any(is_watched(module) for module in this.modules),
+    ),
     ("all modules have hooks", lambda this: is_everything_watched()),
-    # Quantised, sharded, fake: kinds of tensors whose products are their own. While exporting, all are fake.
+    # Quantised, sharded, fake: kinds of tensors whose products are their own. While exporting, all
+    # are fake.
     ("the tokens or a weight are another kind of tensor", _has_other_tensors),
     ("the tokens have no numbers (meta)", lambda this: this.tokens.device.type == "meta"),
-    # Who asks for so many digits wants each operation as it is written, gradients checked by differences above all.
+    # Who asks for so many digits wants each operation as it is written, gradients checked by
+    # differences above all.
     ("the tokens are float64", lambda this: this.tokens.dtype not in DTYPES),
-    # Ways draw in different orders, and a recomputation without the first pass's gradients must draw as that did.
+    # Ways draw in different orders, and a recomputation without the first pass's gradients must
+    # draw as that did.
     ("dropout is active", _drops_out),
     ("the attention function is the user's own", _has_own_attention),
 )
