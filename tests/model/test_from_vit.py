@@ -258,7 +258,7 @@ def test_ablations_leave_out_what_they_lack(kind, timm_file):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("hidden_size", 64), ("num_hidden_layers", 3), ("patch_size", 4), ("intermediate_size", 8), ("num_channels", 1)],
+    [("hidden_size", 64), ("num_hidden_layers", 3), ("patch_size", 4), ("intermediate_size", 8), ("num_channels", 4)],
 )
 def test_overrides_that_contradict_the_weights_are_named(field, value, timm_file):
     with pytest.raises(ValueError, match=f"{field}={value}"):
