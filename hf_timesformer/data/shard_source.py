@@ -286,7 +286,7 @@ def count_clips(shards: Sequence[str]) -> list[int]:
 def _count_clips(shard: str) -> int:
     if "://" in shard:
         raise ValueError(
-            f"how many clips {shard} holds is not known: put the shards.json that prepare_dataset.py writes beside it"
+            f"how many clips {shard} holds is not known: put the shards.json of `timesformer prepare` beside it"
         )
     try:
         with tarfile.open(shard) as tar:
@@ -302,7 +302,7 @@ def warn_of_few_shards(num_shards: int, layout: StreamLayout) -> None:
     if num_shards < streams:
         logger.warning(
             "%d shards are fewer than %d processes x %d workers = %d readers, so some shards are read more than once: "
-            "pack more shards (prepare_dataset.py), or lower --dataloader_num_workers to %d",
+            "pack more shards (`timesformer prepare`), or lower --dataloader_num_workers to %d",
             num_shards,
             layout.num_processes,
             layout.num_workers,
