@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from importlib.metadata import version
 
@@ -51,7 +52,16 @@ def only_prints(argv: list[str]) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command that `argv`, by default the command line, begins with."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads the output any more: `timesformer recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        sys.exit(1)
+
+
+def dispatch(argv: list[str]) -> None:
+    """Print what is asked for, or hand the rest of `argv` to the command that it begins with."""
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help", "help"):
         print(usage())

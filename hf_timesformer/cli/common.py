@@ -152,6 +152,8 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         # From a DataLoader's worker comes its whole traceback, with the message at its end.
         message = re.split(r"\n[\w.]*Error: ", str(error))[-1]

@@ -76,6 +76,19 @@ def test_an_unknown_command_names_the_nearest(capsys):
     assert capsys.readouterr().err == "error: there is no command 'evalate'; did you mean evaluate?\n"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell of its own kind")
+def test_output_that_nobody_reads_ends_a_command_without_a_word():
+    program = f"'{sys.executable}' -m timesformer_command"
+    shell = [
+        "bash",
+        "-c",
+        f"{program} --help | true; {program} recipes | true; {program} recipes k400-8x32-224 | head -n 1",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_a_file_with_main(name: str):
     assert callable(importlib.import_module(f"hf_timesformer.cli.{name}").main)
