@@ -18,6 +18,7 @@ EXTRAS = {
 EXTRAS["test"] = [
     "pytest>=8",
     "ruff>=0.8",
+    "mypy>=1.15",
     "setuptools>=77",
     "twine>=6",
     "tensorboard>=2.18",
