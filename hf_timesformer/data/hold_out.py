@@ -107,7 +107,7 @@ def _group_names(records: Dataset, group_by: str | None) -> Sequence[str | None]
             f"--group_by {group_by!r} is no column of the clips, and as a regular expression it does not match "
             f"{len(without)} of {len(video_ids)} names, such as {without[0]}"
         )
-    names = [match[1] if pattern.groups else match[0] for match in matches]
+    names = [match[1] if pattern.groups else match[0] for match in matches if match is not None]
     logger.info("clips are kept together by %r: %d groups, such as %s", group_by, len(set(names)), names[0])
     return names
 
@@ -118,11 +118,14 @@ def _recognise(video_ids: Iterable[str]) -> list[str | None]:
     found: dict[str, str] = {}  # kind -> example
     for video_id in video_ids:
         stem = PurePosixPath(video_id.partition("@")[0]).stem
-        matches = {kind: pattern.fullmatch(stem) for kind, pattern in SOURCE_IN_NAME.items()}
-        kind = next((kind for kind, match in matches.items() if match), None)
-        names.append(None if kind is None else matches[kind][1])
-        if kind is not None:
-            found.setdefault(kind, video_id)
+        name = None
+        for kind, pattern in SOURCE_IN_NAME.items():
+            match = pattern.fullmatch(stem)
+            if match is not None:
+                name = match[1]
+                found.setdefault(kind, video_id)
+                break
+        names.append(name)
     sizes = Counter(names)
     if any(size > 1 for name, size in sizes.items() if name is not None):
         logger.info(

@@ -123,7 +123,7 @@ class ShareSampler(EpochSampler):
         ends = np.cumsum(self.shares[on_line]) * self.num_clips
         comb = generator.random() + np.arange(self.num_clips)
         hits = np.searchsorted(ends[:-1], comb, side="right")  # without the last end: rounding may leave it short
-        times_drawn = Counter()
+        times_drawn: Counter[int] = Counter()
         for row in generator.permutation(on_line[hits]).tolist():
             yield ClipKey(self.epoch, row, times_drawn[row])
             times_drawn[row] += 1
