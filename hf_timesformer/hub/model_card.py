@@ -142,6 +142,8 @@ def fill_model_card(
     config = TimeSformerConfig.from_pretrained(folder)
     train, results = _read_json(folder / "train_results.json"), _results(folder)
     base_model = base_model or train.get("base_model") or train.get("model_name_or_path")
+    base_name: str | None
+    base_id: str | None
     if base_model and Path(base_model).exists():
         base_name, base_id = Path(base_model).resolve().name, None  # a path of this machine helps nobody else
     else:

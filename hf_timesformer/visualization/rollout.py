@@ -142,7 +142,8 @@ def step_rows(
 
     `weights` as recorded: with CLS as token 0 in the last step of a scheme, without it in the others.
     """
-    batch, *grid = patches.shape
+    batch, h, w, t = patches.shape
+    grid = h, w, t
     if step == "local":
         mixed = patches.flatten(1)[:, None] @ weights  # (b, 1, n) @ (b, n, n)
         return cls, mixed.reshape(patches.shape)
