@@ -46,8 +46,9 @@ def file_system_error(error: BaseException) -> OSError | None:
     FFmpeg's own errors are among Python's (`av.error.OSError`), but tell of what is in the file.
     """
     for cause in _causes(error):
-        is_of_system = isinstance(cause, OSError) and not isinstance(cause, av.error.FFmpegError)
-        if is_of_system and cause.errno is not None:
+        if not isinstance(cause, OSError) or isinstance(cause, av.error.FFmpegError):
+            continue
+        if cause.errno is not None:
             return None if cause.errno in LASTING else cause
     return None
 
