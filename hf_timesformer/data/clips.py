@@ -20,6 +20,7 @@ from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from ..video.views import count_channels
 from .augmentation import ClipAugmentation, cut_and_mix_clips, mix_clips
 from .faults import BadClipsError, Fault, describe_fault, list_faults
+from .media_files import video_of
 from .retries import read_with_retries
 from .row_source import ClipKey, ClipSource
 from .targets import NO_CLIP, SINGLE_LABEL, UNREADABLE, collate_targets, target_of
@@ -63,7 +64,7 @@ def segment_of(record: Mapping[str, Any]) -> dict[str, Any]:
     edges = {name: record.get(name) for name in ("start", "end")}
     frames = {name: record.get(f"{name}_frame") for name in ("start", "end")}
     if any(frame is not None for frame in frames.values()):
-        edges = _times_of_frames(record["video"], frames)
+        edges = _times_of_frames(video_of(record["video"]), frames)
     return {name: float(edge) for name, edge in edges.items() if edge is not None}
 
 
@@ -143,7 +144,7 @@ class TrainingClips(torch.utils.data.Dataset):
         generator = np.random.default_rng(entropy)  # made here, so that a second try draws the same
         short_side = self.augmentation.draw_short_side(generator)
         frames, _ = decode_video(
-            record["video"],
+            video_of(record["video"]),
             lambda metadata: self.sampling.indices(metadata, generator),
             short_side=short_side,
             **segment_of(record),
@@ -201,7 +202,7 @@ def read_for_evaluation(
     item = {"video_id": record["video_id"], "faults": []}
 
     def read() -> torch.Tensor:
-        return processor(record["video"], return_tensors="pt", **segment_of(record))["pixel_values"][0]
+        return processor(video_of(record["video"]), return_tensors="pt", **segment_of(record))["pixel_values"][0]
 
     try:
         pixel_values = read_with_retries(read, record["video_id"])
@@ -296,7 +297,9 @@ def check_every_class_is_readable(records: Dataset) -> list[Fault]:
 
 def _try_first_frame(record: Mapping[str, Any]) -> Fault | None:
     try:
-        read_with_retries(lambda: decode_video(record["video"], [0], **segment_of(record)), record["video_id"])
+        read_with_retries(
+            lambda: decode_video(video_of(record["video"]), [0], **segment_of(record)), record["video_id"]
+        )
     except (VideoDecodeError, OSError) as error:
         return describe_fault(record["video_id"], error)
     return None

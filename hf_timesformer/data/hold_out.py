@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Value
 
 
 logger = logging.getLogger(__name__)
@@ -60,13 +60,20 @@ def find_groups(records: Dataset, group_by: str | None = None) -> list[list[int]
     names = _group_names(records, group_by)
     parents = list(range(len(records)))  # a forest: rows with one root belong together
     first: dict[tuple[str, str], int] = {}
-    for row, (video, name) in enumerate(zip(records["video"], names)):
+    for row, (video, name) in enumerate(zip(_video_names(records), names)):
         for key in [("video", video), *([("group", name)] if name is not None else [])]:
             _join(parents, first.setdefault(key, row), row)
     groups = defaultdict(list)
     for row in range(len(records)):
         groups[_root(parents, row)].append(row)
     return list(groups.values())
+
+
+def _video_names(records: Dataset) -> Sequence[str]:
+    """What tells the video of each record from others, without reading any: its path, else the record's own id."""
+    if records.features["video"] != Value("string"):  # the rows hold bytes: each is a video of its own
+        return records["video_id"]
+    return records.with_format(None)["video"]  # as it is written, not what a transform makes of it
 
 
 def _root(parents: list[int], row: int) -> int:

@@ -9,10 +9,13 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from datasets.utils.file_utils import xopen
 
 from ..video.decoding import VideoDecodeError, decode_video, probe_video
 from ..video.decoding_source import CONTAINERS
@@ -356,3 +359,17 @@ def _decodes(path: Path) -> bool:
     except (VideoDecodeError, OSError):
         return False
     return True
+
+
+def video_of(value: Any) -> str | bytes:
+    """What a row of a data set has for a video, as `decode_video` takes it: a path, or bytes.
+
+    A `Video` that `datasets` did not decode is `{"bytes": ..., "path": ...}`; what lies at an address of the Hub, or in
+    an archive, is fetched.
+    """
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value["bytes"] is not None else value["path"]
+    if isinstance(value, str) and ("://" in value or "::" in value) and not os.path.exists(value):
+        with xopen(value, "rb") as file:
+            return file.read()
+    return value

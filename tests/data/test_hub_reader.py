@@ -7,7 +7,11 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, Video
 from torch.utils.data import DataLoader
 
+from hf_timesformer import TimeSformerVideoProcessor
+from hf_timesformer.data.clips import read_for_evaluation
 from hf_timesformer.data.dataset_factory import available_splits, find_videos, load_videos
+from hf_timesformer.data.hold_out import hold_out
+from hf_timesformer.data.media_files import video_of
 from hf_timesformer.data.row_source import ClipKey, RecordSource
 from hf_timesformer.data.shard_source import ShardSource, StreamLayout
 from hf_timesformer.video.decoding import decode_video
@@ -56,7 +60,7 @@ def brightness(video: str | bytes) -> int:
 
 
 def read(dataset) -> list[tuple[int, int]]:
-    return [(brightness(row["video"]), row["label"]) for row in dataset]
+    return [(brightness(video_of(row["video"])), row["label"]) for row in dataset]
 
 
 def test_class_folders(clips: Path):
@@ -65,7 +69,7 @@ def test_class_folders(clips: Path):
     assert (found.class_names, found.num_expected, found.num_found, found.shards) == (NAMES, 7, 7, None)
     assert sorted(read(found.videos)) == list(enumerate(LABELS))
     assert found.videos["video_id"][0] == "train/jump/0.mp4"
-    assert isinstance(found.videos[0]["video"], str)  # read where it lies
+    assert isinstance(video_of(found.videos[0]["video"]), str)  # read where it lies
     assert found.videos.features["label"].names == NAMES
 
 
@@ -76,9 +80,20 @@ def test_parquet_with_bytes(parquet: Path):
     assert found.videos["video_id"][:2] == ["0.mp4", "1.mp4"]
     assert len(load_videos("hub", parquet, "val")) == 2
     assert read(found.videos.select([4, 2])) == [(4, 1), (2, 1)]  # as held-out clips are
-    assert brightness(next(RecordSource(found.videos).candidates(ClipKey(0, 6)))["video"]) == 6
+    assert brightness(video_of(next(RecordSource(found.videos).candidates(ClipKey(0, 6)))["video"])) == 6
     with pytest.raises(ValueError, match="has no test split; it has: train, validation"):
         load_videos("hub", parquet, "test")
+
+
+def test_clips_are_held_out_and_read_for_evaluation(parquet: Path):
+    kept, held_out = hold_out(load_videos("hub", parquet, "train"), 0.3, seed=0)
+    assert sorted(kept["video_id"][:] + held_out["video_id"][:]) == [f"{number}.mp4" for number in range(7)]
+    assert set(held_out["label"]) == {0, 1}
+    processor = TimeSformerVideoProcessor(num_frames=2, size={"shortest_edge": 16}, crop_size=16, image_mean=[0.0] * 3)
+    for row in range(len(held_out)):
+        item = read_for_evaluation(held_out[row], processor, [0, 1])
+        shown = float(item["pixel_values"].mean()) * 0.225 * 255 / 30
+        assert round(shown) == int(Path(item["video_id"]).stem)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "class folders", "saved"])

@@ -33,6 +33,7 @@ from datasets.utils.file_utils import xopen
 
 from ..found_videos import FoundVideos
 from ..labels import check_numbers
+from ..media_files import video_of
 from ..records import OPTIONAL_COLUMNS, SPLIT_ALIASES, video_features
 from ..targets import LABEL_COLUMNS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
@@ -233,24 +234,8 @@ def _class_number(value: Any, number_of: Mapping[str, int]) -> int:
     return number_of[str(value)] if isinstance(value, (str, bool)) else int(value)
 
 
-def video_of(value: Any, root: str) -> str | bytes:
-    """A video as `decode_video` takes it: bytes, or a path; what lies at an address is fetched."""
-    if isinstance(value, Mapping):
-        value = value["bytes"] if value["bytes"] is not None else value["path"]
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(value)
-    if "://" in value or "::" in value:  # a file of the Hub, or in an archive
-        with xopen(value, "rb") as file:
-            return file.read()
-    return os.path.join(root, value)  # an absolute path stays as it is
-
-
-def _read_videos(batch: dict[str, list], root: str) -> dict[str, list]:
-    return {"video": [video_of(value, root) for value in batch["video"]]}
-
-
 def _as_records(opened: Dataset, data_dir: str, split: str, columns: Columns, names: list[str]) -> Dataset:
-    """The data set with our columns; a video is fetched when its row is."""
+    """The data set with our columns. A video stays as its row has it: `clips` reads it when its turn comes."""
     number_of = {name: number for number, name in enumerate(names)}
     labels = [
         label_of(value, number_of, columns, f"row {row} of the {split} split of {data_dir}")
@@ -259,8 +244,13 @@ def _as_records(opened: Dataset, data_dir: str, split: str, columns: Columns, na
     kinds = video_features(names, problem_type=columns.problem_type, optional=columns.optional)
     label_column = LABEL_COLUMNS[columns.problem_type]
     ids = _video_ids(opened, columns.video, split, data_dir)
+    videos = opened[columns.video][:] if _holds_paths(opened.features[columns.video]) else None
     opened = opened.select_columns([columns.video, *columns.optional])
     opened = opened.rename_column(columns.video, "video") if columns.video != "video" else opened
+    if videos is not None:
+        root = _root(data_dir)
+        paths = [path if "://" in path else os.path.join(root, path) for path in videos]
+        opened = opened.remove_columns("video").add_column("video", paths, feature=Value("string"))
     for name in columns.optional:
         opened = opened.cast_column(name, OPTIONAL_COLUMNS[name])
     added = Dataset.from_dict(
@@ -268,8 +258,16 @@ def _as_records(opened: Dataset, data_dir: str, split: str, columns: Columns, na
     )
     for name in added.column_names:
         opened = opened.add_column(name, added[name][:], feature=kinds[name])
-    root = os.path.expanduser(data_dir) if Path(data_dir).expanduser().is_dir() else ""
-    return opened.with_transform(partial(_read_videos, root=root), columns=["video"], output_all_columns=True)
+    return opened
+
+
+def _holds_paths(feature: Any) -> bool:
+    return feature in (Value("string"), Value("large_string"))
+
+
+def _root(data_dir: str) -> str:
+    """The folder that paths are from; "" for a data set of the Hub, whose paths are whole."""
+    return os.path.expanduser(data_dir) if Path(data_dir).expanduser().is_dir() else ""
 
 
 def _video_ids(opened: Dataset, column: str, split: str, data_dir: str) -> list[str]:
@@ -290,7 +288,7 @@ def _streamed(
     data_dir: str, config: str | None, split: str, opened: IterableDataset, columns: Columns, names: list[str]
 ) -> FoundVideos:
     sizes = _shard_sizes(data_dir, config, split, opened, columns)
-    root = os.path.expanduser(data_dir) if Path(data_dir).expanduser().is_dir() else ""
+    root = _root(data_dir)
     generate = partial(_generate, opened=opened, split=split, columns=columns, names=names, root=root)
     features = video_features(names, video_type="binary", problem_type=columns.problem_type, optional=columns.optional)
     shards = list(range(opened.num_shards))
@@ -330,7 +328,8 @@ def _generate(
         # `iter`, since a plain loop in a DataLoader worker would split the shard between workers once more.
         for number, batch in enumerate(rows.iter(batch_size=1)):
             row = {name: values[0] for name, values in batch.items()}
-            video = video_of(row[columns.video], root)
+            video = video_of(row[columns.video])
+            video = os.path.join(root, video) if isinstance(video, str) else video
             video_id = f"{split}-{shard:05d}/{number:07d}"
             record = {"video_id": video_id, "video": video if isinstance(video, bytes) else Path(video).read_bytes()}
             where = f"row {number} of shard {shard} of the {split} split"
