@@ -296,10 +296,11 @@ def check_every_class_is_readable(records: Dataset) -> list[Fault]:
 
 
 def _try_first_frame(record: Mapping[str, Any]) -> Fault | None:
+    def read() -> None:
+        decode_video(video_of(record["video"]), [0], **segment_of(record))
+
     try:
-        read_with_retries(
-            lambda: decode_video(video_of(record["video"]), [0], **segment_of(record)), record["video_id"]
-        )
+        read_with_retries(read, record["video_id"])
     except (VideoDecodeError, OSError) as error:
         return describe_fault(record["video_id"], error)
     return None

@@ -364,8 +364,8 @@ def _decodes(path: Path) -> bool:
 def video_of(value: Any) -> str | bytes:
     """What a row of a data set has for a video, as `decode_video` takes it: a path, or bytes.
 
-    A `Video` that `datasets` did not decode is `{"bytes": ..., "path": ...}`; what lies at an address of the Hub, or in
-    an archive, is fetched.
+    A `Video` that `datasets` did not decode is `{"bytes": ..., "path": ...}`; what lies at an address of the Hub, or
+    in an archive, is fetched.
     """
     if isinstance(value, Mapping):
         value = value["bytes"] if value["bytes"] is not None else value["path"]
