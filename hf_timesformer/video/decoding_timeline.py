@@ -147,8 +147,16 @@ def decode_units(
         except (*LIBRARY_ERRORS, StopIteration) as error:
             failure, failed = error, k
             break
-    yield from (frame for frame in decoder.decode(None) if failure is None or frame.pts != timeline.times[failed])
-    decoder.flush_buffers()
+    try:
+        for frame in decoder.decode(None):
+            if failure is None or frame.pts != timeline.times[failed]:
+                yield frame
+        decoder.flush_buffers()
+    except VideoDecodeError:
+        raise
+    except LIBRARY_ERRORS as error:  # a decoder that cannot even be opened
+        if failure is None:
+            failure, failed = error, units.stop - 1
     if failure is not None:
         raise DamagedUnit(failed) from failure
 

@@ -19,6 +19,7 @@ FUZZED = [
     "packed.avi",
     "vp9.webm",
     "stream.ts",
+    "hevc.mp4",
     "picture.gif",
     "raw.h264",
 ]
