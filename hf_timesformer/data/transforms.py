@@ -97,7 +97,7 @@ class TrainingTransform(_Transform):
         short_side = self.augmentation.draw_short_side(generator)
         frames, _ = decode_video(
             record["video"],
-            lambda metadata: self.sampling.indices(metadata, generator),
+            lambda metadata: self.sampling.indices(metadata, generator).tolist(),
             short_side=short_side,
             **segment_of(record),
         )

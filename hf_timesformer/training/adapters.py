@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -57,7 +58,7 @@ def add_adapter(
     return adapted
 
 
-def merge_adapter(adapted: nn.Module, folder: str | Path) -> PreTrainedModel:
+def merge_adapter(adapted: Any, folder: str | Path) -> PreTrainedModel:
     """Merge an adapter into its network, and save that as a whole model in place of the adapter's files."""
     merged = adapted.merge_and_unload()
     for path in Path(folder).glob("adapter_*"):

@@ -31,15 +31,15 @@ def _keep(tensors: Tensors) -> Tensors:
     return tensors
 
 
-def find_classifier(model: nn.Module) -> nn.Module | None:
+def find_classifier(model: nn.Module) -> Any:
     """The classifier of a network, with PEFT the copy of it that learns; None where there is none."""
-    classifier = getattr(model, "classifier", None)
+    classifier: Any = getattr(model, "classifier", None)
     copies = getattr(classifier, "modules_to_save", None)
     return classifier if copies is None else copies[classifier.active_adapters[0]]
 
 
 def fit_new_classifier(
-    model: nn.Module,
+    model: Any,
     batches: Iterable[Mapping[str, Any]],
     *,
     gather: Gather = _keep,
@@ -70,7 +70,7 @@ def fit_new_classifier(
 
 @torch.no_grad()
 def collect_features(
-    model: nn.Module, batches: Iterable[Mapping[str, Any]], *, gather: Gather = _keep
+    model: Any, batches: Iterable[Mapping[str, Any]], *, gather: Gather = _keep
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the classifier gets, `(N, d)`, and what it should give, `(N, classes)`, of all processes, on the CPU.
 

@@ -45,7 +45,7 @@ def clip_loss(
         label_smoothing: as in `torch.nn.functional.cross_entropy`; of one class only.
         class_weights: `(classes,)`, multiply each class' part of the sum.
     """
-    counted = is_counted(labels)
+    counted = torch.as_tensor(is_counted(labels))
     logits = logits.float()
     if problem_type == MULTI_LABEL:
         targets = torch.where(counted[:, None], labels, 0.0)
@@ -57,12 +57,14 @@ def clip_loss(
     else:
         # UNREADABLE is below NO_CLIP, and just as little a class.
         labels = labels if labels.ndim == 2 else labels.clamp(min=NO_CLIP)
-        options = {
-            "weight": class_weights,
-            "label_smoothing": label_smoothing,
-            "ignore_index": NO_CLIP,
-        }
-        total = functional.cross_entropy(logits, labels, reduction="sum", **options)
+        total = functional.cross_entropy(
+            logits,
+            labels,
+            weight=class_weights,
+            label_smoothing=label_smoothing,
+            ignore_index=NO_CLIP,
+            reduction="sum",
+        )
     return total / (counted.sum().clamp(min=1) if num_items is None else num_items)
 
 

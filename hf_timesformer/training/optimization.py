@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,8 +50,10 @@ def freeze_parameters(model: nn.Module, freeze: str, freeze_depth: float = 0.0) 
         learns = freeze == "none" or is_head or (freeze == "spatial" and is_video)
         parameter.requires_grad = learns and not is_kept
     for module in model.modules():
-        if hasattr(module, "drop_path") and not any(parameter.requires_grad for parameter in module.parameters()):
-            module.drop_path.rate = 0.0  # stochastic depth is for what learns; else it only blurs the features
+        drop_path: Any = getattr(module, "drop_path", None)
+        learns = any(parameter.requires_grad for parameter in module.parameters())
+        if drop_path is not None and not learns:
+            drop_path.rate = 0.0  # stochastic depth is for what learns; else it only blurs the features
 
 
 def parameter_groups(
@@ -109,7 +112,8 @@ def names_without_decay(model: nn.Module) -> set[str]:
     model's own `no_weight_decay()` names. Names and modules decide, never shapes: FSDP1 shows every
     parameter as a flat shard.
     """
-    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    own_list: Any = getattr(model, "no_weight_decay", None)
+    exempt: set[str] = set() if own_list is None else set(own_list())
     for prefix, module in model.named_modules():
         is_norm = "norm" in type(module).__name__.lower()
         for name, _ in module.named_parameters(prefix, recurse=False):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,18 +27,19 @@ def write_preview(
     They are batches as the network gets them, mixed where batches are mixed, with the normalisation
     taken back. The caption tells the class, or the classes with their shares. Returns the files.
     """
-    sampler = clips.source.make_sampler(clips.seed)
+    sampler: Any = clips.source.make_sampler(clips.seed)
     sampler.set_epoch(PREVIEW_EPOCH)
     keys = list(sampler)
     per_batch = max(1, batch_size // clips.repeats)
     rows = []
     for begin in range(0, len(keys), per_batch):
-        batch = collator([clips[key] for key in keys[begin : begin + per_batch]])
+        items: list[Any] = [clips[key] for key in keys[begin : begin + per_batch]]
+        batch = collator(items)
         for pixel_values, label, name in zip(batch["pixel_values"], batch["labels"], batch["video_ids"]):
             rows.append(_draw_row(pixel_values, f"{name}: {_caption(label, names, collator.problem_type)}", clips))
         if len(rows) >= count:
             break
-    paths = []
+    paths: list[Path] = []
     for begin in range(0, min(count, len(rows)), CLIPS_A_SHEET):
         sheet = np.concatenate(rows[begin : min(begin + CLIPS_A_SHEET, count)])
         paths.append(Path(folder) / f"preview_{len(paths) + 1}.png")

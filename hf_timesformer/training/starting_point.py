@@ -36,7 +36,7 @@ def load_network(
     """
     if model and from_vit:
         raise ValueError("--model (a TimeSformer) and --from_vit (an image ViT) exclude each other: give one of them")
-    labels = {
+    labels: dict[str, dict] = {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: i for i, name in enumerate(class_names)},
     }

@@ -6,10 +6,12 @@ to stop neither evaluates, nor fits its classifier, nor writes a final model, no
 
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 import torch
+from accelerate import Accelerator
 from torch.utils.data import get_worker_info
 
 
@@ -52,7 +54,7 @@ class StopRequest:
             self._previous = None
 
 
-def ignore_sigterm_in_worker(start: object, worker_id: int) -> None:
+def ignore_sigterm_in_worker(start: Callable[[int], None] | None, worker_id: int) -> None:
     """A DataLoader's `worker_init_fn`: the worker leaves SIGTERM to its parent, which still needs the worker's clips.
 
     A scheduler sends the signal to all processes of a job, and PyTorch's loader raises where a
@@ -64,7 +66,7 @@ def ignore_sigterm_in_worker(start: object, worker_id: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def any_process(flag: bool, accelerator: object) -> bool:
+def any_process(flag: bool, accelerator: Accelerator) -> bool:
     """Whether the flag is up in any process; all of them must ask, and all get the same answer."""
     if accelerator.num_processes == 1:
         return flag

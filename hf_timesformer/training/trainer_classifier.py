@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -70,7 +70,7 @@ class ClassifierFitMixin:
         """
         first = math.ceil(self.args.num_train_epochs)
         clips, processor = self.train_dataset, self.processing_class
-        rounds = [(clips, range(first, first + passes))]
+        rounds: list[tuple[Any, Sequence[int]]] = [(clips, range(first, first + passes))]
         if processor is not None:
             processor = copy.copy(processor)
             processor.num_crops = EVALUATION_CROPS

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from transformers import AutoModelForVideoClassification, set_seed
 
 from hf_timesformer.data.dataset_factory import find_videos
 from hf_timesformer.data.row_source import ClipKey
+from hf_timesformer.data.targets import REGRESSION
 from hf_timesformer.training.adapters import BASE_FOLDER
 from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
 from hf_timesformer.training.preview import CAPTION, PREVIEW_EPOCH
-from hf_timesformer.training.run import draw_clips, make_trainer, train
+from hf_timesformer.training.run import draw_clips, find_class_weights, make_trainer, train
 from hf_timesformer.training.trainer import VideoTrainer
 from hf_timesformer.training.trainer_average import RAW_WEIGHTS
 
@@ -204,3 +206,16 @@ def test_a_preview_of_shards_leaves_the_first_epoch_to_training(arguments, shard
     assert (tmp_path / "seen" / "preview_1.png").is_file()
     losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (plain, seen)]
     assert losses[0] == losses[1]
+
+
+def test_class_weights_by_the_clips_of_each_class(folder, shards):
+    found = find_videos("folder", folder, "train")  # 4 clips of each of 6 classes, in their order
+    found = replace(found, videos=found.videos.select([0, 1, 2, 3, 4, 8]))
+    weights = find_class_weights("balanced", found, label_ids=[5, 4, 3, 2, 1, 0], num_labels=7)
+    # Counts 4, 1, 1 of the classes that the model numbers 5, 4, 3: the mean weight over the 6 clips is 1.
+    assert weights.tolist() == pytest.approx([1, 1, 1, 2, 2, 0.5, 1])
+    assert find_class_weights("none", found, [], 7) is None
+    with pytest.raises(ValueError, match="nobody has counted the classes of tar shards"):
+        find_class_weights("balanced", find_videos("webdataset", shards, "train"), [], 7)
+    with pytest.raises(ValueError, match="the targets are numbers"):
+        find_class_weights("balanced", replace(found, problem_type=REGRESSION), [], 1)
