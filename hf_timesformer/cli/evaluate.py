@@ -5,11 +5,18 @@
     accelerate launch --num_processes 8 -m hf_timesformer.cli.evaluate --model runs/mine --dataset kinetics \\
         --data_dir k400
 
-Writes eval_results.json, per_class.csv, confusion_matrix.png and, where clips are missing, missing_videos.txt.
+    timesformer evaluate --from_predictions run-a/eval_test run-b/eval_test --output_dir fused
+
+--num_clips auto covers the whole of each video, however long. The last line fuses runs over the same videos: the mean
+of their probabilities.
+
+Writes eval_results.json, predictions.parquet (what was said of each video), per_class.csv, most_confused.csv,
+confusion_matrix.png, worst_errors.png and, where clips are missing, missing_videos.txt.
 """
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +34,17 @@ from .common import (
 
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
+    from ..data.dataset_factory import FoundVideos
+    from ..evaluation.predictions import Predictions
     from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 
+PERCENTAGES = (
+    "top1_accuracy", "top5_accuracy", "mean_class_accuracy", "mean_average_precision", "f1_micro", "f1_macro",
+)  # fmt: skip
+ERRORS = ("mean_absolute_error", "root_mean_squared_error")
 DTYPES = ("float32", "bfloat16", "float16")  # of evaluation.predictions.AUTOCAST_DTYPES
 
 
@@ -42,7 +56,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--output_dir", help="by default <model>/eval_<split>")
     parser.add_argument("--num_crops", type=int, default=3, choices=(1, 3), help="1 (centre) or 3")
-    parser.add_argument("--num_clips", type=int, default=1, help="clips a video, spread evenly")
+    parser.add_argument(
+        "--num_clips", type=clips_of, default=1, help="clips a video, spread evenly; auto: as many as cover it"
+    )
     parser.add_argument("--num_frames", type=int, help="frames a clip, if not the checkpoint's")
     parser.add_argument("--sampling", choices=("clip", "segments"), help="clip or segments, if not the checkpoint's")
     parser.add_argument("--sampling_rate", type=int, help="every n-th frame, if not the checkpoint's")
@@ -52,18 +68,72 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode, for each device")
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="autocast precision")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    parser.add_argument("--threshold", type=float, default=0.5, help="probability of a class that counts, of several")
+    parser.add_argument(
+        "--from_predictions", nargs="+", metavar="RUN", help="fuse these predictions.parquet, or folders that hold one"
+    )
     return parser.parse_args(argv)
+
+
+def clips_of(text: str) -> int | str:
+    """What `--num_clips` takes: a number, or auto."""
+    return text if text == "auto" else int(text)
+
+
+def parse_fusion(argv: list[str] | None) -> argparse.Namespace | None:
+    """The command line where it fuses runs, which needs neither model nor data; None where it does not."""
+    spellings = ("--from_predictions", "--from-predictions")
+    if not any(word.startswith(spellings) for word in (sys.argv[1:] if argv is None else argv)):
+        return None
+    parser = make_parser("evaluate", __doc__)
+    parser.add_argument("--from_predictions", nargs="+", required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--threshold", type=float, default=0.5)
+    return parser.parse_args(argv)
+
+
+def fuse_runs(args: argparse.Namespace) -> None:
+    """Read several runs over the same videos, and report their mean."""
+    from ..evaluation.prediction_file import fuse, read_predictions
+    from ..evaluation.report import installed_versions, summarize, write_report
+
+    with user_errors():
+        fused, names = fuse([read_predictions(path) for path in args.from_predictions])
+        results = summarize(fused, names, expected=None, found=None, threshold=args.threshold)
+        protocol = f"The mean of the probabilities of {len(args.from_predictions)} runs."
+        about = {"protocol": protocol, "from_predictions": args.from_predictions, "versions": installed_versions()}
+        for path in write_report(args.output_dir, about | results, fused, names):
+            print(f"wrote {path}")
+    _print_summary(about | results)
+
+
+def model_classes(found: "FoundVideos", model: "torch.nn.Module") -> list[int]:
+    """The model's number for each class of the data set. Raises ValueError where the two do not fit."""
+    from ..data.labels import match_labels
+    from ..data.targets import REGRESSION
+    from ..inference import problem_type_of
+
+    if problem_type_of(model.config) != found.problem_type:
+        raise ValueError(
+            f"the data set poses a problem of type {found.problem_type}, the model solves one of type "
+            f"{problem_type_of(model.config)}: give the data set that it was trained on"
+        )
+    if found.problem_type == REGRESSION:
+        return list(range(len(found.class_names)))
+    cure = "Use the data set that the model was trained on, or rename the class folders"
+    return match_labels(found.class_names, model.config.id2label, cure=cure)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Load, predict on every process, and report from the first."""
+    fusion = parse_fusion(argv)
+    if fusion is not None:
+        return fuse_runs(fusion)
     args = parse_arguments(argv)
-    import numpy as np
     import transformers
 
     from ..conversion.load_exported import load_exported
     from ..data.dataset_factory import find_videos
-    from ..data.labels import match_labels
     from ..evaluation.predictions import predict_dataset
     from ..evaluation.rank_exchange import make_accelerator
     from ..evaluation.report import summarize, write_report
@@ -81,6 +151,9 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         settings = ("num_crops", "num_clips", "num_frames", "sampling", "sampling_rate", "target_fps")
         overrides = {name: getattr(args, name) for name in settings} | reading_settings(args)
+        whole_videos = args.num_clips == "auto"
+        if whole_videos:
+            overrides["num_clips"] = 1
         if graph is not None:
             model, processor = load_exported(*graph, **overrides)
         else:
@@ -88,13 +161,14 @@ def main(argv: list[str] | None = None) -> None:
         missing_file = output_dir / "missing_videos.txt" if accelerator.is_main_process else None
         options = dataset_arguments(args).reader_options
         found = find_videos(args.dataset, args.data_dir, args.split, missing_file=missing_file, **options)
-        cure = "Use the data set that the model was trained on, or rename the class folders"
-        model_label = np.array(match_labels(found.class_names, model.config.id2label, cure=cure), np.int64)
+        label_ids = model_classes(found, model)
     predictions = predict_dataset(
         model,
         processor,
         found.videos,
         accelerator,
+        label_ids=label_ids,
+        whole_videos=whole_videos,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         dtype="float32" if graph is not None else args.dtype,
@@ -102,15 +176,29 @@ def main(argv: list[str] | None = None) -> None:
     end_process_group()
     if not accelerator.is_main_process:
         return
-    predictions.labels = model_label[predictions.labels]
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     with user_errors():
-        results = summarize(predictions, names, expected=found.num_expected, found=found.num_found)
+        counts = {"expected": found.num_expected, "found": found.num_found}
+        results = summarize(predictions, names, **counts, threshold=args.threshold)
         dtype = args.dtype if graph is None else model.precision
         results = _setting(args, processor, accelerator) | {"dtype": dtype} | results
         for path in write_report(output_dir, results, predictions, names):
             print(f"wrote {path}")
+        _write_worst_errors(output_dir, predictions, names, found)
     _print_summary(results)
+
+
+def _write_worst_errors(folder: Path, predictions: "Predictions", names: list[str], found: "FoundVideos") -> None:
+    """The picture of the worst errors, or why there is none."""
+    from ..evaluation.worst_errors import worst_videos, write_worst_errors
+
+    if not hasattr(found.videos, "__len__"):
+        print("no worst_errors.png: the clips of a stream cannot be looked at again")
+        return
+    rows = {name: row for row, name in enumerate(found.videos["video_id"])}
+    records = {name: found.videos[rows[name]] for name in worst_videos(predictions)}
+    path = write_worst_errors(folder / "worst_errors.png", predictions, names, records)
+    print("no worst_errors.png: every answer was right" if path is None else f"wrote {path}")
 
 
 def _output_dir(args: argparse.Namespace) -> Path:
@@ -131,9 +219,9 @@ def _setting(args: argparse.Namespace, processor: "TimeSformerVideoProcessor", a
         "dataset": args.dataset,
         "data_dir": args.data_dir,
         "split": args.split,
-        "protocol": describe_protocol(processor),
-        "views": processor.num_clips * processor.num_crops,
-        "num_clips": processor.num_clips,
+        "protocol": describe_protocol(processor, whole_videos=args.num_clips == "auto"),
+        "views": "auto" if args.num_clips == "auto" else processor.num_clips * processor.num_crops,
+        "num_clips": args.num_clips,
         "num_crops": processor.num_crops,
         "num_frames": processor.num_frames,
         "device": str(accelerator.device),
@@ -144,13 +232,17 @@ def _setting(args: argparse.Namespace, processor: "TimeSformerVideoProcessor", a
 
 def _print_summary(results: dict) -> None:
     print(results["protocol"])
-    for name in ("top1_accuracy", "top5_accuracy", "mean_class_accuracy"):
-        print(f"{name:>20} {100 * results[name]:6.2f} %")
+    for name in PERCENTAGES:
+        if name in results:
+            print(f"{name:>22} {100 * results[name]:6.2f} %")
+    for name in ERRORS:
+        if name in results:
+            print(f"{name:>22} {results[name]:.6g}")
     if "top5_note" in results:
-        print(f"{'':>20} {results['top5_note']}")
+        print(f"{'':>22} {results['top5_note']}")
     for name in ("videos_expected", "videos_found", "videos_evaluated", "videos_failed"):
-        print(f"{name:>20} {results[name]:6d}")
-    print(f"{'videos_per_second':>20} {results['videos_per_second']:6.2f}")
+        print(f"{name:>22} {results[name]:6d}")
+    print(f"{'videos_per_second':>22} {results['videos_per_second']:6.2f}")
     for failure in results["failures"][:10]:
         print(f"failed: {failure['video_id']}: {failure['message']}")
 

@@ -31,12 +31,12 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     }
 
 
-def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def multi_label_metrics(logits: np.ndarray, labels: np.ndarray, *, threshold: float = 0.5) -> dict[str, float]:
     """Mean average precision and F1, from logits and 0/1 labels, both `(videos, classes)`.
 
     `mean_average_precision` is the mean over the classes that some video has; `f1_micro` and `f1_macro` (over the same
-    classes) are those of the classes with a logit above 0, a probability above one half. Raises ValueError for no
-    videos, other shapes, or logits that are not finite.
+    classes) are those of the classes with a probability above `threshold`. Raises ValueError for no videos, other
+    shapes, logits that are not finite, or a threshold that is no probability.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels) > 0.5
     if logits.ndim != 2 or labels.shape != logits.shape or not len(labels):
@@ -44,7 +44,9 @@ def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(axis=1).sum())
         raise ValueError(f"the logits of {bad} of {len(logits)} videos are NaN or infinite; try --dtype float32")
-    chosen = logits > 0
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
+    chosen = logits > np.log(threshold / (1 - threshold))
     present = labels.any(axis=0)
     right = (chosen & labels).sum(axis=0)  # (classes,), and so are the two below
     wrong = (chosen & ~labels).sum(axis=0)

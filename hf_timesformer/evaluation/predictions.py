@@ -17,9 +17,12 @@ from tqdm.auto import tqdm
 from ..data.clips import EvaluationClips, StreamedEvaluationClips
 from ..data.records import class_names_of
 from ..data.row_source import RecordSource
+from ..data.targets import SINGLE_LABEL, collate_targets
+from ..data.targets import problem_type_of as target_kind
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .rank_exchange import ResultExchange
+from .whole_video import LogitSums, whole_video_loader
 
 
 logger = logging.getLogger(__name__)
@@ -29,13 +32,20 @@ AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class Predictions:
-    """Logits `(videos, classes)` and labels of the videos that could be read, and one row for each that could not."""
+    """What the model said of the videos that could be read, and one row for each that could not.
+
+    `logits` `(videos, classes)`, the mean over each video's views; `labels` as `data.targets` has them for batches of
+    the `problem_type`: class numbers `(videos,)`, 0/1 `(videos, classes)` or numbers `(videos,)`; `views` `(videos,)`,
+    how many views each mean is of.
+    """
 
     video_ids: list[str]
     logits: np.ndarray
     labels: np.ndarray
     failures: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
+    problem_type: str = SINGLE_LABEL
+    views: np.ndarray | None = None
 
 
 def predict_dataset(
@@ -44,6 +54,8 @@ def predict_dataset(
     videos: Dataset | IterableDataset,
     accelerator: Accelerator,
     *,
+    label_ids: Sequence[int] | None = None,
+    whole_videos: bool = False,
     batch_size: int = 4,
     num_workers: int = 0,
     dtype: str = "float32",
@@ -51,31 +63,47 @@ def predict_dataset(
     """Run the model over this rank's share of `videos` and gather all ranks' results; each video appears once.
 
     Nothing is padded: of a map-style data set every `num_processes`-th record goes to a rank, of an IterableDataset
-    every `num_processes`-th shard. Labels stay the data set's.
+    every `num_processes`-th shard.
+
+    Args:
+        label_ids: the model's number for each class of the data set (`labels.match_labels`); None where they are the
+            same.
+        whole_videos: as many clips of each video as cover it, whatever the processor's `num_clips`.
+        batch_size: videos that run together; of whole videos, clips.
+        dtype: the precision of autocast.
     """
-    label_ids = range(len(class_names_of(videos.features)))
-    loader = _view_loader(videos, processor, label_ids, accelerator, batch_size, num_workers)
+    problem_type = target_kind(videos.column_names or list(videos.features))
+    if label_ids is None:
+        label_ids = range(len(class_names_of(videos.features)))
+    if whole_videos:
+        loader = whole_video_loader(videos, processor, label_ids, accelerator, batch_size, num_workers)
+    else:
+        loader = _view_loader(videos, processor, label_ids, accelerator, batch_size, num_workers)
     model = model.to(accelerator.device).eval()
     start = time.perf_counter()
     exchange = ResultExchange()
     progress = tqdm(
-        total=len(loader.sampler) if isinstance(videos, Dataset) else None,
+        total=len(range(accelerator.process_index, len(videos), accelerator.num_processes))
+        if isinstance(videos, Dataset)
+        else None,
         desc="evaluate",
         unit="video",
         disable=not accelerator.is_main_process,
     )
+    sums = LogitSums()
     for batch in loader:
         good = [item for item in batch if not item["faults"]]
         logits = _forward(model, good, accelerator.device, AUTOCAST_DTYPES[dtype]) if good else []
-        answers = [(item["video_id"], item["labels"], row) for item, row in zip(good, logits)]
-        exchange.add(answers + [fault._asdict() for item in batch for fault in item["faults"]])
-        progress.update(len(batch))
+        answers = [answer for item, row in zip(good, logits) if (answer := sums.add(item, row)) is not None]
+        faults = [fault._asdict() for item in batch for fault in item["faults"]]
+        exchange.add([*answers, *faults])
+        progress.update(len(answers) + len(faults))
     progress.close()
     rows = exchange.finish()
     seconds = time.perf_counter() - start  # the exchange waits for the slowest rank
     failures = [row for row in rows if isinstance(row, dict)]
     results = [row for row in rows if isinstance(row, tuple)]
-    return _collect(results, failures, num_classes=model.config.num_labels, seconds=seconds)
+    return _collect(results, failures, model.config.num_labels, problem_type, seconds)
 
 
 def _view_loader(
@@ -109,7 +137,9 @@ def _forward(
     return logits.float().cpu().numpy()
 
 
-def _collect(results: list[tuple], failures: list[dict], *, num_classes: int, seconds: float) -> Predictions:
+def _collect(
+    results: list[tuple], failures: list[dict], num_classes: int, problem_type: str, seconds: float
+) -> Predictions:
     results.sort(key=lambda row: row[0])
     video_ids = [row[0] for row in results]
     names = Counter(video_ids + [failure["video_id"] for failure in failures])
@@ -117,5 +147,12 @@ def _collect(results: list[tuple], failures: list[dict], *, num_classes: int, se
     if repeated:
         logger.warning("%d names stand for more than one video, such as %s", len(repeated), repeated[0])
     logits = np.stack([row[2] for row in results]) if results else np.empty((0, num_classes), np.float32)
-    labels = np.array([row[1] for row in results], np.int64)
-    return Predictions(video_ids, logits, labels, sorted(failures, key=lambda row: row["video_id"]), seconds)
+    return Predictions(
+        video_ids,
+        logits,
+        collate_targets([row[1] for row in results], num_classes, problem_type).numpy(),
+        sorted(failures, key=lambda row: row["video_id"]),
+        seconds,
+        problem_type,
+        np.array([row[3] for row in results], np.int64),
+    )

@@ -1,4 +1,13 @@
-"""What an evaluation leaves behind: `eval_results.json`, `per_class.csv` and `confusion_matrix.png`."""
+"""What an evaluation leaves behind: the figures, predictions of every video, tables and pictures.
+
+| file                | one class a video | several classes | a number |
+|---------------------|-------------------|-----------------|----------|
+| eval_results.json   | x                 | x               | x        |
+| predictions.parquet | x                 | x               | x        |
+| per_class.csv       | x                 | x               |          |
+| most_confused.csv   | x                 |                 |          |
+| confusion_matrix.png| x                 |                 |          |
+"""
 
 import csv
 import importlib.util
@@ -9,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from ..data.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
-from .accuracy import classification_metrics
+from .accuracy import average_precision, classification_metrics, multi_label_metrics, regression_metrics
+from .prediction_file import FILE_NAME, write_predictions
 from .predictions import Predictions
 
 
@@ -20,20 +31,26 @@ CROPS = {1: "the centre crop", 3: "three crops (left, centre, right; in portrait
 
 
 def summarize(
-    predictions: Predictions, class_names: list[str], *, expected: int | None, found: int | None
+    predictions: Predictions,
+    class_names: list[str],
+    *,
+    expected: int | None,
+    found: int | None,
+    threshold: float = 0.5,
 ) -> dict[str, Any]:
     """The figures of one evaluation: metrics, counts of videos, failures with their reasons, throughput.
 
     `expected` is what the annotations list and `found` what is on disk; None (tar shards without a manifest) takes the
-    number that was streamed. Raises ValueError where no video could be read.
+    number that was streamed. `threshold` is the probability from which on a class counts as named, where a video has
+    several. Raises ValueError where no video could be read.
     """
     read = len(predictions.video_ids) + len(predictions.failures)
     if not len(predictions.labels):
         first = predictions.failures[0]["message"] if predictions.failures else "the split is empty"
         raise ValueError(f"none of {read} videos could be evaluated; the first: {first}")
-    results = classification_metrics(predictions.logits, predictions.labels)
+    results = metrics_of(predictions, threshold)
     num_classes = predictions.logits.shape[1]
-    if num_classes < 5:
+    if predictions.problem_type == SINGLE_LABEL and num_classes < 5:
         results["top5_note"] = f"the model has {num_classes} classes, so top-5 is top-{num_classes}: always 1"
     found = read if found is None else found
     return results | {
@@ -42,14 +59,33 @@ def summarize(
         "videos_evaluated": len(predictions.video_ids),
         "videos_failed": len(predictions.failures),
         "failures": predictions.failures,
-        "classes_evaluated": int(len(np.unique(predictions.labels))),
-        "classes": len(class_names),
+        **_class_counts(predictions, class_names),
         "seconds": round(predictions.seconds, 2),
         "videos_per_second": round(read / max(predictions.seconds, 1e-9), 3),
     }
 
 
-def describe_protocol(processor: TimeSformerVideoProcessor) -> str:
+def metrics_of(predictions: Predictions, threshold: float = 0.5) -> dict[str, Any]:
+    """The metrics of the kind of problem that the data set poses."""
+    if predictions.problem_type == REGRESSION:
+        return regression_metrics(predictions.logits[:, 0], predictions.labels)
+    if predictions.problem_type == MULTI_LABEL:
+        metrics = multi_label_metrics(predictions.logits, predictions.labels, threshold=threshold)
+        return metrics | {"threshold": threshold}
+    return classification_metrics(predictions.logits, predictions.labels)
+
+
+def _class_counts(predictions: Predictions, class_names: list[str]) -> dict[str, int]:
+    if predictions.problem_type == REGRESSION:
+        return {}
+    if predictions.problem_type == MULTI_LABEL:
+        occurring = int(predictions.labels.any(axis=0).sum())
+    else:
+        occurring = len(np.unique(predictions.labels))
+    return {"classes_evaluated": occurring, "classes": len(class_names)}
+
+
+def describe_protocol(processor: TimeSformerVideoProcessor, *, whole_videos: bool = False) -> str:
     """The protocol in one sentence, from the processor's settings."""
     frames, clips = processor.num_frames, processor.num_clips
     if processor.sampling == "segments":
@@ -58,11 +94,14 @@ def describe_protocol(processor: TimeSformerVideoProcessor) -> str:
         rate = f" of {processor.target_fps:g} fps" if processor.target_fps else ""
         which = f"{frames} frames at a sampling rate of 1/{processor.sampling_rate}{rate}"
     clip = f"one clip in the middle of the video ({which})" if clips == 1 else f"{clips} clips spread evenly ({which})"
+    if whole_videos:
+        clip = f"as many clips as cover it, spread evenly ({which})"
+    averaged = "all views" if whole_videos else f"the {clips * processor.num_crops} views"
     crop = processor.crop_size
     return (
         f"For each video {clip}; frames resized to a short side of {processor.size['shortest_edge']} pixels; "
-        f"{CROPS[processor.num_crops]} of {crop['height']}x{crop['width']} pixels; the logits averaged over the "
-        f"{clips * processor.num_crops} views; the class of the largest mean logit is the top-1."
+        f"{CROPS[processor.num_crops]} of {crop['height']}x{crop['width']} pixels; the logits averaged over "
+        f"{averaged}; the class of the largest mean logit is the top-1."
     )
 
 
@@ -76,18 +115,64 @@ def confusion_matrix(predictions: Predictions) -> np.ndarray:
 def write_report(
     folder: Path, results: dict[str, Any], predictions: Predictions, class_names: list[str]
 ) -> list[Path]:
-    """Write the results, the per-class table and, where matplotlib is installed, the picture; return their paths."""
+    """Write the files that go with the kind of problem (the table at the top of this file); return their paths.
+
+    The picture is left out where matplotlib is not installed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "eval_results.json", folder / "per_class.csv"]
+    written = [folder / "eval_results.json"]
     written[0].write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    written.append(write_predictions(folder / FILE_NAME, predictions, class_names))
+    if predictions.problem_type == MULTI_LABEL:
+        written.append(folder / "per_class.csv")
+        _write_per_label(written[-1], predictions, class_names, results.get("threshold", 0.5))
+    if predictions.problem_type != SINGLE_LABEL:
+        return written
     matrix = confusion_matrix(predictions)
-    _write_per_class(written[1], matrix, class_names)
+    written += [folder / "per_class.csv", folder / "most_confused.csv"]
+    _write_per_class(written[-2], matrix, class_names)
+    _write_most_confused(written[-1], matrix, class_names)
     if importlib.util.find_spec("matplotlib") is None:
         logger.warning("no confusion_matrix.png: matplotlib is not installed (pip install hf-timesformer[viz])")
     else:
         written.append(folder / "confusion_matrix.png")
         draw_confusion_matrix(written[-1], matrix, class_names)
     return written
+
+
+def _write_per_label(path: Path, predictions: Predictions, class_names: list[str], threshold: float) -> None:
+    """A row for each class that some video has or is said to have, where a video may have several."""
+    labels = predictions.labels > 0.5  # (videos, classes)
+    named = predictions.logits > np.log(threshold / (1 - threshold))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "videos", "named", "right", "average_precision", "precision", "recall", "f1"])
+        for index in np.flatnonzero((labels | named).any(axis=0)):
+            has, said = labels[:, index], named[:, index]
+            right = int((has & said).sum())
+            average = average_precision(predictions.logits[:, index], has) if has.any() else None
+            precision = right / said.sum() if said.any() else None
+            recall = right / has.sum() if has.any() else None
+            f1 = 2 * right / (has.sum() + said.sum())
+            figures = [f"{value:.4f}" if value is not None else "" for value in (average, precision, recall, f1)]
+            writer.writerow([class_names[index], has.sum(), said.sum(), right, *figures])
+
+
+def most_confused(matrix: np.ndarray) -> list[tuple[int, int]]:
+    """The pairs (true class, predicted class) that occur, those with the most videos first."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
+    return [(int(row), int(column)) for row, column in zip(*np.unravel_index(order, wrong.shape))]
+
+
+def _write_most_confused(path: Path, matrix: np.ndarray, class_names: list[str]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true", "predicted", "videos", "share_of_true"])
+        for row, column in most_confused(matrix):
+            count = matrix[row, column]
+            writer.writerow([class_names[row], class_names[column], count, f"{count / matrix[row].sum():.4f}"])
 
 
 def _write_per_class(path: Path, matrix: np.ndarray, class_names: list[str]) -> None:

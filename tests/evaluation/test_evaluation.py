@@ -165,13 +165,14 @@ def test_report_files(tmp_path: Path):
     names = [f"class {index}" for index in range(6)]
     results = summarize(predictions(seconds=2.5), names, expected=9, found=5)
     written = write_report(tmp_path, results, predictions(), names)
-    assert [path.name for path in written] == ["eval_results.json", "per_class.csv", "confusion_matrix.png"]
+    names_written = "eval_results.json predictions.parquet per_class.csv most_confused.csv confusion_matrix.png"
+    assert [path.name for path in written] == names_written.split()
     saved = json.loads(written[0].read_text())
     assert {name: saved[name] for name in EXPECTED} == pytest.approx(EXPECTED)
     counts = {"videos_expected": 9, "videos_found": 5, "videos_evaluated": 4, "videos_failed": 1}
     assert {name: saved[name] for name in counts} == counts
     assert saved["videos_per_second"] == 2.0
-    rows = {row["class"]: row for row in csv.DictReader(written[1].open())}
+    rows = {row["class"]: row for row in csv.DictReader(written[2].open())}
     assert list(rows) == ["class 0", "class 1", "class 5"]  # the others do not occur
     assert rows["class 0"] == {
         "class": "class 0",
@@ -182,7 +183,19 @@ def test_report_files(tmp_path: Path):
         "most_confused_with": "class 1",
         "confused": "1",
     }
-    assert Image.open(written[2]).width > 300
+    assert Image.open(written[4]).width > 300
+
+
+def test_most_confused_pairs(tmp_path: Path):
+    """Of the four videos one of class 0 is taken for 1, and the one of class 1 for 0."""
+    names = [f"class {index}" for index in range(6)]
+    results = summarize(predictions(), names, expected=4, found=4)
+    write_report(tmp_path, results, predictions(), names)
+    rows = list(csv.DictReader((tmp_path / "most_confused.csv").open()))
+    assert [tuple(row.values()) for row in rows] == [
+        ("class 0", "class 1", "1", "0.5000"),
+        ("class 1", "class 0", "1", "1.0000"),
+    ]
 
 
 def test_top5_of_few_classes_is_said_in_words():
