@@ -8,12 +8,16 @@ import time
 from pathlib import Path
 
 import gradio
+import torch
 from PIL import Image
 
 from ..inference import REGRESSION, choose_device, choose_dtype, load_model_and_processor, problem_type_of
 from ..model.configuration_timesformer import TimeSformerConfig
+from ..timeline.segments import Segment
 from ..video.decoding import VideoDecodeError
+from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from ..visualization.pictures import Explanation, contact_sheet, explain, write_attention_video
+from . import app_timeline
 
 
 KEEP_SECONDS = 3600
@@ -72,5 +76,60 @@ def make_page(args: argparse.Namespace) -> gradio.Blocks:
         film = gradio.Video(
             label="The same as a film", elem_id="film", height=320, autoplay=True, loop=True, interactive=False
         )
-        video.change(look, video, [message, answer, sheet, film], concurrency_limit=1)
+        answered = video.change(look, video, [message, answer, sheet, film], concurrency_limit=1)
+        add_timeline(answered, video, model, processor, films.name)
     return page
+
+
+def add_timeline(
+    answered: gradio.events.Dependency,
+    video: gradio.File,
+    model: torch.nn.Module,
+    processor: TimeSformerVideoProcessor,
+    folder: str,
+) -> None:
+    """Below the answer, for a video longer than two windows: its timeline, made once the answer is there."""
+    shown = gradio.State(None)
+    line = gradio.Markdown(elem_id="timeline_note")
+    picture = gradio.Image(
+        label="What happens when", elem_id="timeline", format="png", interactive=False, visible=False
+    )
+    segments = gradio.Radio(label="Segments", elem_id="segments", visible=False)
+    piece = gradio.Video(
+        label="The segment", elem_id="piece", height=320, autoplay=True, interactive=False, visible=False
+    )
+
+    def show(path: str | None, progress=gradio.Progress()) -> tuple:  # noqa: B008 (how gradio finds it)
+        """The parts of the timeline of an uploaded video, empty for a short one."""
+        found = None
+        if path is not None:
+            try:
+                found = app_timeline.timeline_of(path, model, processor, progress)
+            except VideoDecodeError:
+                found = None  # the answer has said so already
+        names = [app_timeline.name_segment(segment) for segment in found.timeline.segments] if found else []
+        drawn = found.picture if found else None
+        return (
+            found,
+            app_timeline.note(found),
+            gradio.update(value=drawn, visible=drawn is not None),
+            gradio.update(choices=list(zip(names, range(len(names)))), value=None, visible=bool(names)),
+            gradio.update(value=None, visible=False),
+        )
+
+    def play(found: app_timeline.ShownTimeline, segment: Segment) -> dict:
+        try:
+            return gradio.update(value=app_timeline.play(found, segment, new_folder(folder)), visible=True)
+        except VideoDecodeError as error:
+            raise gradio.Error(f"This part cannot be played: it {error.message}") from error
+
+    def play_clicked(found: app_timeline.ShownTimeline, event: gradio.SelectData) -> dict:
+        return play(found, app_timeline.segment_at(found, event.index[0]))
+
+    def play_chosen(found: app_timeline.ShownTimeline, number: int) -> dict:
+        return play(found, found.timeline.segments[number])
+
+    outputs = [shown, line, picture, segments, piece]
+    answered.then(show, video, outputs, concurrency_limit=1)
+    picture.select(play_clicked, shown, piece, concurrency_limit=1)
+    segments.input(play_chosen, [shown, segments], piece, concurrency_limit=1)

@@ -9,11 +9,14 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..video.decoding import VideoDecodeError, decode_video
+from ..video.decoding_segment import TimedVideoMetadata
 from ..video.frame_stream import FrameStream, StreamedFrame
 from .timeline import Timeline
 
 
 TIME_BASE = Fraction(1, 90000)
+CHUNK_SECONDS = 4.0  # decoded at a time, so that a long piece fits into memory
 ENCODER_OPTIONS = {"crf": "23", "preset": "veryfast"}
 
 
@@ -37,18 +40,31 @@ def write_overlay(
 def cut_film(path: Path, source: str | os.PathLike, start: float, end: float, *, short_side: int = 360) -> Path:
     """The frames of `source` from `start` to `end` seconds as H.264, whatever the source is encoded in, without sound.
 
-    Raises VideoDecodeError for a source that cannot be read, ValueError where no frame lies there.
+    Raises VideoDecodeError for a source that cannot be read, and where no frame lies there.
     """
-    frames = FrameStream(source, short_side=short_side)
+    return write_film(path, _piece(source, start, end, short_side))
 
-    def inside() -> Iterator[tuple[float, np.ndarray]]:
-        for frame in frames:
-            if frame.seconds >= end:
-                return
-            if frame.seconds + frame.duration > start:
-                yield max(0.0, frame.seconds - start), frame.pixels.permute(1, 2, 0).numpy()
 
-    return write_film(path, inside())
+def _piece(source: str | os.PathLike, start: float, end: float, short_side: int) -> Iterator[tuple[float, np.ndarray]]:
+    """Frames with their seconds since `start`, decoded a few seconds at a time from the key frame before each."""
+    begin = start
+    while begin < end:
+        times: list[float] = []
+
+        def every(metadata: TimedVideoMetadata, times: list[float] = times) -> range:
+            times.extend(metadata.frame_times())
+            return range(metadata.total_num_frames)
+
+        until = min(begin + CHUNK_SECONDS, end)
+        try:
+            frames, _ = decode_video(source, every, short_side=short_side, start=begin, end=until)
+        except VideoDecodeError as error:
+            if error.reason == "segment" and begin > start:
+                return  # the video ends within the last stretch
+            raise
+        for seconds, frame in zip(times, frames):
+            yield begin - start + seconds, frame.permute(1, 2, 0).numpy()  # (3, h, w) -> (h, w, 3)
+        begin = until
 
 
 def write_film(path: Path, frames: Iterator[tuple[float, np.ndarray]], rate: float | None = None) -> Path:

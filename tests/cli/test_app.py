@@ -49,6 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(folder / "model")
     frames = motion_frames("up", np.random.default_rng(0), num_frames=24, size=96)
     write_video(folder / "clip.avi", frames, codec="mpeg4")  # no browser plays it, we do
+    long = [motion_frames(name, np.random.default_rng(1), num_frames=60, size=96) for name in ("up", "down")]
+    write_video(folder / "long.mp4", np.concatenate(long), fps=10)
     (folder / "bad.mp4").write_text("<img src=x onerror=\"document.title='run'\"> no video")
     return folder
 
@@ -93,6 +95,32 @@ def test_page_in_a_browser(page: str, place: Path) -> None:
         assert "cannot be read" not in browser.text()
         browser.screenshot(screenshot := Path(os.environ.get("APP_SCREENSHOT", place / "page.png")))
         assert screenshot.stat().st_size > 20_000
+
+
+@needs_gradio
+@needs_browser
+def test_the_timeline_of_a_long_video_plays_what_is_clicked(page: str, place: Path) -> None:
+    """12 seconds in which `up` gives way to `down`: a click into the picture, and one on a segment, play a piece."""
+    with Browser() as browser:
+        browser.open(page)
+        browser.wait_for("document.querySelector('#video input[type=file]') !== null")
+        browser.upload("#video input[type=file]", place / "long.mp4")
+        browser.wait_for("document.querySelector('#timeline img')?.naturalWidth > 1000")
+        browser.wait_for(
+            "document.querySelector('#timeline_note')?.innerText.includes('windows of 2 s, one every 1 s')"
+        )
+        browser.run(
+            "const picture = document.querySelector('#timeline img'), box = picture.getBoundingClientRect();"
+            "picture.dispatchEvent(new MouseEvent('click', {bubbles: true, clientX: box.left + 0.8 * box.width, "
+            "clientY: box.top + 0.3 * box.height}))"
+        )
+        browser.wait_for("document.querySelector('#piece video')?.readyState >= 2")
+        first = browser.run("return document.querySelector('#piece video').currentSrc")
+        assert browser.run("return document.querySelector('#piece video').duration") >= 1.9
+        if browser.run("return document.querySelectorAll('#segments input').length"):
+            browser.run("document.querySelector('#segments input').click()")
+            browser.wait_for(f"document.querySelector('#piece video')?.currentSrc != '{first}'")
+        browser.screenshot(Path(os.environ.get("APP_TIMELINE_SCREENSHOT", place / "timeline.png")))
 
 
 @needs_gradio

@@ -28,7 +28,7 @@ from hf_timesformer.timeline.stream_classifier import StreamClassifier
 from hf_timesformer.timeline.timeline import Timeline
 from hf_timesformer.timeline.windows import Windows
 from hf_timesformer.timeline.writers import write_label_studio, write_webvtt
-from hf_timesformer.video.decoding import decode_video
+from hf_timesformer.video.decoding import VideoDecodeError, decode_video, probe_video
 
 
 FPS = 10
@@ -177,7 +177,9 @@ def test_a_piece_of_the_film(film, tmp_path: Path):
     brightness = frames.float().mean(dim=(1, 2, 3))
     assert (brightness[:5] < 60).all()
     assert (brightness[5:] > 180).all()
-    with pytest.raises(ValueError, match="there is no frame to write"):
+    long = cut_film(tmp_path / "long.mp4", film, 3, 60, short_side=32)
+    assert probe_video(long).total_num_frames == 170  # all that follows, in pieces of a few seconds
+    with pytest.raises(VideoDecodeError, match="has no frame from start=50"):
         cut_film(tmp_path / "none.mp4", film, 50, 60)
 
 
