@@ -1,5 +1,6 @@
 """A model with its processor from a folder or the Hub, the views of one video, and what the model says of them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,29 @@ def name_scores(scores: torch.Tensor, config: TimeSformerConfig, top_k: int | No
     return [{"label": names[index], "score": round(score, 6)} for score, index in zip(best.tolist(), classes.tolist())]
 
 
-@torch.inference_mode()
 def classify(model: torch.nn.Module, pixel_values: torch.Tensor, *, top_k: int | None = None) -> list[dict[str, Any]]:
     """What the model says of one video, from its views `(views, frames, channels, height, width)`.
 
     The logits are averaged over the views. See `name_scores` for what comes back.
     """
+    return name_scores(scores_of(mean_logits(model, [pixel_values]), model.config), model.config, top_k)
+
+
+@torch.inference_mode()
+def mean_logits(model: torch.nn.Module, pieces: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Logits averaged over all views of one video, float32 `(labels,)` on the CPU.
+
+    `pieces` are views `(views, frames, channels, height, width)`, as many at a time as memory is there for. Raises
+    ValueError for none.
+    """
     parameter = next(model.parameters(), None)  # an exported graph has none
-    if parameter is not None:
-        pixel_values = pixel_values.to(parameter.device, parameter.dtype)
-    logits = model(pixel_values=pixel_values[None]).logits[0]  # (views, ...) -> (1, views, ...) -> (labels,)
-    return name_scores(scores_of(logits, model.config).cpu(), model.config, top_k)
+    total, count = torch.zeros(model.config.num_labels), 0
+    for views in pieces:
+        if parameter is not None:
+            views = views.to(parameter.device, parameter.dtype)
+        logits = model(pixel_values=views[None]).logits[0]  # (views, ...) -> (1, views, ...) -> (labels,)
+        total += logits.float().cpu() * len(views)
+        count += len(views)
+    if not count:
+        raise ValueError("a video without views has no logits")
+    return total / count

@@ -130,6 +130,11 @@ def reading_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"frame_rate": args.frame_rate, "limits": limits or None}
 
 
+def clips_of(text: str) -> int | str:
+    """What `--num_clips` takes: a number, or auto."""
+    return text if text == "auto" else int(text)
+
+
 def graph_of(args: argparse.Namespace) -> tuple[str, str | None] | None:
     """The folder of the exported graph that the command runs and its precision, None where it runs a model.
 

@@ -24,6 +24,7 @@ from ..data.arguments import add_dataset_arguments, dataset_arguments
 from .common import (
     add_model_arguments,
     add_reading_arguments,
+    clips_of,
     end_process_group,
     graph_of,
     make_parser,
@@ -73,11 +74,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--from_predictions", nargs="+", metavar="RUN", help="fuse these predictions.parquet, or folders that hold one"
     )
     return parser.parse_args(argv)
-
-
-def clips_of(text: str) -> int | str:
-    """What `--num_clips` takes: a number, or auto."""
-    return text if text == "auto" else int(text)
 
 
 def parse_fusion(argv: list[str] | None) -> argparse.Namespace | None:

@@ -14,9 +14,18 @@ Exit code 1 where a video could not be read (the others are still classified), 2
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .common import add_model_arguments, add_reading_arguments, graph_of, make_parser, reading_settings, user_errors
+from .common import (
+    add_model_arguments,
+    add_reading_arguments,
+    clips_of,
+    graph_of,
+    make_parser,
+    reading_settings,
+    user_errors,
+)
 
 
 if TYPE_CHECKING:
@@ -39,7 +48,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_reading_arguments(parser)
     parser.add_argument("--top_k", type=int, default=5, help="classes to print for each video")
     parser.add_argument("--num_crops", type=int, choices=[1, 3], default=3, help="1 (centre) or 3")
-    parser.add_argument("--num_clips", type=int, default=1, help="clips a video, spread evenly")
+    parser.add_argument(
+        "--num_clips", type=clips_of, default=1, help="clips a video, spread evenly; auto: as many as cover it"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     parser.add_argument(
         "--dtype",
@@ -86,7 +97,8 @@ def load(args: argparse.Namespace) -> "tuple[torch.nn.Module, TimeSformerVideoPr
     """The model on its device, its processor, and the name of the dtype that it computes in."""
     from ..inference import choose_device, choose_dtype, load_model_and_processor
 
-    views = {"num_crops": args.num_crops, "num_clips": args.num_clips} | reading_settings(args)
+    views = {"num_crops": args.num_crops, "num_clips": 1 if args.num_clips == "auto" else args.num_clips}
+    views |= reading_settings(args)
     graph = graph_of(args)
     if graph is not None:
         from ..conversion.load_exported import load_exported
@@ -107,11 +119,34 @@ def answer_for(
     """What the model says of one video, and how much of it was looked at. Raises VideoDecodeError."""
     from ..inference import classify, look_at, seconds_looked_at
 
+    if args.num_clips == "auto":
+        return answer_for_all_of(video, model, processor, args)
     views, metadata = look_at(processor, video, allow_urls=args.allow_urls)
     answer: dict[str, Any] = {"predictions": classify(model, views, top_k=args.top_k)}
     seconds = seconds_looked_at(metadata, args.num_clips)
     if seconds is not None:
         answer["seconds_looked_at"], answer["seconds"] = (round(value, 3) for value in seconds)
+    return answer
+
+
+def answer_for_all_of(
+    video: str, model: "torch.nn.Module", processor: "TimeSformerVideoProcessor", args: argparse.Namespace
+) -> dict[str, Any]:
+    """As `answer_for`, from as many clips as cover the video, a few at a time. Raises VideoDecodeError."""
+    from ..evaluation.whole_video import views_of_whole_video
+    from ..inference import mean_logits, name_scores, scores_of
+
+    seconds: list[float] = []
+
+    def pieces() -> "Iterator[torch.Tensor]":
+        for views, metadata in views_of_whole_video(processor, video, allow_urls=args.allow_urls):
+            seconds.append(metadata.duration or 0.0)
+            yield views
+
+    scores = scores_of(mean_logits(model, pieces()), model.config)
+    answer: dict[str, Any] = {"predictions": name_scores(scores, model.config, args.top_k)}
+    if seconds[0]:
+        answer["seconds_looked_at"] = answer["seconds"] = round(seconds[0], 3)
     return answer
 
 
@@ -130,7 +165,7 @@ def looked_at(answer: dict[str, Any]) -> str:
     looked, lasts = answer["seconds_looked_at"], answer["seconds"]
     text = f"looked at {looked:.1f} s of {lasts:.1f} s; "
     if looked < ENOUGH * lasts:
-        text += "--num_clips or `timesformer label` look at more; "
+        text += "--num_clips auto or `timesformer label` look at more; "
     return text
 
 

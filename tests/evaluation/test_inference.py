@@ -115,13 +115,26 @@ def test_seconds_looked_at(indices: list[int], num_clips: int, fps: float | None
 
 def test_predict_says_what_it_looked_at(model_folder: Path, clip: Path, capsys):
     for arguments, words in (
-        ([], "(looked at 0.8 s of 4.0 s; --num_clips or `timesformer label` look at more; float32)"),
+        ([], "(looked at 0.8 s of 4.0 s; --num_clips auto or `timesformer label` look at more; float32)"),
         (["--num_clips", "5"], "(looked at 4.0 s of 4.0 s; float32)"),
+        (["--num_clips", "auto"], "(looked at 4.0 s of 4.0 s; float32)"),
     ):
         with pytest.raises(SystemExit) as end:
             predict.main([str(clip), "--model", str(model_folder), "--dtype", "float32", *arguments])
         assert end.value.code == 0
         assert capsys.readouterr().out.splitlines()[0] == f"{clip}  {words}"
+
+
+def test_all_of_a_video_is_as_many_clips_as_cover_it(model_folder: Path, clip: Path, capsys):
+    answers = []
+    for num_clips in ("5", "auto"):  # clips of 8 frames of 40
+        with pytest.raises(SystemExit):
+            predict.main(
+                [str(clip), "--model", str(model_folder), "--json", "--dtype", "float32", "--num_clips", num_clips]
+            )
+        answers.append(json.loads(capsys.readouterr().out)[0])
+    rows = [{row["label"]: row.get("score", row.get("value")) for row in answer["predictions"]} for answer in answers]
+    assert rows[0] == pytest.approx(rows[1], abs=1e-5)
 
 
 def test_predict_in_bfloat16(model_folder: Path, clip: Path, capsys):
