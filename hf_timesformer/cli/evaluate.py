@@ -91,7 +91,8 @@ def parse_fusion(argv: list[str] | None) -> argparse.Namespace | None:
 def fuse_runs(args: argparse.Namespace) -> None:
     """Read several runs over the same videos, and report their mean."""
     from ..evaluation.prediction_file import fuse, read_predictions
-    from ..evaluation.report import installed_versions, summarize, write_report
+    from ..evaluation.report import summarize, write_report
+    from ..versions import installed_versions
 
     with user_errors():
         fused, names = fuse([read_predictions(path) for path in args.from_predictions])
