@@ -153,7 +153,12 @@ def classify(model: torch.nn.Module, pixel_values: torch.Tensor, *, top_k: int |
 
     The logits are averaged over the views. See `name_scores` for what comes back.
     """
-    return name_scores(scores_of(mean_logits(model, [pixel_values]), model.config), model.config, top_k)
+    return answer_from(mean_logits(model, [pixel_values]), model.config, top_k)
+
+
+def answer_from(logits: torch.Tensor, config: Any, top_k: int | None = None) -> list[dict[str, Any]]:
+    """Logits of one video `(labels,)` as scores with their names: `scores_of`, then `name_scores`."""
+    return name_scores(scores_of(logits, config), config, top_k)
 
 
 @torch.inference_mode()

@@ -2,13 +2,14 @@
 
 import importlib.util
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from ..inference import MULTI_LABEL, problem_type_of
+from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..timeline.film import cut_film
 from ..timeline.labelling import LabelSettings, label_video
 from ..timeline.picture import draw_timeline, seconds_at
@@ -38,7 +39,10 @@ def choose_stride(seconds: float) -> float:
 
 
 def timeline_of(
-    video: str, model: torch.nn.Module, processor: TimeSformerVideoProcessor, progress=lambda share: None
+    video: str,
+    model: TimeSformerForVideoClassification,
+    processor: TimeSformerVideoProcessor,
+    progress=lambda share: None,
 ) -> ShownTimeline | None:
     """The timeline of a video that is longer than two windows, None for a shorter one. Raises VideoDecodeError."""
     seconds = probe_video(video).duration or 0.0
@@ -47,10 +51,14 @@ def timeline_of(
     exclusive = problem_type_of(model.config) != MULTI_LABEL
     settings = LabelSettings(WINDOW, choose_stride(seconds), rules=SegmentRules(exclusive=exclusive))
     timeline = label_video(
-        video, model, processor, settings, progress=lambda done, length: progress(min(1.0, done / seconds))
+        video, model, processor, settings, progress=lambda done, length: _tell(progress, done / seconds)
     )
     has_matplotlib = importlib.util.find_spec("matplotlib") is not None
     return ShownTimeline(timeline, draw_timeline(timeline) if has_matplotlib else None)
+
+
+def _tell(progress: Callable[[float], object], share: float) -> None:
+    progress(min(1.0, share))
 
 
 def note(shown: ShownTimeline | None) -> str:
@@ -78,7 +86,8 @@ def _clock(seconds: float) -> str:
 def segment_at(shown: ShownTimeline, x: float) -> Segment:
     """The segment under the column `x` of the picture; where there is none, the stretch of a window around it."""
     timeline = shown.timeline
-    seconds = seconds_at(timeline, x, shown.picture.width)
+    width = shown.picture.width if shown.picture is not None else 1
+    seconds = seconds_at(timeline, x, width)
     for segment in timeline.segments:
         if segment.start <= seconds < segment.end:
             return segment

@@ -134,7 +134,7 @@ def answer_for_all_of(
 ) -> dict[str, Any]:
     """As `answer_for`, from as many clips as cover the video, a few at a time. Raises VideoDecodeError."""
     from ..evaluation.whole_video import views_of_whole_video
-    from ..inference import mean_logits, name_scores, scores_of
+    from ..inference import answer_from, mean_logits
 
     seconds: list[float] = []
 
@@ -143,8 +143,8 @@ def answer_for_all_of(
             seconds.append(metadata.duration or 0.0)
             yield views
 
-    scores = scores_of(mean_logits(model, pieces()), model.config)
-    answer: dict[str, Any] = {"predictions": name_scores(scores, model.config, args.top_k)}
+    logits = mean_logits(model, pieces())
+    answer: dict[str, Any] = {"predictions": answer_from(logits, model.config, args.top_k)}
     if seconds[0]:
         answer["seconds_looked_at"] = answer["seconds"] = round(seconds[0], 3)
     return answer

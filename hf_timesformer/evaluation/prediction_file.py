@@ -24,15 +24,14 @@ def write_predictions(path: Path, predictions: Predictions, class_names: list[st
 
     Class names and the kind of problem stand in the schema's metadata.
     """
-    labels = predictions.labels
+    labels = list(predictions.labels)
     if predictions.problem_type == MULTI_LABEL:
         labels = [np.flatnonzero(row) for row in labels]
-    views = predictions.views if predictions.views is not None else np.ones(len(predictions.video_ids), np.int64)
     columns = {
         "video_id": pyarrow.array(predictions.video_ids, pyarrow.string()),
-        "label": pyarrow.array(list(labels), _TYPES[predictions.problem_type]),
+        "label": pyarrow.array(labels, _TYPES[predictions.problem_type]),
         "logits": pyarrow.array(list(predictions.logits), pyarrow.list_(pyarrow.float32())),
-        "views": pyarrow.array(views, pyarrow.int64()),
+        "views": pyarrow.array(_views(predictions), pyarrow.int64()),
     }
     about = {"class_names": json.dumps(class_names), "problem_type": predictions.problem_type}
     pyarrow.parquet.write_table(pyarrow.table(columns).replace_schema_metadata(about), path)
@@ -73,7 +72,7 @@ def fuse(runs: list[tuple[Predictions, list[str]]]) -> tuple[Predictions, list[s
     order = np.argsort(first.video_ids, kind="stable")
     ids = [first.video_ids[index] for index in order]
     scores = [_scores(first)[order]]
-    views = first.views[order]
+    views = _views(first)[order]
     for number, (other, other_names) in enumerate(others, start=2):
         if other_names != names or other.problem_type != first.problem_type:
             raise ValueError(f"run {number} has other classes than run 1: {_difference(names, other_names)}")
@@ -85,9 +84,14 @@ def fuse(runs: list[tuple[Predictions, list[str]]]) -> tuple[Predictions, list[s
             wrong = (other.labels[other_order] != first.labels[order]).reshape(len(ids), -1).any(axis=1)
             raise ValueError(f"run {number} has another label than run 1 for {ids[int(wrong.argmax())]}")
         scores.append(_scores(other)[other_order])
-        views = views + other.views[other_order]
+        views = views + _views(other)[other_order]
     logits = _logits(np.mean(scores, axis=0), first.problem_type)
     return Predictions(ids, logits, first.labels[order], problem_type=first.problem_type, views=views), names
+
+
+def _views(predictions: Predictions) -> np.ndarray:
+    """How many views each video's logits are the mean of, `(videos,)`; one where that was not noted."""
+    return np.ones(len(predictions.video_ids), np.int64) if predictions.views is None else predictions.views
 
 
 def _difference(one: list[str], other: list[str]) -> str:

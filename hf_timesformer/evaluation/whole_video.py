@@ -136,7 +136,7 @@ def whole_video_loader(
     if isinstance(videos, Dataset):
         rows = range(rank, len(videos), world)
     elif rank >= videos.num_shards:
-        return DataLoader([], batch_size=None)
+        videos, rows = Dataset.from_dict({}), range(0)  # fewer shards than ranks: nothing for this one
     else:
         videos = videos.shard(min(world, videos.num_shards), rank, contiguous=False)
         num_workers = min(num_workers, videos.num_shards)
