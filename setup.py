@@ -6,14 +6,16 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 
-# 1.21 to 1.24 gave wrong int8 results on an Intel processor with AMX; none after them is for Python 3.10.
+# 1.21 to 1.24 gave wrong int8 results on an Intel processor with AMX; none after them is for Python
+# 3.10.
 ONNX_RUNTIME = "onnxruntime>=1.26; python_version >= '3.11'"
 EXTRAS = {
     "app": ["gradio>=6.0"],
     "viz": ["matplotlib>=3.8.4"],
     "peft": ["peft>=0.20"],
     "onnx": ["onnx>=1.18", "onnxscript>=0.6.2", ONNX_RUNTIME],
-    "openvino": ["openvino>=2026.3", "nncf>=3.1", "transformers>=5.23"],  # transformers' exporters are of 5.23
+    # transformers' exporters are of 5.23
+    "openvino": ["openvino>=2026.3", "nncf>=3.1", "transformers>=5.23"],
 }
 EXTRAS["test"] = [
     "pytest>=8",
@@ -26,7 +28,11 @@ EXTRAS["test"] = [
 ]
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "hf_timesformer/__init__.py").read_text(encoding="utf-8"), re.M)
+VERSION = re.search(
+    r'^__version__ = "(.+)"$',
+    (HERE / "hf_timesformer/__init__.py").read_text(encoding="utf-8"),
+    re.M,
+)
 
 setup(
     name="hf-timesformer",
@@ -41,14 +47,23 @@ setup(
         "Paper": "https://arxiv.org/abs/2102.05095",
         "Original code": "https://github.com/facebookresearch/TimeSformer",
     },
-    keywords=["timesformer", "video classification", "action recognition", "transformers", "pytorch"],
+    keywords=[
+        "timesformer",
+        "video classification",
+        "action recognition",
+        "transformers",
+        "pytorch",
+    ],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
         "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
-        *(f"Programming Language :: Python :: {version}" for version in ("3.10", "3.11", "3.12", "3.13", "3.14")),
+        *(
+            f"Programming Language :: Python :: {version}"
+            for version in ("3.10", "3.11", "3.12", "3.13", "3.14")
+        ),
         "Topic :: Multimedia :: Video",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",

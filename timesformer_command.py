@@ -1,10 +1,12 @@
-"""The console command `timesformer`, beside the package, so that `timesformer --help` need not wait for the package.
+"""The console command `timesformer`, beside the package, so that `timesformer --help` need not wait
+for the package.
 
-`import hf_timesformer` registers its classes with transformers. For that it imports transformers and torch, which
-takes seconds, and it comes before the import of any file of the package, the commands' own included. So this file
-makes the package known without running its `__init__.py`, looks at the command line, and runs `__init__.py` unless
-only help is asked for. Help then never waits, and a command that works finds the package as everybody else does.
-`python -m hf_timesformer` and `python -m hf_timesformer.cli.train` do the same work; only their help waits.
+`import hf_timesformer` registers its classes with transformers. For that it imports transformers
+and torch, which takes seconds, and it comes before the import of any file of the package, the
+commands' own included. So this file makes the package known without running its `__init__.py`,
+looks at the command line, and runs `__init__.py` unless only help is asked for. Help then never
+waits, and a command that works finds the package as everybody else does. `python -m hf_timesformer`
+and `python -m hf_timesformer.cli.train` do the same work; only their help waits.
 """
 
 import importlib.util

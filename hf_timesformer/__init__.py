@@ -1,6 +1,7 @@
 """TimeSformer, complete and at home in Hugging Face Transformers.
 
-Importing this package registers its classes with transformers' Auto classes for the model type `"timesformer"`.
+Importing this package registers its classes with transformers' Auto classes for the model type
+`"timesformer"`.
 """
 
 import importlib
@@ -19,7 +20,11 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .model.configuration_timesformer import TimeSformerConfig
-from .model.modeling_timesformer import TimeSformerForVideoClassification, TimeSformerModel, TimeSformerPreTrainedModel
+from .model.modeling_timesformer import (
+    TimeSformerForVideoClassification,
+    TimeSformerModel,
+    TimeSformerPreTrainedModel,
+)
 from .model.upstream import STOCK_BACKEND, make_names_known
 from .video.classification_pipeline import TimeSformerPipeline
 from .video.image_processing_timesformer import TimeSformerImageProcessor
@@ -31,22 +36,31 @@ __version__ = "0.2.0"
 
 AutoConfig.register("timesformer", TimeSformerConfig, exist_ok=True)
 AutoModel.register(TimeSformerConfig, TimeSformerModel, exist_ok=True)
-AutoModelForVideoClassification.register(TimeSformerConfig, TimeSformerForVideoClassification, exist_ok=True)
-# A file that we save names stock's class, which plain transformers knows. The Auto class looks for the name among what
-# is registered first, and takes ours beside it; `backend="stock"` gives stock's.
+AutoModelForVideoClassification.register(
+    TimeSformerConfig, TimeSformerForVideoClassification, exist_ok=True
+)
+# A file that we save names stock's class, which plain transformers knows. The Auto class looks for
+# the name among what is registered first, and takes ours beside it; `backend="stock"` gives
+# stock's.
 AutoVideoProcessor.register(
     TimeSformerConfig,
-    video_processor_classes={"torchvision": TimeSformerVideoProcessor, STOCK_BACKEND: TimesformerVideoProcessor},
+    video_processor_classes={
+        "torchvision": TimeSformerVideoProcessor,
+        STOCK_BACKEND: TimesformerVideoProcessor,
+    },
     exist_ok=True,
 )
-# The released checkpoints' files name VideoMAE's class: `VideoMAEProcessorFile` looks at the model beside such a file.
+# The released checkpoints' files name VideoMAE's class: `VideoMAEProcessorFile` looks at the model
+# beside such a file.
 AutoVideoProcessor.register(
     VideoMAEConfig,
     video_processor_classes={"torchvision": VideoMAEProcessorFile, "stock": VideoMAEVideoProcessor},
     exist_ok=True,
 )
 AutoImageProcessor.register(
-    TimeSformerConfig, image_processor_classes={"torchvision": TimeSformerImageProcessor}, exist_ok=True
+    TimeSformerConfig,
+    image_processor_classes={"torchvision": TimeSformerImageProcessor},
+    exist_ok=True,
 )
 
 # `pipeline("video-classification")` makes ours, which is stock's for every processor but our own.
@@ -54,7 +68,8 @@ PIPELINE_REGISTRY.supported_tasks["video-classification"]["impl"] = TimeSformerP
 
 make_names_known(TimeSformerModel.__name__, TimeSformerForVideoClassification.__name__)
 
-# What training needs beside the model. Imported when it is asked for, since `datasets` and `Trainer` take seconds.
+# What training needs beside the model. Imported when it is asked for, since `datasets` and
+# `Trainer` take seconds.
 _LAZY = {
     "ClipAugmentation": "data.augmentation",
     "ClipCollator": "data.clips",

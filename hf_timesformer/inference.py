@@ -1,4 +1,6 @@
-"""A model with its processor from a folder or the Hub, the views of one video, and what the model says of them."""
+"""A model with its processor from a folder or the Hub, the views of one video, and what the model
+says of them.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,10 +26,11 @@ BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 def load_model_and_processor(
     model: str, **overrides: Any
 ) -> tuple[TimeSformerForVideoClassification, TimeSformerVideoProcessor]:
-    """The model of a folder or Hub id and its processor, with those of the processor's settings that are not None.
+    """The model of a folder or Hub id and its processor, with those of the processor's settings
+    that are not None.
 
-    Where the checkpoint's processor does not say how many frames it takes, the model's config does. Raises OSError for
-    a place without a model, ValueError for a model of another type.
+    Where the checkpoint's processor does not say how many frames it takes, the model's config does.
+    Raises OSError for a place without a model, ValueError for a model of another type.
     """
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise ValueError(f"there is no model folder {model!r}")
@@ -43,7 +46,9 @@ def load_model_and_processor(
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name; without one the GPU if there is one. ValueError for a name that torch does not know."""
+    """The device of that name; without one the GPU if there is one. ValueError for a name that
+    torch does not know.
+    """
     try:
         return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -51,10 +56,11 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; `"auto"` is bfloat16 where `device` computes in it, float32 elsewhere.
+    """The dtype of that name; `"auto"` is bfloat16 where `device` computes in it, float32
+    elsewhere.
 
-    A CPU computes in bfloat16 if it has instructions for it (AVX512-BF16, AMX); one that only stores it is slower
-    with it. Raises ValueError for another name.
+    A CPU computes in bfloat16 if it has instructions for it (AVX512-BF16, AMX); one that only
+    stores it is slower with it. Raises ValueError for another name.
     """
     if name != "auto":
         if name not in DTYPES:
@@ -78,20 +84,35 @@ def _cpu_computes_in_bfloat16() -> bool:
 
 
 def make_views(
-    processor: TimeSformerVideoProcessor, source: str | bytes, *, allow_urls: bool = False, **settings: Any
+    processor: TimeSformerVideoProcessor,
+    source: str | bytes,
+    *,
+    allow_urls: bool = False,
+    **settings: Any,
 ) -> torch.Tensor:
     """Views of one video, `(views, frames, channels, height, width)`; raises VideoDecodeError."""
     return look_at(processor, source, allow_urls=allow_urls, **settings)[0]
 
 
 def look_at(
-    processor: TimeSformerVideoProcessor, source: str | bytes, *, allow_urls: bool = False, **settings: Any
+    processor: TimeSformerVideoProcessor,
+    source: str | bytes,
+    *,
+    allow_urls: bool = False,
+    **settings: Any,
 ) -> tuple[torch.Tensor, VideoMetadata]:
-    """As `make_views`, with the video's metadata: `frames_indices` names the frames that were taken, clip by clip.
+    """As `make_views`, with the video's metadata: `frames_indices` names the frames that were
+    taken, clip by clip.
 
     `settings` are those of the processor for this call (`num_clips=...`).
     """
-    inputs = processor(videos=[source], return_tensors="pt", return_metadata=True, allow_urls=allow_urls, **settings)
+    inputs = processor(
+        videos=[source],
+        return_tensors="pt",
+        return_metadata=True,
+        allow_urls=allow_urls,
+        **settings,
+    )
     pixel_values = inputs["pixel_values"]
     # One view: (1, t, c, h, w) already. Several: (1, views, t, c, h, w).
     views = pixel_values if pixel_values.ndim == 5 else pixel_values[0]
@@ -99,11 +120,13 @@ def look_at(
 
 
 def seconds_looked_at(metadata: VideoMetadata, num_clips: int) -> tuple[float, float] | None:
-    """How many seconds the clips of a video span, and how many it lasts; None where its frame rate is unknown.
+    """How many seconds the clips of a video span, and how many it lasts; None where its frame rate
+    is unknown.
 
     Clips that overlap count once. A clip spans from its first frame to the end of its last one:
 
-        a video of 20 frames at 10 a second, clips of the frames 0, 4, 8 and 6, 10, 14: 0.0 to 1.5 s of 2 s
+        a video of 20 frames at 10 a second, clips of the frames 0, 4, 8 and 6, 10, 14: 0.0 to 1.5 s
+            of 2 s
     """
     if not metadata.fps or not metadata.frames_indices:
         return None
@@ -125,8 +148,8 @@ def problem_type_of(config: TimeSformerConfig) -> str:
 def scores_of(logits: torch.Tensor, config: TimeSformerConfig) -> torch.Tensor:
     """Logits `(..., labels)` as what they stand for, float32 of the same shape.
 
-    Probabilities that sum to one for one class of many, a probability for each class where several may hold, the
-    number itself for regression. The stock pipeline does the same.
+    Probabilities that sum to one for one class of many, a probability for each class where several
+    may hold, the number itself for regression. The stock pipeline does the same.
     """
     logits = logits.float()
     problem = problem_type_of(config)
@@ -135,20 +158,31 @@ def scores_of(logits: torch.Tensor, config: TimeSformerConfig) -> torch.Tensor:
     return logits.sigmoid() if problem == MULTI_LABEL else logits.softmax(-1)
 
 
-def name_scores(scores: torch.Tensor, config: TimeSformerConfig, top_k: int | None = None) -> list[dict[str, Any]]:
-    """Scores of one video `(labels,)` with their names: `{"label", "score"}`, the `top_k` largest first.
+def name_scores(
+    scores: torch.Tensor, config: TimeSformerConfig, top_k: int | None = None
+) -> list[dict[str, Any]]:
+    """Scores of one video `(labels,)` with their names: `{"label", "score"}`, the `top_k` largest
+    first.
 
-    A regression's numbers are `{"label", "value"}`, all of them, in the order of the model's outputs.
+    A regression's numbers are `{"label", "value"}`, all of them, in the order of the model's
+    outputs.
     """
     names = [str(config.id2label[index]) for index in range(len(scores))]
     if problem_type_of(config) == REGRESSION:
-        return [{"label": name, "value": round(value, 6)} for name, value in zip(names, scores.tolist())]
+        return [
+            {"label": name, "value": round(value, 6)} for name, value in zip(names, scores.tolist())
+        ]
     count = len(scores) if top_k is None else min(top_k, len(scores))
     best, classes = scores.topk(count)
-    return [{"label": names[index], "score": round(score, 6)} for score, index in zip(best.tolist(), classes.tolist())]
+    return [
+        {"label": names[index], "score": round(score, 6)}
+        for score, index in zip(best.tolist(), classes.tolist())
+    ]
 
 
-def classify(model: torch.nn.Module, pixel_values: torch.Tensor, *, top_k: int | None = None) -> list[dict[str, Any]]:
+def classify(
+    model: torch.nn.Module, pixel_values: torch.Tensor, *, top_k: int | None = None
+) -> list[dict[str, Any]]:
     """What the model says of one video, from its views `(views, frames, channels, height, width)`.
 
     The logits are averaged over the views. See `name_scores` for what comes back.
@@ -156,7 +190,9 @@ def classify(model: torch.nn.Module, pixel_values: torch.Tensor, *, top_k: int |
     return answer_from(mean_logits(model, [pixel_values]), model.config, top_k)
 
 
-def answer_from(logits: torch.Tensor, config: Any, top_k: int | None = None) -> list[dict[str, Any]]:
+def answer_from(
+    logits: torch.Tensor, config: Any, top_k: int | None = None
+) -> list[dict[str, Any]]:
     """Logits of one video `(labels,)` as scores with their names: `scores_of`, then `name_scores`."""
     return name_scores(scores_of(logits, config), config, top_k)
 
@@ -165,15 +201,16 @@ def answer_from(logits: torch.Tensor, config: Any, top_k: int | None = None) -> 
 def mean_logits(model: torch.nn.Module, pieces: Iterable[torch.Tensor]) -> torch.Tensor:
     """Logits averaged over all views of one video, float32 `(labels,)` on the CPU.
 
-    `pieces` are views `(views, frames, channels, height, width)`, as many at a time as memory is there for. Raises
-    ValueError for none.
+    `pieces` are views `(views, frames, channels, height, width)`, as many at a time as memory is
+    there for. Raises ValueError for none.
     """
     parameter = next(model.parameters(), None)  # an exported graph has none
     total, count = torch.zeros(model.config.num_labels), 0
     for views in pieces:
         if parameter is not None:
             views = views.to(parameter.device, parameter.dtype)
-        logits = model(pixel_values=views[None]).logits[0]  # (views, ...) -> (1, views, ...) -> (labels,)
+        # (views, ...) -> (1, views, ...) -> (labels,)
+        logits = model(pixel_values=views[None]).logits[0]
         total += logits.float().cpu() * len(views)
         count += len(views)
     if not count:

@@ -13,7 +13,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that read the developers' folder of real clips, so that `-m "not shared"` leaves them out."""
+    """Mark the tests that read the developers' folder of real clips, so that `-m "not shared"`
+    leaves them out.
+    """
     for item in items:
         if "shared_dir" in getattr(item, "fixturenames", ()):
             item.add_marker("shared")

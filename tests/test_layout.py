@@ -1,4 +1,6 @@
-"""The house as CONTRIBUTING.md draws it: which folder may import which. Read from the source, nothing is imported."""
+"""The house as CONTRIBUTING.md draws it: which folder may import which. Read from the source,
+nothing is imported.
+"""
 
 import ast
 from collections import Counter
@@ -11,7 +13,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hf_timesformer"
 
-# From the ground up. A folder imports from its own floor or from one below it, and no two folders import each other.
+# From the ground up. A folder imports from its own floor or from one below it, and no two folders
+# import each other.
 FLOORS = (
     ("model", "video", "versions"),
     ("data",),
@@ -43,7 +46,9 @@ def room(file: str) -> str:
 
 
 def find_arrows(package: Path) -> list[Arrow]:
-    """All imports within the package: at the top of a file, in a function, under TYPE_CHECKING, relative or not."""
+    """All imports within the package: at the top of a file, in a function, under TYPE_CHECKING,
+    relative or not.
+    """
     return [arrow for path in sorted(package.rglob("*.py")) for arrow in _arrows_of(path, package)]
 
 
@@ -72,18 +77,23 @@ def _imported_modules(node: ast.AST, path: Path, package: Path) -> list[tuple[st
     names = tuple(node.module.split(".")) if node.module else ()
     if node.level:
         here = path.relative_to(package).parent.parts
-        names = here[: len(here) - (node.level - 1)] + names  # in data/readers/folder.py, `..records` is data.records
+        # in data/readers/folder.py, `..records` is data.records
+        names = here[: len(here) - (node.level - 1)] + names
     elif names[0] != package.name:
         return []
     else:
         names = names[1:]
-    # `from .readers import folder` imports the file readers/folder.py; `from .folder import x` imports folder.py.
+    # `from .readers import folder` imports the file readers/folder.py; `from .folder import x`
+    # imports folder.py.
     found = (names + (alias.name,) for alias in node.names)
     return sorted({module if _exists(module, package) else names for module in found})
 
 
 def _exists(module: tuple[str, ...], package: Path) -> bool:
-    return package.joinpath(*module).with_suffix(".py").is_file() or package.joinpath(*module, "__init__.py").is_file()
+    return (
+        package.joinpath(*module).with_suffix(".py").is_file()
+        or package.joinpath(*module, "__init__.py").is_file()
+    )
 
 
 def _file_of(module: tuple[str, ...], package: Path) -> Path:
@@ -96,14 +106,40 @@ def complaints(package: Path) -> list[str]:
     """Everything in the package that is not as the floors have it, one line each."""
     arrows = find_arrows(package)
     return [
-        *(f"{path.name} has no floor in FLOORS" for path in package.iterdir() if _is_homeless(path)),
-        *(f"{arrow}, which is missing" for arrow in arrows if not (package / arrow.imported).is_file()),
+        *(
+            f"{path.name} has no floor in FLOORS"
+            for path in package.iterdir()
+            if _is_homeless(path)
+        ),
+        *(
+            f"{arrow}, which is missing"
+            for arrow in arrows
+            if not (package / arrow.imported).is_file()
+        ),
         *(f"{arrow}: {room(arrow.importer)}/ is closed" for arrow in arrows if _opens_wing(arrow)),
-        *(f"{arrow}: not as `from .name import x` at the top of the file" for arrow in arrows if _is_hidden(arrow)),
-        *(f"{arrow}: upwards" for arrow in arrows if _floor(arrow.imported) > _floor(arrow.importer)),
-        *(f"{arrow}: nothing in the package imports the package itself" for arrow in arrows if _imports_all(arrow)),
-        *(f"files in a circle: {' -> '.join(circle)}" for circle in find_circles(_between_files(arrows))),
-        *(f"folders in a circle: {' -> '.join(circle)}" for circle in find_circles(_between_rooms(arrows))),
+        *(
+            f"{arrow}: not as `from .name import x` at the top of the file"
+            for arrow in arrows
+            if _is_hidden(arrow)
+        ),
+        *(
+            f"{arrow}: upwards"
+            for arrow in arrows
+            if _floor(arrow.imported) > _floor(arrow.importer)
+        ),
+        *(
+            f"{arrow}: nothing in the package imports the package itself"
+            for arrow in arrows
+            if _imports_all(arrow)
+        ),
+        *(
+            f"files in a circle: {' -> '.join(circle)}"
+            for circle in find_circles(_between_files(arrows))
+        ),
+        *(
+            f"folders in a circle: {' -> '.join(circle)}"
+            for circle in find_circles(_between_rooms(arrows))
+        ),
         *(f"{name} is in both of {' and '.join(CLOSED)}" for name in _names_taken_twice(package)),
     ]
 
@@ -193,25 +229,49 @@ SMALL_HOUSE = {
     [
         ("data/records.py", "from .clips import TrainingClips", None),
         ("training/trainer.py", "def f():\n    from ..data.readers import folder", None),
-        ("data/records.py", "from ..training.trainer import VideoTrainer", "imports training/trainer.py: upwards"),
+        (
+            "data/records.py",
+            "from ..training.trainer import VideoTrainer",
+            "imports training/trainer.py: upwards",
+        ),
         ("data/records.py", "from ..cli import common", "imports cli/common.py: upwards"),
         ("data/readers/folder.py", "from ...hub import publish", "imports hub/publish.py: upwards"),
         ("data/records.py", "import hf_timesformer.inference", "imports inference.py: upwards"),
-        ("data/records.py", "from .. import TimeSformerConfig", "nothing in the package imports the package itself"),
-        ("data/records.py", "def f():\n    from ..hub.publish import x", "imports hub/publish.py: upwards"),
-        ("data/records.py", "if TYPE_CHECKING:\n    from ..hub.publish import x", "imports hub/publish.py: upwards"),
+        (
+            "data/records.py",
+            "from .. import TimeSformerConfig",
+            "nothing in the package imports the package itself",
+        ),
+        (
+            "data/records.py",
+            "def f():\n    from ..hub.publish import x",
+            "imports hub/publish.py: upwards",
+        ),
+        (
+            "data/records.py",
+            "if TYPE_CHECKING:\n    from ..hub.publish import x",
+            "imports hub/publish.py: upwards",
+        ),
         (
             "data/augmentation.py",
             "from .clips import x",
             "in a circle: data/augmentation.py -> data/clips.py",
         ),
-        ("inference.py", "from .evaluation.report import x", "folders in a circle: evaluation -> inference -> eval"),
+        (
+            "inference.py",
+            "from .evaluation.report import x",
+            "folders in a circle: evaluation -> inference -> eval",
+        ),
         ("model/schemes.py", "from ..video.sampling import sample_indices", "model/ is closed"),
         ("video/sampling.py", "from ..model.schemes import SCHEMES", "video/ is closed"),
         ("video/sampling.py", "from ..data.records import x", "video/ is closed"),
         ("model/outputs.py", "from . import schemes", "not as `from .name import x`"),
         ("model/outputs.py", "import hf_timesformer.model.schemes", "not as `from .name import x`"),
-        ("model/outputs.py", "def f():\n    from .schemes import SCHEMES", "not as `from .name import x`"),
+        (
+            "model/outputs.py",
+            "def f():\n    from .schemes import SCHEMES",
+            "not as `from .name import x`",
+        ),
         ("model/outputs.py", "from .nowhere import x", "which is missing"),
         ("video/schemes.py", "", "schemes.py is in both of model and video"),
         ("attic/old.py", "", "attic has no floor"),
@@ -241,7 +301,9 @@ def _table(file: str, name: str) -> str:
 
 
 def test_both_wings_name_the_same_processor_types():
-    """Neither wing may import the other, and both must know what a processor that is saved alone calls itself."""
+    """Neither wing may import the other, and both must know what a processor that is saved alone
+    calls itself.
+    """
     table = _table("video/processor_type.py", "TYPES")
     assert table == _table("model/configuration_timesformer.py", "PROCESSOR_TYPES")
     assert "VIDEO_PROCESSOR_NAME" in table

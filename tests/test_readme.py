@@ -1,4 +1,6 @@
-"""Every code block of the README, run in order in a folder that holds what it names; the Hub is one on loopback."""
+"""Every code block of the README, run in order in a folder that holds what it names; the Hub is one
+on loopback.
+"""
 
 import os
 import re
@@ -13,7 +15,11 @@ import pytest
 from hub_server import USER, Hub
 from transformers import ViTConfig, ViTForImageClassification
 
-from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
+from hf_timesformer import (
+    TimeSformerConfig,
+    TimeSformerForVideoClassification,
+    TimeSformerVideoProcessor,
+)
 from hf_timesformer.data.synthetic import MOTIONS, make_motion_dataset, motion_frames
 from hf_timesformer.video.encoding import write_video
 
@@ -41,13 +47,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(folder / "clip.mp4", frames)
     write_video(folder / "clip.webm", frames, codec="libvpx-vp9")
     for name in ("my-model", "facebook/timesformer-base-finetuned-k400"):
-        labels = {"id2label": dict(enumerate(MOTIONS)), "label2id": {name: i for i, name in enumerate(MOTIONS)}}
+        labels = {
+            "id2label": dict(enumerate(MOTIONS)),
+            "label2id": {name: i for i, name in enumerate(MOTIONS)},
+        }
         model = TimeSformerForVideoClassification(TimeSformerConfig(**TINY, **labels, num_frames=4))
         model.save_pretrained(folder / name)
         sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-        TimeSformerVideoProcessor(num_frames=4, sampling_rate=2, **sizes).save_pretrained(folder / name)
-    for name, patch in (("google/vit-base-patch16-224", 8), ("google/vit-base-patch16-224-in21k", 32)):
-        ViTForImageClassification(ViTConfig(**TINY | {"patch_size": patch})).save_pretrained(folder / name)
+        TimeSformerVideoProcessor(num_frames=4, sampling_rate=2, **sizes).save_pretrained(
+            folder / name
+        )
+    for name, patch in (
+        ("google/vit-base-patch16-224", 8),
+        ("google/vit-base-patch16-224-in21k", 32),
+    ):
+        ViTForImageClassification(ViTConfig(**TINY | {"patch_size": patch})).save_pretrained(
+            folder / name
+        )
     make_kinetics(folder / "k400")
     return folder
 
@@ -61,7 +77,10 @@ def make_kinetics(folder: Path) -> None:
         for label in ("left", "right"):
             for number in range(count):
                 name = f"{label}-{split}{number}"
-                write_video(folder / f"{name}_000001_000011.mp4", motion_frames(label, rng, num_frames=8, size=48))
+                write_video(
+                    folder / f"{name}_000001_000011.mp4",
+                    motion_frames(label, rng, num_frames=8, size=48),
+                )
                 rows.append(f"{label},{name},1,11,{split}")
         (folder / f"{split}.csv").write_text("\n".join(rows) + "\n")
 
@@ -72,16 +91,29 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=lambda number: f"{BLOCKS[number][0]}-{number}")
+@pytest.mark.parametrize(
+    "number", range(len(BLOCKS)), ids=lambda number: f"{BLOCKS[number][0]}-{number}"
+)
 def test_code_block_runs(number: int, folder: Path, hub: Hub, tmp_path: Path) -> None:
     language, code = BLOCKS[number]
     code = code.replace("my-name/", f"{USER}/")
     python_folder = str(Path(sys.executable).parent)
-    environment = os.environ | {"PATH": python_folder + os.pathsep + os.environ["PATH"], "GPUS": "1"}
+    environment = os.environ | {
+        "PATH": python_folder + os.pathsep + os.environ["PATH"],
+        "GPUS": "1",
+    }
     online = "timesformer publish" in code or "push_to_hub" in code
-    environment |= {"HF_HUB_OFFLINE": str(int(not online))} | (hub.environment(tmp_path) if online else {})
-    command = [sys.executable, "-c", code] if language == "python" else [shutil.which("bash"), "-euc", code]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    environment |= {"HF_HUB_OFFLINE": str(int(not online))} | (
+        hub.environment(tmp_path) if online else {}
+    )
+    command = (
+        [sys.executable, "-c", code]
+        if language == "python"
+        else [shutil.which("bash"), "-euc", code]
+    )
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

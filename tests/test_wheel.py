@@ -1,7 +1,8 @@
-"""What `pip install` brings: the sdist and the wheel that are built, and the demo's way by `timesformer` alone.
+"""What `pip install` brings: the sdist and the wheel that are built, and the demo's way by
+`timesformer` alone.
 
-The wheel goes into a virtual environment of its own, which finds its dependencies in the environment of the tests, and
-not this checkout: nothing is downloaded.
+The wheel goes into a virtual environment of its own, which finds its dependencies in the
+environment of the tests, and not this checkout: nothing is downloaded.
 """
 
 import json
@@ -39,9 +40,18 @@ pytestmark = pytest.mark.slow
 def run(*command: object, folder: Path, **environment: str) -> str:
     """Standard output of a command that must succeed, run without this checkout on its path."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    variables |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PIP_NO_INDEX": "1"} | environment
+    variables |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "PIP_NO_INDEX": "1",
+    } | environment
     done = subprocess.run(
-        list(map(str, command)), cwd=folder, env=variables, capture_output=True, text=True, timeout=300
+        list(map(str, command)),
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     return done.stdout
@@ -49,7 +59,9 @@ def run(*command: object, folder: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the sdist and the wheel made from it; built in a copy, as building leaves folders behind."""
+    """The folder with the sdist and the wheel made from it; built in a copy, as building leaves
+    folders behind.
+    """
     copy = tmp_path_factory.mktemp("sources")
     for name in SOURCES:
         source, target = ROOT / name, copy / name
@@ -59,21 +71,48 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(source, target)
     run(sys.executable, "-c", BUILD_SDIST, folder=copy)
     (sdist,) = (copy / "dist").glob("*.tar.gz")
-    pip_wheel = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", copy / "dist", sdist]
+    pip_wheel = [
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        copy / "dist",
+        sdist,
+    ]
     run(sys.executable, *pip_wheel, folder=copy)
     return copy / "dist"
 
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of a virtual environment with the wheel; its dependencies are those of the tests."""
+    """The folder of programs of a virtual environment with the wheel; its dependencies are those of
+    the tests.
+    """
     environment = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", environment, folder=built)
-    (programs,) = (path.parent for path in environment.glob("*/python*") if path.name in ("python", "python.exe"))
+    (programs,) = (
+        path.parent
+        for path in environment.glob("*/python*")
+        if path.name in ("python", "python.exe")
+    )
     (wheel,) = built.glob("*.whl")
-    run(sys.executable, "-m", "pip", "--python", programs / "python", "install", "--no-deps", wheel, folder=built)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        programs / "python",
+        "install",
+        "--no-deps",
+        wheel,
+        folder=built,
+    )
     (site,) = environment.rglob("site-packages")
-    (site / "of_the_tests.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    (site / "of_the_tests.pth").write_text(
+        f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n"
+    )
     return programs
 
 
@@ -82,11 +121,20 @@ def test_archives_are_whole_and_ready_for_the_index(built: Path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
-    in_checkout = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("hf_timesformer/**/*.py")}
+    in_checkout = {
+        path.relative_to(ROOT).as_posix() for path in ROOT.glob("hf_timesformer/**/*.py")
+    }
     assert in_checkout | {"timesformer_command.py", "hf_timesformer/py.typed"} <= set(names)
-    assert {"hf_timesformer/recipes/small-set.json", "hf_timesformer/model_cards/template.md"} <= set(names)
+    assert {
+        "hf_timesformer/recipes/small-set.json",
+        "hf_timesformer/model_cards/template.md",
+    } <= set(names)
     assert not [name for name in names if name.startswith(("tests", "scripts"))]
-    for line in (f"Version: {__version__}", "License-Expression: Apache-2.0", "Requires-Python: >=3.10"):
+    for line in (
+        f"Version: {__version__}",
+        "License-Expression: Apache-2.0",
+        "Requires-Python: >=3.10",
+    ):
         assert line in metadata.splitlines()
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
@@ -98,21 +146,27 @@ def test_archives_are_whole_and_ready_for_the_index(built: Path):
         "hf_timesformer/recipes/demo.json",
     } <= in_sdist
     pytest.importorskip("twine")
-    assert "PASSED" in run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel, folder=built)
+    assert "PASSED" in run(
+        sys.executable, "-m", "twine", "check", "--strict", sdist, wheel, folder=built
+    )
 
 
 def test_help_answers_within_a_second(installed: Path, tmp_path: Path):
     seconds = []
     for command in ([], ["predict"], ["evaluate"]):
         started = time.perf_counter()
-        assert "usage: timesformer" in run(installed / "timesformer", *command, "--help", folder=tmp_path)
+        assert "usage: timesformer" in run(
+            installed / "timesformer", *command, "--help", folder=tmp_path
+        )
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 1, seconds  # the machine may be busy
     assert run(installed / "timesformer", "--version", folder=tmp_path) == f"{__version__}\n"
 
 
 def test_the_demos_way_by_timesformer_alone(installed: Path, tmp_path: Path):
-    """Train, evaluate, predict and export a tiny model in a folder that holds nothing of this checkout."""
+    """Train, evaluate, predict and export a tiny model in a folder that holds nothing of this
+    checkout.
+    """
 
     def timesformer(*arguments: object) -> str:
         return run(installed / "timesformer", *arguments, folder=tmp_path)
@@ -123,9 +177,28 @@ def test_the_demos_way_by_timesformer_alone(installed: Path, tmp_path: Path):
     write_clips(tmp_path / "clips")
     shutil.copytree(tmp_path / "clips/test", tmp_path / "clips/train")
     write_model(tmp_path / "start")
-    train = ["--data_dir", "clips", "--model", "start", "--recipe", "demo", "--short_side", "32", "36"]
-    short = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--dataloader_num_workers", "0"]
-    timesformer("train", *train, *short, "--use_cpu", "--max_bad_fraction", "0.5", "--output_dir", "run")
+    train = [
+        "--data_dir",
+        "clips",
+        "--model",
+        "start",
+        "--recipe",
+        "demo",
+        "--short_side",
+        "32",
+        "36",
+    ]
+    short = [
+        "--max_steps",
+        "2",
+        "--per_device_train_batch_size",
+        "2",
+        "--dataloader_num_workers",
+        "0",
+    ]
+    timesformer(
+        "train", *train, *short, "--use_cpu", "--max_bad_fraction", "0.5", "--output_dir", "run"
+    )
     assert json.loads((tmp_path / "run/train_results.json").read_text())["train_samples"] > 0
     timesformer("evaluate", "--model", "run", "--data_dir", "clips", "--num_workers", "0", "--cpu")
     results = json.loads((tmp_path / "run/eval_test/eval_results.json").read_text())
@@ -136,5 +209,7 @@ def test_the_demos_way_by_timesformer_alone(installed: Path, tmp_path: Path):
     pytest.importorskip("onnxruntime")
     timesformer("export", "run", "run-onnx")
     (of_graph,) = json.loads(timesformer(*predict, "--model", "run-onnx", "--onnx"))
-    scores = [{row["label"]: row["score"] for row in of["predictions"]} for of in (answer, of_graph)]
+    scores = [
+        {row["label"]: row["score"] for row in of["predictions"]} for of in (answer, of_graph)
+    ]
     assert scores[1] == pytest.approx(scores[0], abs=1e-4)

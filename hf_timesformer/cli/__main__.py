@@ -40,11 +40,15 @@ or accelerate launch -m hf_timesformer.cli.train ..."""
 def usage() -> str:
     """What `timesformer --help` prints."""
     width = max(map(len, COMMANDS))
-    return USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+    return USAGE.format(
+        commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    )
 
 
 def only_prints(argv: list[str]) -> bool:
-    """Whether this command line asks for nothing but text: help, the version, the recipes, or it names no command."""
+    """Whether this command line asks for nothing but text: help, the version, the recipes, or it
+    names no command.
+    """
     before_double_dash = argv[: argv.index("--")] if "--" in argv else argv
     asks_for_help = {"-h", "--help", "--help_all", "--help-all"}.intersection(before_double_dash)
     return not argv or argv[0] not in COMMANDS or argv[0] == "recipes" or bool(asks_for_help)
@@ -56,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads the output any more: `timesformer recipes | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        # for what Python flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 

@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""A page to try a TimeSformer: drop a video, see what it is, which frames were looked at, and where.
+"""A page to try a TimeSformer: drop a video, see what it is, which frames were looked at, and
+where.
 
     pip install "hf-timesformer[app]"
     timesformer app --model runs/mine
 
-As a Hub Space: `timesformer app --model me/my-model --export_space my-space` writes a folder that is one, for
-`hf upload me/my-space my-space --repo-type space`. Setting the variable MODEL there chooses another model.
+As a Hub Space: `timesformer app --model me/my-model --export_space my-space` writes a folder that
+is one, for `hf upload me/my-space my-space --repo-type space`. Setting the variable MODEL there
+chooses another model.
 """
 
 import argparse
@@ -17,14 +19,19 @@ from .common import make_parser, user_errors
 
 def default_model() -> str | None:
     """The variable MODEL, or what the file MODEL of an exported Space says."""
-    beside = Path(__file__).parents[2] / "MODEL"  # an exported Space has this package and MODEL side by side
-    return os.environ.get("MODEL") or (beside.read_text(encoding="utf-8").strip() if beside.is_file() else None)
+    # an exported Space has this package and MODEL side by side
+    beside = Path(__file__).parents[2] / "MODEL"
+    return os.environ.get("MODEL") or (
+        beside.read_text(encoding="utf-8").strip() if beside.is_file() else None
+    )
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; a Space has none."""
     parser = make_parser("app", __doc__)
-    parser.add_argument("--model", default=default_model(), help="folder or Hub id (default: $MODEL)")
+    parser.add_argument(
+        "--model", default=default_model(), help="folder or Hub id (default: $MODEL)"
+    )
     parser.add_argument("--top_k", type=int, default=5, help="classes to show")
     parser.add_argument(
         "--dtype",
@@ -33,7 +40,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="default auto: bfloat16 where the processor or GPU computes in it, else float32",
     )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    parser.add_argument("--export_space", type=Path, metavar="FOLDER", help="write a Hub Space there and leave")
+    parser.add_argument(
+        "--export_space", type=Path, metavar="FOLDER", help="write a Hub Space there and leave"
+    )
     return parser.parse_args(argv)
 
 

@@ -20,7 +20,8 @@ from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
 WINDOW = 2.0  # seconds that the model sees at a time
-MAX_WINDOWS = 600  # a longer video gets fewer windows a second, so that a visitor does not wait for hours
+# a longer video gets fewer windows a second, so that a visitor does not wait for hours
+MAX_WINDOWS = 600
 MAX_PIECE = 60.0  # seconds that a click plays at most
 PIECES_SIDE = 360  # pixels
 
@@ -44,14 +45,22 @@ def timeline_of(
     processor: TimeSformerVideoProcessor,
     progress=lambda share: None,
 ) -> ShownTimeline | None:
-    """The timeline of a video that is longer than two windows, None for a shorter one. Raises VideoDecodeError."""
+    """The timeline of a video that is longer than two windows, None for a shorter one. Raises
+    VideoDecodeError.
+    """
     seconds = probe_video(video).duration or 0.0
     if seconds <= 2 * WINDOW:
         return None
     exclusive = problem_type_of(model.config) != MULTI_LABEL
-    settings = LabelSettings(WINDOW, choose_stride(seconds), rules=SegmentRules(exclusive=exclusive))
+    settings = LabelSettings(
+        WINDOW, choose_stride(seconds), rules=SegmentRules(exclusive=exclusive)
+    )
     timeline = label_video(
-        video, model, processor, settings, progress=lambda done, length: _tell(progress, done / seconds)
+        video,
+        model,
+        processor,
+        settings,
+        progress=lambda done, length: _tell(progress, done / seconds),
     )
     has_matplotlib = importlib.util.find_spec("matplotlib") is not None
     return ShownTimeline(timeline, draw_timeline(timeline) if has_matplotlib else None)
@@ -84,7 +93,9 @@ def _clock(seconds: float) -> str:
 
 
 def segment_at(shown: ShownTimeline, x: float) -> Segment:
-    """The segment under the column `x` of the picture; where there is none, the stretch of a window around it."""
+    """The segment under the column `x` of the picture; where there is none, the stretch of a window
+    around it.
+    """
     timeline = shown.timeline
     width = shown.picture.width if shown.picture is not None else 1
     seconds = seconds_at(timeline, x, width)
@@ -96,7 +107,9 @@ def segment_at(shown: ShownTimeline, x: float) -> Segment:
 
 
 def play(shown: ShownTimeline, segment: Segment, folder: str) -> str:
-    """A film of the segment, of its first minute if it is longer, that any browser plays. Raises VideoDecodeError."""
+    """A film of the segment, of its first minute if it is longer, that any browser plays. Raises
+    VideoDecodeError.
+    """
     end = min(segment.end, segment.start + MAX_PIECE)
     path = Path(tempfile.mkdtemp(dir=folder), "piece.mp4")
     return str(cut_film(path, shown.timeline.video, segment.start, end, short_side=PIECES_SIDE))

@@ -1,4 +1,6 @@
-"""What the commands share at their edge. Nothing heavy is imported here: every command's `--help` reads this file."""
+"""What the commands share at their edge. Nothing heavy is imported here: every command's `--help`
+reads this file.
+"""
 
 import argparse
 import gc
@@ -27,10 +29,11 @@ EXTRAS = {
 
 
 class CommandParser(argparse.ArgumentParser):
-    """One style of arguments for all commands, the one of transformers' `HfArgumentParser` that `train` has.
+    """One style of arguments for all commands, the one of transformers' `HfArgumentParser` that
+    `train` has.
 
-    Options are written in full, with underscores or hyphens (`--top_k`, `--top-k`); a flag also takes its value
-    (`--json`, `--json true`, `--json false`); the help tells the defaults.
+    Options are written in full, with underscores or hyphens (`--top_k`, `--top-k`); a flag also
+    takes its value (`--json`, `--json true`, `--json false`); the help tells the defaults.
     """
 
     def __init__(self, **settings: Any):
@@ -39,10 +42,14 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """argparse's own, with hyphens and the values of flags understood."""
-        return super().parse_known_args(self._in_one_style(sys.argv[1:] if args is None else list(args)), namespace)
+        return super().parse_known_args(
+            self._in_one_style(sys.argv[1:] if args is None else list(args)), namespace
+        )
 
     def _in_one_style(self, argv: list[str]) -> list[str]:
-        """`["--allow-urls", "false", "--top-k=3"]` -> `["--top_k=3"]`; what follows `--` stays as it is."""
+        """`["--allow-urls", "false", "--top-k=3"]` -> `["--top_k=3"]`; what follows `--` stays as
+        it is.
+        """
         end = argv.index("--") if "--" in argv else len(argv)
         words = [part for word in argv[:end] for part in self._spelled(word)]
         styled: list[str] = []
@@ -67,7 +74,9 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The text as it was written, short names for values, and after each option its default, where it has one."""
+    """The text as it was written, short names for values, and after each option its default, where
+    it has one.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -82,16 +91,22 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def make_parser(command: str, doc: str) -> CommandParser:
-    """The parser of `timesformer COMMAND`; the file's docstring tells what it does and shows examples."""
+    """The parser of `timesformer COMMAND`; the file's docstring tells what it does and shows
+    examples.
+    """
     summary, _, rest = doc.strip().partition("\n\n")
     return CommandParser(prog=f"timesformer {command}", description=summary, epilog=rest)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--model`, or `--export` for a graph in its place: what a command runs. `graph_of` reads them."""
+    """`--model`, or `--export` for a graph in its place: what a command runs. `graph_of` reads
+    them.
+    """
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder or Hub id of the model and its processor")
-    source.add_argument("--export", metavar="DIR", help="in its place: a folder that `timesformer export` wrote")
+    source.add_argument(
+        "--export", metavar="DIR", help="in its place: a folder that `timesformer export` wrote"
+    )
     parser.add_argument(
         "--precision",
         choices=("fp32", "bf16", "int8"),
@@ -108,7 +123,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     """`--frame_rate` and `--limits`: how video files are read. `reading_settings` reads them."""
-    parser.add_argument("--frame_rate", type=float, help="frames a second of folders of pictures, which tell none")
+    parser.add_argument(
+        "--frame_rate", type=float, help="frames a second of folders of pictures, which tell none"
+    )
     parser.add_argument(
         "--limits",
         nargs="+",
@@ -118,14 +135,18 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def reading_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The processor's settings of `add_reading_arguments`. Raises ValueError for a limit that is no NAME=N."""
+    """The processor's settings of `add_reading_arguments`. Raises ValueError for a limit that is no
+    NAME=N.
+    """
     limits: dict[str, float] = {}
     for text in args.limits or []:
         name, _, value = text.partition("=")
         try:
             number = float(value)
         except ValueError as error:
-            raise ValueError(f"--limits takes NAME=N, such as max_seconds=600; got {text!r}") from error
+            raise ValueError(
+                f"--limits takes NAME=N, such as max_seconds=600; got {text!r}"
+            ) from error
         limits[name] = int(number) if number.is_integer() else number
     return {"frame_rate": args.frame_rate, "limits": limits or None}
 
@@ -136,14 +157,17 @@ def clips_of(text: str) -> int | str:
 
 
 def graph_of(args: argparse.Namespace) -> tuple[str, str | None] | None:
-    """The folder of the exported graph that the command runs and its precision, None where it runs a model.
+    """The folder of the exported graph that the command runs and its precision, None where it runs
+    a model.
 
     Raises ValueError for arguments of `add_model_arguments` that do not go together.
     """
     if args.onnx and args.export:
         raise ValueError("--onnx goes with --model; beside --export, --precision chooses the graph")
     if args.precision and not args.export:
-        raise ValueError(f"--precision {args.precision} is for --export; beside --model it is --dtype")
+        raise ValueError(
+            f"--precision {args.precision} is for --export; beside --model it is --dtype"
+        )
     if args.onnx:
         return args.model, args.onnx
     return (args.export, args.precision) if args.export else None
@@ -153,7 +177,8 @@ def graph_of(args: argparse.Namespace) -> tuple[str, str | None] | None:
 def user_errors() -> Iterator[None]:
     """Print a user's mistake as one line `error: ...` and leave with exit code 2.
 
-    A mistake is a ValueError, an OSError, or a package that is missing because its extra was not installed.
+    A mistake is a ValueError, an OSError, or a package that is missing because its extra was not
+    installed.
     """
     try:
         yield
@@ -173,7 +198,9 @@ def user_errors() -> Iterator[None]:
 
 
 def warn_of_lone_process(num_processes: int) -> None:
-    """Say it where `accelerate launch --cpu --num_processes N` has started one process, as it does without mpirun."""
+    """Say it where `accelerate launch --cpu --num_processes N` has started one process, as it does
+    without mpirun.
+    """
     if num_processes == 1 and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
         program = program_for_launchers(sys.argv)
         logger.warning(
@@ -186,10 +213,12 @@ def warn_of_lone_process(num_processes: int) -> None:
 
 
 def program_for_launchers(argv: Sequence[str]) -> str:
-    """How torchrun and accelerate are told to run this program: the path of a script, or `-m` and a module.
+    """How torchrun and accelerate are told to run this program: the path of a script, or `-m` and a
+    module.
 
     `["scripts/train.py", ...]` -> `scripts/train.py`; `["/bin/timesformer", "train", ...]` and
-    `[".../hf_timesformer/cli/train.py", ...]`, which is what `-m` leaves there -> `-m hf_timesformer.cli.train`.
+    `[".../hf_timesformer/cli/train.py", ...]`, which is what `-m` leaves there ->
+    `-m hf_timesformer.cli.train`.
     """
     program, here = Path(argv[0]), Path(__file__).resolve().parent
     if program.suffix == ".py" and program.resolve().parent not in (here, here.parent):
@@ -202,8 +231,8 @@ def program_for_launchers(argv: Sequence[str]) -> str:
 def share_of(count: int, shard: str | None = None) -> list[int]:
     """The numbers, out of `count`, that are this process's share of some work.
 
-    `shard` is `"i/n"`: the i-th, from 0, of n machines or array tasks. Each of them may run several processes, started
-    by torchrun or accelerate (`RANK`, `WORLD_SIZE`), which share its part:
+    `shard` is `"i/n"`: the i-th, from 0, of n machines or array tasks. Each of them may run several
+    processes, started by torchrun or accelerate (`RANK`, `WORLD_SIZE`), which share its part:
 
         10 videos, shard 1/2, rank 0 of 2: 2, 6        rank 1 of 2: 3, 7
 
@@ -224,7 +253,9 @@ def _parse_shard(shard: str | None) -> tuple[int, int]:
 
 
 def local_device() -> str | None:
-    """The GPU of this process where torchrun or accelerate started several, None where it is the only one."""
+    """The GPU of this process where torchrun or accelerate started several, None where it is the
+    only one.
+    """
     import torch
 
     rank = os.environ.get("LOCAL_RANK")
@@ -234,8 +265,9 @@ def local_device() -> str | None:
 def end_process_group() -> None:
     """Leave the group of processes, if this is one of several, and end the threads that served it.
 
-    Call it once no trainer is in scope. The threads end with the last reference to the group, and a network wrapped by
-    DDP or FSDP holds one. A thread of gloo that lets go of its last tensor only when Python ends aborts the process.
+    Call it once no trainer is in scope. The threads end with the last reference to the group, and a
+    network wrapped by DDP or FSDP holds one. A thread of gloo that lets go of its last tensor only
+    when Python ends aborts the process.
     """
     import torch.distributed as dist
 

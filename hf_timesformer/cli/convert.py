@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""Convert a checkpoint of the official code or of mmaction2 into a folder for `from_pretrained` and `pipeline`.
+"""Convert a checkpoint of the official code or of mmaction2 into a folder for `from_pretrained` and
+`pipeline`.
 
     timesformer convert TimeSformer_divST_8x32_224_K400.pyth timesformer-k400 --labels kinetics.json
 
-Writes config.json, model.safetensors and the processors' settings. Attention type, frames, size and number of labels
-are read from the weights; how videos are sampled from the training configuration in the file, or from what the
-released checkpoints of that kind have: what was taken is printed, and --sampling_rate overrides it.
+Writes config.json, model.safetensors and the processors' settings. Attention type, frames, size and
+number of labels are read from the weights; how videos are sampled from the training configuration
+in the file, or from what the released checkpoints of that kind have: what was taken is printed, and
+--sampling_rate overrides it.
 """
 
 import argparse
@@ -17,12 +19,22 @@ from .common import make_parser, user_errors
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("convert", __doc__)
-    parser.add_argument("checkpoint", type=Path, help=".pyth or .pth file; read without running any code in it")
+    parser.add_argument(
+        "checkpoint", type=Path, help=".pyth or .pth file; read without running any code in it"
+    )
     parser.add_argument("folder", type=Path, help="folder to write; it must not hold a model yet")
-    parser.add_argument("--labels", type=Path, help="class names: one a line, or JSON, a list or an object")
-    parser.add_argument("--num_attention_heads", type=int, help="default: width / 64, as in all released files")
-    parser.add_argument("--sampling", choices=("clip", "segments"), help="frames of one window, or of equal parts")
-    parser.add_argument("--sampling_rate", type=int, help="a clip takes one frame in so many of the video")
+    parser.add_argument(
+        "--labels", type=Path, help="class names: one a line, or JSON, a list or an object"
+    )
+    parser.add_argument(
+        "--num_attention_heads", type=int, help="default: width / 64, as in all released files"
+    )
+    parser.add_argument(
+        "--sampling", choices=("clip", "segments"), help="frames of one window, or of equal parts"
+    )
+    parser.add_argument(
+        "--sampling_rate", type=int, help="a clip takes one frame in so many of the video"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,10 +1,12 @@
-"""The whole way in minutes, offline: make clips, train, evaluate, classify, and see what the model sees.
+"""The whole way in minutes, offline: make clips, train, evaluate, classify, and see what the model
+sees.
 
     timesformer demo
     timesformer demo --output_dir my_demo
 
-The clips show a shape that moves left, right, up or down, grows or shrinks: only motion tells them apart. A small
-network learns them from scratch. Each step is one of the other commands, whose words go to a log beside the results.
+The clips show a shape that moves left, right, up or down, grows or shrinks: only motion tells them
+apart. A small network learns them from scratch. Each step is one of the other commands, whose words
+go to a log beside the results.
 
 Exit code 1 where the model answers worse than it should.
 """
@@ -46,7 +48,9 @@ BAR = re.compile(r"^(evaluate: )?\s*(?P<percent>\d+)%\|.* \d+/(?P<total>\d+) ")
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("demo", __doc__)
-    parser.add_argument("--output_dir", type=Path, default=Path("demo_output"), help="made anew if a demo made it")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("demo_output"), help="made anew if a demo made it"
+    )
     return parser.parse_args(argv)
 
 
@@ -62,16 +66,31 @@ def main(argv: list[str] | None = None) -> None:
         folder = new_folder(args.output_dir)
         tell("1/5", "Making clips: a shape that moves left, right, up or down, grows or shrinks.")
         classes = make_clips(folder)
-        tell("2/5", "Training a small TimeSformer (divided space-time attention, 8 frames) from scratch.")
+        tell(
+            "2/5",
+            "Training a small TimeSformer (divided space-time attention, 8 frames) from scratch.",
+        )
         make_start(folder / "start", classes)
-        train = ("train", "--data_dir", "clips", "--model", "start", "--output_dir", "model", *TRAINING)
+        train = (
+            "train",
+            "--data_dir",
+            "clips",
+            "--model",
+            "start",
+            "--output_dir",
+            "model",
+            *TRAINING,
+        )
         run_command(*train, folder=folder, log="train.log")
         tell("3/5", "Evaluating it on the test clips with three crops, as the paper does.")
         test = ("--data_dir", "clips", "--split", "test", "--batch_size", "16")
         run_command("evaluate", "--model", "model", *test, folder=folder, log="evaluate.log")
         tell("4/5", "Loading it from the folder into transformers' own pipeline:")
         classify(folder, classes)
-        tell("5/5", "Drawing what it looks at in a clip, and what it finds in a video of all six motions.")
+        tell(
+            "5/5",
+            "Drawing what it looks at in a clip, and what it finds in a video of all six motions.",
+        )
         draw(folder, classes)
         top1 = report(folder, len(classes))
     print(summary(args.output_dir, time.perf_counter() - started))
@@ -83,7 +102,9 @@ def new_folder(folder: Path) -> Path:
     """An empty folder. Raises ValueError for one that is there and was not made by a demo."""
     if folder.exists():
         if any(folder.iterdir()) and not (folder / MARK).is_file():
-            raise ValueError(f"{folder} is not empty and no demo made it: give another --output_dir")
+            raise ValueError(
+                f"{folder} is not empty and no demo made it: give another --output_dir"
+            )
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     (folder / MARK).write_text(json.dumps({"made_by": "timesformer demo"}) + "\n", encoding="utf-8")
@@ -127,7 +148,8 @@ def make_start(folder: Path, classes: list[str]) -> None:
 
 
 def run_command(name: str, *arguments: str, folder: Path, log: str) -> None:
-    """Run `timesformer NAME ARGUMENTS` in `folder`: its progress bar is shown, all else goes to the log.
+    """Run `timesformer NAME ARGUMENTS` in `folder`: its progress bar is shown, all else goes to the
+    log.
 
     Raises ValueError with the last lines of the log where the command fails.
     """
@@ -136,7 +158,9 @@ def run_command(name: str, *arguments: str, folder: Path, log: str) -> None:
     paths = [str(package), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
     with (folder / log).open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=file, stderr=subprocess.PIPE
+        )
         assert process.stderr is not None  # for the type checker: it is the pipe asked for
         show_bar(process.stderr, file, live=sys.stderr.isatty())
     if process.wait() != 0:
@@ -169,7 +193,9 @@ def show_bar(stream: IO[bytes], log: IO[str], *, live: bool) -> None:
 
 
 def lines_of(stream: IO[bytes]) -> Iterator[str]:
-    """Lines as they come, where a carriage return ends one too: with it a progress bar draws itself anew."""
+    """Lines as they come, where a carriage return ends one too: with it a progress bar draws itself
+    anew.
+    """
     rest = b""
     while part := os.read(stream.fileno(), 4096):
         *lines, rest = re.split(rb"[\r\n]+", rest + part)
@@ -204,7 +230,9 @@ def report(folder: Path, num_classes: int) -> float:
     """Say how good the answers are; returns the share of the test clips that were right."""
     results = json.loads((folder / "model/eval_test/eval_results.json").read_text(encoding="utf-8"))
     top1 = results["top1_accuracy"]
-    print(f"\nOn {results['videos_evaluated']} test clips it is right in {top1:.1%} (chance: {1 / num_classes:.1%}).")
+    print(
+        f"\nOn {results['videos_evaluated']} test clips it is right in {top1:.1%} (chance: {1 / num_classes:.1%})."
+    )
     return top1
 
 

@@ -1,17 +1,19 @@
 #!/usr/bin/env python
-"""Evaluate a TimeSformer on a video data set by the paper's protocol: three crops a clip, logits averaged over views.
+"""Evaluate a TimeSformer on a video data set by the paper's protocol: three crops a clip, logits
+averaged over views.
 
-    timesformer evaluate --model runs/mine --dataset folder --data_dir clips --split test
-    accelerate launch --num_processes 8 -m hf_timesformer.cli.evaluate --model runs/mine --dataset kinetics \\
-        --data_dir k400
+    timesformer evaluate --model runs/mine --dataset folder --data_dir clips --split test accelerate
+    launch --num_processes 8 -m hf_timesformer.cli.evaluate --model runs/mine --dataset kinetics \\
+    --data_dir k400
 
     timesformer evaluate --from_predictions run-a/eval_test run-b/eval_test --output_dir fused
 
---num_clips auto covers the whole of each video, however long. The last line fuses runs over the same videos: the mean
-of their probabilities.
+--num_clips auto covers the whole of each video, however long. The last line fuses runs over the
+same videos: the mean of their probabilities.
 
-Writes eval_results.json, predictions.parquet (what was said of each video), per_class.csv, most_confused.csv,
-confusion_matrix.png, worst_errors.png and, where clips are missing, missing_videos.txt.
+Writes eval_results.json, predictions.parquet (what was said of each video), per_class.csv,
+most_confused.csv, confusion_matrix.png, worst_errors.png and, where clips are missing,
+missing_videos.txt.
 """
 
 import argparse
@@ -58,26 +60,47 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", help="by default <model>/eval_<split>")
     parser.add_argument("--num_crops", type=int, default=3, choices=(1, 3), help="1 (centre) or 3")
     parser.add_argument(
-        "--num_clips", type=clips_of, default=1, help="clips a video, spread evenly; auto: as many as cover it"
+        "--num_clips",
+        type=clips_of,
+        default=1,
+        help="clips a video, spread evenly; auto: as many as cover it",
     )
     parser.add_argument("--num_frames", type=int, help="frames a clip, if not the checkpoint's")
-    parser.add_argument("--sampling", choices=("clip", "segments"), help="clip or segments, if not the checkpoint's")
-    parser.add_argument("--sampling_rate", type=int, help="every n-th frame, if not the checkpoint's")
+    parser.add_argument(
+        "--sampling", choices=("clip", "segments"), help="clip or segments, if not the checkpoint's"
+    )
+    parser.add_argument(
+        "--sampling_rate", type=int, help="every n-th frame, if not the checkpoint's"
+    )
     add_reading_arguments(parser)
-    parser.add_argument("--target_fps", type=float, help="count --sampling_rate in frames of this rate")
+    parser.add_argument(
+        "--target_fps", type=float, help="count --sampling_rate in frames of this rate"
+    )
     parser.add_argument("--batch_size", type=int, default=4, help="videos a batch on each device")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode, for each device")
+    parser.add_argument(
+        "--num_workers", type=int, default=2, help="processes that decode, for each device"
+    )
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="autocast precision")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-    parser.add_argument("--threshold", type=float, default=0.5, help="probability of a class that counts, of several")
     parser.add_argument(
-        "--from_predictions", nargs="+", metavar="RUN", help="fuse these predictions.parquet, or folders that hold one"
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="probability of a class that counts, of several",
+    )
+    parser.add_argument(
+        "--from_predictions",
+        nargs="+",
+        metavar="RUN",
+        help="fuse these predictions.parquet, or folders that hold one",
     )
     return parser.parse_args(argv)
 
 
 def parse_fusion(argv: list[str] | None) -> argparse.Namespace | None:
-    """The command line where it fuses runs, which needs neither model nor data; None where it does not."""
+    """The command line where it fuses runs, which needs neither model nor data; None where it does
+    not.
+    """
     spellings = ("--from_predictions", "--from-predictions")
     if not any(word.startswith(spellings) for word in (sys.argv[1:] if argv is None else argv)):
         return None
@@ -98,14 +121,20 @@ def fuse_runs(args: argparse.Namespace) -> None:
         fused, names = fuse([read_predictions(path) for path in args.from_predictions])
         results = summarize(fused, names, expected=None, found=None, threshold=args.threshold)
         protocol = f"The mean of the probabilities of {len(args.from_predictions)} runs."
-        about = {"protocol": protocol, "from_predictions": args.from_predictions, "versions": installed_versions()}
+        about = {
+            "protocol": protocol,
+            "from_predictions": args.from_predictions,
+            "versions": installed_versions(),
+        }
         for path in write_report(args.output_dir, about | results, fused, names):
             print(f"wrote {path}")
     _print_summary(about | results)
 
 
 def model_classes(found: "FoundVideos", model: "torch.nn.Module") -> list[int]:
-    """The model's number for each class of the data set. Raises ValueError where the two do not fit."""
+    """The model's number for each class of the data set. Raises ValueError where the two do not
+    fit.
+    """
     from ..data.labels import match_labels
     from ..data.targets import REGRESSION
     from ..inference import problem_type_of
@@ -146,7 +175,14 @@ def main(argv: list[str] | None = None) -> None:
         transformers.logging.set_verbosity_error()
     output_dir = _output_dir(args)
     with user_errors():
-        settings = ("num_crops", "num_clips", "num_frames", "sampling", "sampling_rate", "target_fps")
+        settings = (
+            "num_crops",
+            "num_clips",
+            "num_frames",
+            "sampling",
+            "sampling_rate",
+            "target_fps",
+        )
         overrides = {name: getattr(args, name) for name in settings} | reading_settings(args)
         whole_videos = args.num_clips == "auto"
         if whole_videos:
@@ -157,7 +193,9 @@ def main(argv: list[str] | None = None) -> None:
             model, processor = load_model_and_processor(args.model, **overrides)
         missing_file = output_dir / "missing_videos.txt" if accelerator.is_main_process else None
         options = dataset_arguments(args).reader_options
-        found = find_videos(args.dataset, args.data_dir, args.split, missing_file=missing_file, **options)
+        found = find_videos(
+            args.dataset, args.data_dir, args.split, missing_file=missing_file, **options
+        )
         label_ids = model_classes(found, model)
     predictions = predict_dataset(
         model,
@@ -185,7 +223,9 @@ def main(argv: list[str] | None = None) -> None:
     _print_summary(results)
 
 
-def _write_worst_errors(folder: Path, predictions: "Predictions", names: list[str], found: "FoundVideos") -> None:
+def _write_worst_errors(
+    folder: Path, predictions: "Predictions", names: list[str], found: "FoundVideos"
+) -> None:
     """The picture of the worst errors, or why there is none."""
     from ..evaluation.worst_errors import worst_videos, write_worst_errors
 
@@ -207,7 +247,9 @@ def _output_dir(args: argparse.Namespace) -> Path:
     return (folder if folder.is_dir() else Path()) / f"eval_{args.split}{suffix}"
 
 
-def _setting(args: argparse.Namespace, processor: "TimeSformerVideoProcessor", accelerator: "Accelerator") -> dict:
+def _setting(
+    args: argparse.Namespace, processor: "TimeSformerVideoProcessor", accelerator: "Accelerator"
+) -> dict:
     from ..evaluation.report import describe_protocol
     from ..versions import installed_versions
 

@@ -1,15 +1,17 @@
 #!/usr/bin/env python
-"""Write a trained model as graphs for ONNX Runtime or OpenVINO, with its config and its processor's settings.
+"""Write a trained model as graphs for ONNX Runtime or OpenVINO, with its config and its processor's
+settings.
 
     timesformer export runs/mine runs/mine-onnx --int8
     timesformer export runs/mine runs/mine-openvino --format openvino
     timesformer export runs/mine runs/mine-int8 --format openvino --int8 --calibration_dir clips
     timesformer predict clip.mp4 --export runs/mine-int8
 
-onnx (extra `onnx`): model.onnx is fp32; --int8 adds model_int8.onnx, whose activations are quantised as they come.
-openvino (extra `openvino`): one graph, which runs in fp32 or bf16; with --int8 it is quantised by NNCF, whose ranges
-come from clips of --calibration_dir. All take any batch of clips of the processor's frames and crop size: other
-lengths and sizes need a graph of their own.
+onnx (extra `onnx`): model.onnx is fp32; --int8 adds model_int8.onnx, whose activations are
+quantised as they come. openvino (extra `openvino`): one graph, which runs in fp32 or bf16; with
+--int8 it is quantised by NNCF, whose ranges come from clips of --calibration_dir. All take any
+batch of clips of the processor's frames and crop size: other lengths and sizes need a graph of
+their own.
 """
 
 import argparse
@@ -30,14 +32,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser("export", __doc__)
     parser.add_argument("model", help="folder or Hub id of the model and its processor")
     parser.add_argument("folder", type=Path, help="folder to write")
-    parser.add_argument("--format", default="onnx", choices=["onnx", "openvino"], help="default: onnx")
-    parser.add_argument("--int8", action="store_true", help="int8 weights and activations (onnx: beside fp32)")
+    parser.add_argument(
+        "--format", default="onnx", choices=["onnx", "openvino"], help="default: onnx"
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="int8 weights and activations (onnx: beside fp32)"
+    )
     parser.add_argument(
         "--calibration_dir",
         type=Path,
         help="folder with clips, at any depth, whose values set the ranges of --format openvino --int8",
     )
-    parser.add_argument("--calibration_clips", type=int, default=32, help="how many of them to take (default 32)")
+    parser.add_argument(
+        "--calibration_clips", type=int, default=32, help="how many of them to take (default 32)"
+    )
     parser.add_argument("--num_frames", type=int, help="clip length (default: the processor's)")
     return parser.parse_args(argv)
 
@@ -59,7 +67,11 @@ def main(argv: list[str] | None = None) -> None:
         else:
             from ..conversion.openvino_export import export_openvino
 
-            clips = read_clips(args.calibration_dir, args.calibration_clips, processor) if args.int8 else None
+            clips = (
+                read_clips(args.calibration_dir, args.calibration_clips, processor)
+                if args.int8
+                else None
+            )
             graph = export_openvino(model, processor, args.folder, calibration_clips=clips)
             paths = [graph, graph.with_suffix(".bin")]
         for path in paths:
@@ -74,13 +86,18 @@ def check(args: argparse.Namespace) -> None:
             "--format openvino --int8 measures the ranges of activations on real clips: give --calibration_dir"
         )
     if args.calibration_dir is not None and not calibrates:
-        raise ValueError("--calibration_dir is for --format openvino --int8; nothing else is calibrated")
+        raise ValueError(
+            "--calibration_dir is for --format openvino --int8; nothing else is calibrated"
+        )
     if args.calibration_clips < 1:
         raise ValueError(f"--calibration_clips must be at least 1, got {args.calibration_clips}")
 
 
-def read_clips(folder: Path, count: int, processor: "TimeSformerVideoProcessor") -> "list[torch.Tensor]":
-    """The middle clip of `count` videos spread evenly over those in `folder`: `(1, t, c, h, w)` each.
+def read_clips(
+    folder: Path, count: int, processor: "TimeSformerVideoProcessor"
+) -> "list[torch.Tensor]":
+    """The middle clip of `count` videos spread evenly over those in `folder`: `(1, t, c, h, w)`
+    each.
 
     Videos that cannot be read are named and left out. Raises ValueError where none can be.
     """

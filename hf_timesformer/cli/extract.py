@@ -2,12 +2,14 @@
 """Features of a whole data set, one vector a video, to Parquet.
 
     timesformer extract --model runs/mine --data_dir clips --split train --output_dir features/train
-    timesformer extract --model runs/mine --data_dir clips --split test --output_dir features/test --pool patches
-    torchrun --nproc_per_node 4 -m hf_timesformer.cli.extract --model runs/mine --data_dir k400 --dataset kinetics ...
+    timesformer extract --model runs/mine --data_dir clips --split test --output_dir features/test
+    --pool patches torchrun --nproc_per_node 4 -m hf_timesformer.cli.extract --model runs/mine
+    --data_dir k400 --dataset kinetics ...
 
-The vector is CLS of the last block, after the final LayerNorm; --layer takes another block's, --pool patches the mean
-of the patch tokens. Several processes share the videos, and so do machines or array tasks with --shard I/N. Each
-writes parts of its own; a killed run goes on with the same command, and videos that are there already are passed over.
+The vector is CLS of the last block, after the final LayerNorm; --layer takes another block's,
+--pool patches the mean of the patch tokens. Several processes share the videos, and so do machines
+or array tasks with --shard I/N. Each writes parts of its own; a killed run goes on with the same
+command, and videos that are there already are passed over.
 
 `hf_timesformer.evaluation.features.read_features` reads a folder back; any Parquet reader does.
 
@@ -31,21 +33,40 @@ if TYPE_CHECKING:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("extract", __doc__)
-    parser.add_argument("--model", required=True, help="folder or Hub id of the model and its processor")
+    parser.add_argument(
+        "--model", required=True, help="folder or Hub id of the model and its processor"
+    )
     add_dataset_arguments(parser)
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the Parquet parts")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="folder for the Parquet parts"
+    )
     parser.add_argument("--split", default="train", help="train, validation or test")
-    parser.add_argument("--pool", default="cls", choices=("cls", "patches"), help="CLS, or the mean of the patches")
-    parser.add_argument("--layer", type=int, help="the output of that block, from 1 (default: the last, normalised)")
-    parser.add_argument("--num_crops", type=int, default=1, choices=(1, 3), help="1 (centre) or 3, averaged")
+    parser.add_argument(
+        "--pool", default="cls", choices=("cls", "patches"), help="CLS, or the mean of the patches"
+    )
+    parser.add_argument(
+        "--layer", type=int, help="the output of that block, from 1 (default: the last, normalised)"
+    )
+    parser.add_argument(
+        "--num_crops", type=int, default=1, choices=(1, 3), help="1 (centre) or 3, averaged"
+    )
     parser.add_argument("--num_clips", type=int, default=1, help="clips a video, averaged")
     parser.add_argument("--num_frames", type=int, help="frames a clip, if not the checkpoint's")
-    parser.add_argument("--shard", metavar="I/N", help="only the I-th (from 0) of N equal shares of the videos")
-    parser.add_argument("--batch_size", type=int, default=8, help="videos that run together")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode, for each process")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     parser.add_argument(
-        "--dtype", default="float32", choices=("auto", "float32", "bfloat16", "float16"), help="precision"
+        "--shard", metavar="I/N", help="only the I-th (from 0) of N equal shares of the videos"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="videos that run together")
+    parser.add_argument(
+        "--num_workers", type=int, default=2, help="processes that decode, for each process"
+    )
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="precision",
     )
     return parser.parse_args(argv)
 
@@ -74,7 +95,10 @@ def main(argv: list[str] | None = None) -> None:
         videos = find_videos(args.dataset, args.data_dir, args.split, **options).videos
         names = ("model", "dataset", "data_dir", "split", "pool", "layer", "num_crops", "num_clips")
         about = {name: getattr(args, name) for name in names}
-        about |= options | {"num_frames": processor.num_frames, "dtype": str(dtype).removeprefix("torch.")}
+        about |= options | {
+            "num_frames": processor.num_frames,
+            "dtype": str(dtype).removeprefix("torch."),
+        }
         folder = FeatureFolder(args.output_dir, about, writer=writer_name(args.shard))
         before = len(folder.done)
         if before:
@@ -96,12 +120,16 @@ def main(argv: list[str] | None = None) -> None:
                     print(f"failed: {step.video_id}: {step.message}", file=sys.stderr)
                 else:
                     progress.update(step)
-    print(f"{len(folder.done) - before} videos added to {args.output_dir}, {failed} could not be read")
+    print(
+        f"{len(folder.done) - before} videos added to {args.output_dir}, {failed} could not be read"
+    )
     sys.exit(int(failed > 0))
 
 
 def share_of_videos(videos: "Dataset | IterableDataset", shard: str | None) -> list[int]:
-    """This process's rows of a map-style data set; of a stream, which of how many shares of its shards is its own."""
+    """This process's rows of a map-style data set; of a stream, which of how many shares of its
+    shards is its own.
+    """
     if hasattr(videos, "__len__"):
         return share_of(len(videos), shard)
     shares = (int(shard.split("/")[1]) if shard else 1) * int(os.environ.get("WORLD_SIZE", 1))

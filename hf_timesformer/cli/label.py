@@ -1,19 +1,21 @@
 #!/usr/bin/env python
-"""What happens when in long videos: classes over time, as segments, tables, subtitles and a picture.
+"""What happens when in long videos: classes over time, as segments, tables, subtitles and a
+picture.
 
     timesformer label match.mp4 --model runs/mine
     timesformer label recordings/ --model runs/mine --window 4 --stride 2 --overlay --output_dir timelines
     timesformer label recordings/ --model runs/mine --shard 3/16        # one of 16 machines or SLURM array tasks
     torchrun --nproc_per_node 4 -m hf_timesformer.cli.label recordings/ --model runs/mine
 
-Each video is decoded once, forward, in windows of --window seconds every --stride seconds that share their frames;
-memory does not grow with its length. A segment begins where the score of a class reaches --threshold and ends where it
-falls below --low_threshold.
+Each video is decoded once, forward, in windows of --window seconds every --stride seconds that
+share their frames; memory does not grow with its length. A segment begins where the score of a
+class reaches --threshold and ends where it falls below --low_threshold.
 
-Writes for each video NAME.json (everything), NAME.csv (segments), NAME.scores.csv (every class of every window),
-NAME.vtt (subtitles), NAME.label_studio.json (pre-annotations for Label Studio's timeline), NAME.png (a picture; extra
-`viz`), and, where asked for, NAME.overlay.mp4. While a video is worked on, NAME.windows.jsonl keeps what is done:
-after a kill the same command with --resume goes on there, and passes over videos that are finished.
+Writes for each video NAME.json (everything), NAME.csv (segments), NAME.scores.csv (every class of
+every window), NAME.vtt (subtitles), NAME.label_studio.json (pre-annotations for Label Studio's
+timeline), NAME.png (a picture; extra `viz`), and, where asked for, NAME.overlay.mp4. While a video
+is worked on, NAME.windows.jsonl keeps what is done: after a kill the same command with --resume
+goes on there, and passes over videos that are finished.
 
 Exit code 1 where a video could not be read (the others are still labelled), 2 for a wrong argument.
 """
@@ -50,29 +52,53 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="VIDEO",
         help="video files, folders of them, or @LIST: a file of paths, one a line",
     )
-    parser.add_argument("--model", required=True, help="folder or Hub id of the model and its processor")
-    parser.add_argument("--output_dir", type=Path, default=Path("timeline"), help="where the files go")
+    parser.add_argument(
+        "--model", required=True, help="folder or Hub id of the model and its processor"
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("timeline"), help="where the files go"
+    )
 
     windows = parser.add_argument_group("windows")
-    windows.add_argument("--window", type=float, default=2.0, help="seconds that the model sees at a time")
+    windows.add_argument(
+        "--window", type=float, default=2.0, help="seconds that the model sees at a time"
+    )
     windows.add_argument("--stride", type=float, default=1.0, help="seconds from window to window")
     windows.add_argument("--num_frames", type=int, help="frames a window, if not the checkpoint's")
     windows.add_argument("--num_crops", type=int, choices=[1, 3], default=1, help="1 (centre) or 3")
 
     segments = parser.add_argument_group("segments")
-    segments.add_argument("--threshold", type=float, default=0.5, help="score at which a segment begins")
-    segments.add_argument("--low_threshold", type=float, help="score below which it ends (default: 0.6 --threshold)")
-    segments.add_argument("--smoothing", type=int, default=3, help="windows that scores are averaged over before, odd")
     segments.add_argument(
-        "--merge", type=float, default=0.0, metavar="SECONDS", help="join segments of one class that are so near"
+        "--threshold", type=float, default=0.5, help="score at which a segment begins"
     )
     segments.add_argument(
-        "--min_seconds", type=float, default=0.0, metavar="SECONDS", help="leave out segments shorter than this"
+        "--low_threshold", type=float, help="score below which it ends (default: 0.6 --threshold)"
+    )
+    segments.add_argument(
+        "--smoothing", type=int, default=3, help="windows that scores are averaged over before, odd"
+    )
+    segments.add_argument(
+        "--merge",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="join segments of one class that are so near",
+    )
+    segments.add_argument(
+        "--min_seconds",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="leave out segments shorter than this",
     )
 
     outputs = parser.add_argument_group("further outputs")
-    outputs.add_argument("--overlay", action="store_true", help="the video with the answer drawn on it")
-    outputs.add_argument("--overlay_short_side", type=int, metavar="PIXELS", help="its size, if not the video's")
+    outputs.add_argument(
+        "--overlay", action="store_true", help="the video with the answer drawn on it"
+    )
+    outputs.add_argument(
+        "--overlay_short_side", type=int, metavar="PIXELS", help="its size, if not the video's"
+    )
     outputs.add_argument(
         "--features",
         type=Path,
@@ -82,7 +108,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
     work = parser.add_argument_group("work")
     work.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
-    work.add_argument("--shard", metavar="I/N", help="only the I-th (from 0) of N equal shares of the videos")
+    work.add_argument(
+        "--shard", metavar="I/N", help="only the I-th (from 0) of N equal shares of the videos"
+    )
     work.add_argument("--batch_size", type=int, default=8, help="windows that run together")
     work.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     work.add_argument(
@@ -111,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
         check_outputs(args, several=len(videos) > 1)
         model, processor = load(args)
         settings = label_settings(args, model)
-        Windows(args.window, args.stride, processor.num_frames)  # refuses what makes no windows, before any work
+        # refuses what makes no windows, before any work
+        Windows(args.window, args.stride, processor.num_frames)
         warn_of_speed(args, processor)
         args.output_dir.mkdir(parents=True, exist_ok=True)
         if len(share) < len(videos):
@@ -130,7 +159,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def find_videos(given: list[str]) -> list[Path]:
-    """The videos that the command line names, in its order: files, the videos of folders, those of `@LIST`s.
+    """The videos that the command line names, in its order: files, the videos of folders, those of
+    `@LIST`s.
 
     Raises ValueError for a folder or list without a video.
     """
@@ -152,7 +182,9 @@ def find_videos(given: list[str]) -> list[Path]:
 
 
 def output_names(videos: list[Path]) -> list[str]:
-    """A name for each video's files: its stem; where two have one stem, with as many folders as tell them apart."""
+    """A name for each video's files: its stem; where two have one stem, with as many folders as
+    tell them apart.
+    """
     names = [video.stem for video in videos]
     depth = 1
     while len(set(names)) < len(names):
@@ -173,7 +205,10 @@ def check_outputs(args: argparse.Namespace, *, several: bool) -> None:
         wanted = "a folder, for one file a video" if several else "a file that ends in .parquet"
         raise ValueError(f"--features {args.features}: give {wanted}")
     if importlib.util.find_spec("matplotlib") is None:
-        print('no pictures: matplotlib is not installed (pip install "hf-timesformer[viz]")', file=sys.stderr)
+        print(
+            'no pictures: matplotlib is not installed (pip install "hf-timesformer[viz]")',
+            file=sys.stderr,
+        )
 
 
 def load(args: argparse.Namespace) -> "tuple[torch.nn.Module, TimeSformerVideoProcessor]":
@@ -200,11 +235,15 @@ def label_settings(args: argparse.Namespace, model: "torch.nn.Module") -> "Label
         min_seconds=args.min_seconds,
         exclusive=problem_type_of(model.config) != MULTI_LABEL,
     )
-    return LabelSettings(args.window, args.stride, args.batch_size, rules, with_features=args.features is not None)
+    return LabelSettings(
+        args.window, args.stride, args.batch_size, rules, with_features=args.features is not None
+    )
 
 
 def warn_of_speed(args: argparse.Namespace, processor: "TimeSformerVideoProcessor") -> None:
-    """Say it where windows show the model much slower or faster motion than the clips that it was trained on."""
+    """Say it where windows show the model much slower or faster motion than the clips that it was
+    trained on.
+    """
     if processor.sampling != "clip":
         return
     trained = processor.num_frames * processor.sampling_rate / (processor.target_fps or USUAL_RATE)
@@ -234,7 +273,14 @@ def label_one(
     begin = time.perf_counter()
     with progress_bar(video.name) as progress:
         timeline = label_video(
-            video, model, processor, settings, journal=journal, resume=args.resume, about=about, progress=progress
+            video,
+            model,
+            processor,
+            settings,
+            journal=journal,
+            resume=args.resume,
+            about=about,
+            progress=progress,
         )
     seconds = time.perf_counter() - begin
     print_timeline(timeline, seconds, str(about["dtype"]))
@@ -244,18 +290,23 @@ def label_one(
     features = None
     if args.features is not None:
         features = args.features if args.features.suffix else args.features / f"{base.name}.parquet"
-    for path in write_outputs(base, timeline, features):  # the JSON last: with it the video counts as finished
+    # the JSON last: with it the video counts as finished
+    for path in write_outputs(base, timeline, features):
         print(f"wrote {path}")
     journal.unlink()
 
 
 @contextmanager
 def progress_bar(name: str) -> "Iterator[Callable[[float, float | None], None]]":
-    """A bar in seconds of video, and the function that moves it: seconds that are done, length of the video."""
+    """A bar in seconds of video, and the function that moves it: seconds that are done, length of
+    the video.
+    """
     from tqdm.auto import tqdm
 
     bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}{postfix}]"
-    with tqdm(desc=name, total=0, unit="s", bar_format=bar_format, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(
+        desc=name, total=0, unit="s", bar_format=bar_format, disable=not sys.stderr.isatty()
+    ) as bar:
 
         def move(seconds: float, length: float | None) -> None:
             bar.total = max(length or 0.0, seconds)
@@ -272,12 +323,18 @@ def print_timeline(timeline: "Timeline", seconds: float, dtype: str) -> None:
         f"segments; {seconds:.1f} s of work, {timeline.seconds / max(seconds, 1e-9):.1f} times real time, {dtype}"
     )
     for segment in timeline.segments:
-        print(f"  {segment.start:9.2f} {segment.end:9.2f}  {100 * segment.score:6.2f} %  {segment.label}")
+        print(
+            f"  {segment.start:9.2f} {segment.end:9.2f}  {100 * segment.score:6.2f} %  {segment.label}"
+        )
     if timeline.is_regression:
-        print("  a regression has no segments: the numbers over time are in the CSV, the subtitles and the picture")
+        print(
+            "  a regression has no segments: the numbers over time are in the CSV, the subtitles and the picture"
+        )
     for begin, end in timeline.gaps:
         until = "its end" if end is None else f"{end:.2f} s"
-        print(f"  damaged from {begin:.2f} s to {until}: the last frame before stands for what is missing")
+        print(
+            f"  damaged from {begin:.2f} s to {until}: the last frame before stands for what is missing"
+        )
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@
     timesformer predict https://example.com/clip.mp4 --allow_urls --model ... --json
     timesformer predict clip.mp4 --export runs/mine-openvino
 
-A model of several classes at a time gives each its own probability, and a regression gives its number. Beside each
-video stands how much of it was looked at; `timesformer label` looks at all of a long one.
+A model of several classes at a time gives each its own probability, and a regression gives its
+number. Beside each video stands how much of it was looked at; `timesformer label` looks at all of a
+long one.
 
-Exit code 1 where a video could not be read (the others are still classified), 2 for a wrong argument.
+Exit code 1 where a video could not be read (the others are still classified), 2 for a wrong
+argument.
 """
 
 import argparse
@@ -42,16 +44,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("predict", __doc__)
     parser.add_argument(
-        "videos", nargs="+", metavar="VIDEO", help="video files, folders of numbered pictures, or URLs"
+        "videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="video files, folders of numbered pictures, or URLs",
     )
     add_model_arguments(parser)
     add_reading_arguments(parser)
     parser.add_argument("--top_k", type=int, default=5, help="classes to print for each video")
     parser.add_argument("--num_crops", type=int, choices=[1, 3], default=3, help="1 (centre) or 3")
     parser.add_argument(
-        "--num_clips", type=clips_of, default=1, help="clips a video, spread evenly; auto: as many as cover it"
+        "--num_clips",
+        type=clips_of,
+        default=1,
+        help="clips a video, spread evenly; auto: as many as cover it",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
+    )
     parser.add_argument(
         "--dtype",
         default="auto",
@@ -97,16 +107,25 @@ def load(args: argparse.Namespace) -> "tuple[torch.nn.Module, TimeSformerVideoPr
     """The model on its device, its processor, and the name of the dtype that it computes in."""
     from ..inference import choose_device, choose_dtype, load_model_and_processor
 
-    views = {"num_crops": args.num_crops, "num_clips": 1 if args.num_clips == "auto" else args.num_clips}
+    views = {
+        "num_crops": args.num_crops,
+        "num_clips": 1 if args.num_clips == "auto" else args.num_clips,
+    }
     views |= reading_settings(args)
     graph = graph_of(args)
     if graph is not None:
         from ..conversion.load_exported import load_exported
 
         if args.dtype != "auto":
-            raise ValueError(f"--dtype {args.dtype} does not go with a graph, which computes in what it was made for")
+            raise ValueError(
+                f"--dtype {args.dtype} does not go with a graph, which computes in what it was made for"
+            )
         model, processor = load_exported(*graph, **views)
-        return model.eval(), processor, {"fp32": "float32", "bf16": "bfloat16"}.get(model.precision, model.precision)
+        return (
+            model.eval(),
+            processor,
+            {"fp32": "float32", "bf16": "bfloat16"}.get(model.precision, model.precision),
+        )
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     model, processor = load_model_and_processor(args.model, **views)
@@ -114,7 +133,10 @@ def load(args: argparse.Namespace) -> "tuple[torch.nn.Module, TimeSformerVideoPr
 
 
 def answer_for(
-    video: str, model: "torch.nn.Module", processor: "TimeSformerVideoProcessor", args: argparse.Namespace
+    video: str,
+    model: "torch.nn.Module",
+    processor: "TimeSformerVideoProcessor",
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
     """What the model says of one video, and how much of it was looked at. Raises VideoDecodeError."""
     from ..inference import classify, look_at, seconds_looked_at
@@ -130,9 +152,14 @@ def answer_for(
 
 
 def answer_for_all_of(
-    video: str, model: "torch.nn.Module", processor: "TimeSformerVideoProcessor", args: argparse.Namespace
+    video: str,
+    model: "torch.nn.Module",
+    processor: "TimeSformerVideoProcessor",
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """As `answer_for`, from as many clips as cover the video, a few at a time. Raises VideoDecodeError."""
+    """As `answer_for`, from as many clips as cover the video, a few at a time. Raises
+    VideoDecodeError.
+    """
     from ..evaluation.whole_video import views_of_whole_video
     from ..inference import answer_from, mean_logits
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Scan a video data set, write a manifest of what is readable, and pack it into tar shards for streaming.
+"""Scan a video data set, write a manifest of what is readable, and pack it into tar shards for
+streaming.
 
-    timesformer prepare --dataset kinetics --data_dir k400 --output_dir k400-shards --num_workers 16 \\
-        --pack --short_side 256
+    timesformer prepare --dataset kinetics --data_dir k400 --output_dir k400-shards --num_workers 16
+        \\ --pack --short_side 256
 
-Writes manifest.parquet (every listed video, with every fault) and, with --pack, <split>-<number>.tar, labels.json and
-shards.json: a folder for `--dataset webdataset`.
-Run it again after an interruption: it goes on where it stopped. Exit code 2 for a wrong argument or a full disk.
+Writes manifest.parquet (every listed video, with every fault) and, with --pack,
+<split>-<number>.tar, labels.json and shards.json: a folder for `--dataset webdataset`. Run it again
+after an interruption: it goes on where it stopped. Exit code 2 for a wrong argument or a full disk.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from .common import make_parser, user_errors
 if TYPE_CHECKING:
     from ..data.preparation.parts import Part
 
-SOURCES = tuple(name for name in DATASETS if name not in ("webdataset", "hub"))  # whose clips are not in shards yet
+# whose clips are not in shards yet
+SOURCES = tuple(name for name in DATASETS if name not in ("webdataset", "hub"))
 CHECKS = ("header", "frames", "full")  # as in `data.preparation.scan`
 CHECK_HELP = "decode nothing, the first, middle and last frame, or all"
 
@@ -32,12 +34,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("prepare", __doc__)
     add_dataset_arguments(parser, SOURCES)
-    parser.add_argument("--output_dir", required=True, help="folder for the manifest and the shards")
-    parser.add_argument("--splits", nargs="+", default=[], help="splits to prepare; without it all there are")
+    parser.add_argument(
+        "--output_dir", required=True, help="folder for the manifest and the shards"
+    )
+    parser.add_argument(
+        "--splits", nargs="+", default=[], help="splits to prepare; without it all there are"
+    )
     parser.add_argument("--check", default="frames", choices=CHECKS, help=CHECK_HELP)
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that read videos; 0: this one")
-    parser.add_argument("--pack", action="store_true", help="write tar shards of the readable videos")
-    parser.add_argument("--videos_per_shard", type=int, default=256, help="videos in each shard but the last")
+    parser.add_argument(
+        "--num_workers", type=int, default=2, help="processes that read videos; 0: this one"
+    )
+    parser.add_argument(
+        "--pack", action="store_true", help="write tar shards of the readable videos"
+    )
+    parser.add_argument(
+        "--videos_per_shard", type=int, default=256, help="videos in each shard but the last"
+    )
     parser.add_argument("--short_side", type=int, help="re-encode larger videos to this, e.g. 256")
     parser.add_argument(
         "--key_frame_every",
@@ -46,7 +58,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="frames between key frames of re-encoded videos: fewer make files that are larger, and cheaper to enter",
     )
     parser.add_argument(
-        "--fast_decode", action="store_true", help="re-encode without what makes decoding dear, for larger files"
+        "--fast_decode",
+        action="store_true",
+        help="re-encode without what makes decoding dear, for larger files",
     )
     parser.add_argument(
         "--shard",
@@ -88,12 +102,20 @@ def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
     names = args.splits or available_splits(args.dataset, data_dir)
     options = dataset_arguments(args).reader_options
     refuse_other_division(output_dir, part)
-    splits = {split: part.take(read_records(args.dataset, data_dir, split, **options)) for split in names}
-    settings = PackSettings(args.videos_per_shard, args.short_side, args.seed, args.key_frame_every, args.fast_decode)
+    splits = {
+        split: part.take(read_records(args.dataset, data_dir, split, **options)) for split in names
+    }
+    settings = PackSettings(
+        args.videos_per_shard, args.short_side, args.seed, args.key_frame_every, args.fast_decode
+    )
     videos = list_records(splits, data_dir)
-    rows = scan(videos, output_dir, check=args.check, num_workers=args.num_workers, log=part.name(SCAN_LOG))
+    rows = scan(
+        videos, output_dir, check=args.check, num_workers=args.num_workers, log=part.name(SCAN_LOG)
+    )
     if args.pack:
-        readable = [video for video in videos if rows[video.identity]["status"] in ("ok", "partial")]
+        readable = [
+            video for video in videos if rows[video.identity]["status"] in ("ok", "partial")
+        ]
         class_names = next(iter(splits.values())).class_names
         expected = {split: records.num_expected for split, records in splits.items()}
         workers = {"num_workers": args.num_workers, "part": part}
@@ -104,10 +126,15 @@ def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
     waiting = join_parts(output_dir, part) if part.of > 1 else []
     if waiting:
         others = ", ".join(map(str, waiting))
-        print(f"wrote {path}, part {part.number} of {part.of}; still to come before all is joined: {others}")
+        print(
+            f"wrote {path}, part {part.number} of {part.of}; still to come before all is joined: {others}"
+        )
         return
     path = output_dir / MANIFEST
-    print(f"wrote {path}" + (f" and shards for --dataset webdataset --data_dir {output_dir}" if args.pack else ""))
+    print(
+        f"wrote {path}"
+        + (f" and shards for --dataset webdataset --data_dir {output_dir}" if args.pack else "")
+    )
 
 
 def print_summary(rows: list[dict], *, packed: bool) -> None:
@@ -115,7 +142,9 @@ def print_summary(rows: list[dict], *, packed: bool) -> None:
     for split in dict.fromkeys(row["split"] for row in rows):
         chosen = [row for row in rows if row["split"] == split]
         status = Counter(row["status"] for row in chosen)
-        hours = sum(row["seconds"] or 0 for row in chosen if row["status"] in ("ok", "partial")) / 3600
+        hours = (
+            sum(row["seconds"] or 0 for row in chosen if row["status"] in ("ok", "partial")) / 3600
+        )
         shards = f", {len({row['shard'] for row in chosen} - {None})} shards" if packed else ""
         print(
             f"{split}: {len(chosen)} listed, {status['ok']} readable, {status['partial']} in part, "

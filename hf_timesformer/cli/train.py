@@ -1,8 +1,8 @@
 """Fine-tune a TimeSformer on video clips with `transformers.Trainer`.
 
     timesformer train --data_dir clips --from_vit google/vit-base-patch16-224 --output_dir run
-    torchrun --nproc_per_node 8 -m hf_timesformer.cli.train --recipe k400-8x32-224 --dataset kinetics \\
-        --data_dir k400 --output_dir run
+    torchrun --nproc_per_node 8 -m hf_timesformer.cli.train --recipe k400-8x32-224 --dataset
+    kinetics \\ --data_dir k400 --output_dir run
 
 Writes the model, its processor, train_results.json and training_curve.png into --output_dir.
 """
@@ -25,7 +25,9 @@ from .train_help import make_train_parser
 logger = logging.getLogger(__name__)
 
 
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, VideoTrainingArguments]:
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ModelArguments, DataArguments, VideoTrainingArguments]:
     """The arguments of a run, with those that the recipe sets where the command line does not."""
     parser = make_train_parser(__doc__)
     message = apply_recipe(parser, argv, default="small-set")

@@ -1,4 +1,6 @@
-"""The parser of `timesformer train`, whose `--help` shows what matters of some 190 arguments, in groups."""
+"""The parser of `timesformer train`, whose `--help` shows what matters of some 190 arguments, in
+groups.
+"""
 
 import argparse
 import dataclasses
@@ -40,7 +42,9 @@ Options go with underscores or hyphens: --data_dir, --data-dir.
 
 
 def make_train_parser(doc: str) -> HfArgumentParser:
-    """A parser of the three groups of arguments, with `--help` and `--help_all`; `doc` is the command's docstring."""
+    """A parser of the three groups of arguments, with `--help` and `--help_all`; `doc` is the
+    command's docstring.
+    """
     summary, _, rest = doc.strip().partition("\n\n")
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, VideoTrainingArguments),
@@ -52,8 +56,12 @@ def make_train_parser(doc: str) -> HfArgumentParser:
         add_help=False,
         formatter_class=_TrainHelpFormatter,
     )
-    parser.add_argument("-h", "--help", action=_GroupedHelp, help="show the arguments that most runs need and leave")
-    parser.add_argument("--help_all", "--help-all", action="help", help="show all arguments and leave")
+    parser.add_argument(
+        "-h", "--help", action=_GroupedHelp, help="show the arguments that most runs need and leave"
+    )
+    parser.add_argument(
+        "--help_all", "--help-all", action="help", help="show all arguments and leave"
+    )
     for action in parser._actions:
         if action.dest in NAMED or len(action.choices or ()) >= MANY_CHOICES:
             action.metavar = "NAME"
@@ -69,7 +77,9 @@ def groups() -> dict[str, list[str]]:
     return {
         "the model": _field_names(ModelArguments),
         "the clips": _field_names(DataArguments),
-        "the training": [name for name in _field_names(VideoTrainingArguments) if name not in trainers],
+        "the training": [
+            name for name in _field_names(VideoTrainingArguments) if name not in trainers
+        ],
         "the most used of transformers' TrainingArguments": most_used,
     }
 
@@ -93,7 +103,9 @@ class _GroupedHelp(argparse.Action):
     """`--help`: prints the arguments of `groups()` and leaves."""
 
     def __init__(self, option_strings: list[str], dest: str, help: str | None = None):
-        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+        super().__init__(
+            option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help
+        )
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         formatter = parser.formatter_class(prog=parser.prog)

@@ -1,4 +1,6 @@
-"""A graph that was exported, called as the model is: what all formats share, and how a folder's format is told."""
+"""A graph that was exported, called as the model is: what all formats share, and how a folder's
+format is told.
+"""
 
 import importlib
 import os
@@ -17,7 +19,8 @@ INPUT, OUTPUT = "pixel_values", "logits"
 
 
 class ExportedClassifier(nn.Module):
-    """A graph with fixed frames and sizes and any batch. Subclasses set `shape` and `precision` and run clips.
+    """A graph with fixed frames and sizes and any batch. Subclasses set `shape` and `precision` and
+    run clips.
 
     Args:
         folder: it holds the config beside the graph.
@@ -40,7 +43,8 @@ class ExportedClassifier(nn.Module):
         raise NotImplementedError
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
-        """Logits of `(b, t, c, h, w)`, or of `(b, views, t, c, h, w)`: then their mean over the views.
+        """Logits of `(b, t, c, h, w)`, or of `(b, views, t, c, h, w)`: then their mean over the
+        views.
 
         Raises:
             ValueError: for clips of another shape than the graph's.
@@ -54,7 +58,8 @@ class ExportedClassifier(nn.Module):
             )
         logits = self.run(clips.float().cpu())
         if views is not None:
-            logits = logits.unflatten(0, (-1, views)).mean(dim=1)  # (b*views, labels) -> (b, labels)
+            # (b*views, labels) -> (b, labels)
+            logits = logits.unflatten(0, (-1, views)).mean(dim=1)
         return ImageClassifierOutput(logits=logits)
 
 

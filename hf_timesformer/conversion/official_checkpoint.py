@@ -1,4 +1,6 @@
-"""Checkpoints of the official code (`.pyth`) and of mmaction2 as models and processors of this package."""
+"""Checkpoints of the official code (`.pyth`) and of mmaction2 as models and processors of this
+package.
+"""
 
 import os
 import pickle
@@ -12,7 +14,14 @@ import yaml
 
 from ..model.configuration_timesformer import TimeSformerConfig, pair
 from ..model.modeling_timesformer import TimeSformerForVideoClassification, TimeSformerModel
-from ..model.vit_weights import TIMM_BLOCK, TIMM_BLOCK_NAMES, TIMM_NAMES, State, fields_of, rename_weights
+from ..model.vit_weights import (
+    TIMM_BLOCK,
+    TIMM_BLOCK_NAMES,
+    TIMM_NAMES,
+    State,
+    fields_of,
+    rename_weights,
+)
 from ..video.released_sampling import released_sampling
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .mmaction2_names import MMACTION2_SETTINGS, is_from_mmaction2, rename_from_mmaction2
@@ -27,7 +36,8 @@ OFFICIAL_BLOCK_NAMES = {
     "temporal_attn.proj": "temporal_attention.output.dense",
     "temporal_fc": "temporal_dense",
 }
-WRAPPERS = ("model_state", "state_dict", "model")  # a training checkpoint keeps the weights under one of these keys
+# a training checkpoint keeps the weights under one of these keys
+WRAPPERS = ("model_state", "state_dict", "model")
 PREFIXES = ("module.", "model.")  # of every name, where the network was wrapped
 HEAD = ("head.weight", "head.bias")
 
@@ -40,22 +50,22 @@ def convert_checkpoint(
     sampling: str | None = None,
     sampling_rate: int | None = None,
 ) -> tuple[TimeSformerForVideoClassification | TimeSformerModel, TimeSformerVideoProcessor, str]:
-    """A `.pyth`/`.pth` file as a model (fp32, eval mode), its processor, and a line on where sampling is from.
+    """A `.pyth`/`.pth` file as a model (fp32, eval mode), its processor, and a line on where
+    sampling is from.
 
-    Attention type, frames, size and labels are as the weights say. A file without a classifier gives a
-    `TimeSformerModel`, which `--model ... --new_head` starts from.
+    Attention type, frames, size and labels are as the weights say. A file without a classifier
+    gives a `TimeSformerModel`, which `--model ... --new_head` starts from.
 
-    Args:
-        path: a file that the official code or mmaction2 wrote, with or without wrappers (`model_state`, `state_dict`,
-            `model`; `module.` and `model.` before every name).
-        label_names: names of the classes, in order (`data.labels.read_class_names` reads them from a file).
-        num_attention_heads: where they are not of 64 channels, as in all released files: weights do not tell.
-        sampling, sampling_rate: "clip" or "segments", and one frame in how many. Where they are None: as the training
-            configuration inside the file says, else as the released checkpoints with these labels and frames have it.
+    Args: path: a file that the official code or mmaction2 wrote, with or without wrappers
+        (`model_state`, `state_dict`, `model`; `module.` and `model.` before every name).
+        label_names: names of the classes, in order (`data.labels.read_class_names` reads them from
+        a file). num_attention_heads: where they are not of 64 channels, as in all released files:
+        weights do not tell. sampling, sampling_rate: "clip" or "segments", and one frame in how
+        many. Where they are None: as the training configuration inside the file says, else as the
+        released checkpoints with these labels and frames have it.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds more than tensors and plain values, or no TimeSformer, or other labels than named.
+    Raises: FileNotFoundError: there is no such file. ValueError: it holds more than tensors and
+        plain values, or no TimeSformer, or other labels than named.
     """
     content = read_checkpoint(path)
     weights = unwrap(content, str(path))
@@ -75,7 +85,9 @@ def _set_heads(fields: dict[str, Any], num_attention_heads: int | None) -> None:
     if num_attention_heads is None:
         return
     if num_attention_heads < 1 or fields["hidden_size"] % num_attention_heads:
-        raise ValueError(f"num_attention_heads={num_attention_heads} must divide the width {fields['hidden_size']}.")
+        raise ValueError(
+            f"num_attention_heads={num_attention_heads} must divide the width {fields['hidden_size']}."
+        )
     fields["num_attention_heads"] = num_attention_heads
 
 
@@ -87,7 +99,9 @@ def _set_labels(fields: dict[str, Any], label_names: list[str] | None, source: s
             f"{source} has no classifier ({', '.join(HEAD)}), so there is nothing to name: drop --labels."
         )
     if len(label_names) != fields["num_labels"]:
-        raise ValueError(f"{len(label_names)} label names, but {source} has {fields['num_labels']} classes.")
+        raise ValueError(
+            f"{len(label_names)} label names, but {source} has {fields['num_labels']} classes."
+        )
     del fields["num_labels"]
     fields["id2label"] = dict(enumerate(label_names))
     fields["label2id"] = {name: index for index, name in enumerate(label_names)}
@@ -99,7 +113,11 @@ def _model_of(
     """The network that holds exactly these weights: with a classifier where they have one."""
     has_classifier = "classifier.weight" in state
     with torch.device("meta"):  # no weights are drawn: all of them are in `state`
-        model = TimeSformerForVideoClassification(config) if has_classifier else TimeSformerModel(config)
+        model = (
+            TimeSformerForVideoClassification(config)
+            if has_classifier
+            else TimeSformerModel(config)
+        )
     if not has_classifier:
         state = {name.removeprefix("timesformer."): value for name, value in state.items()}
     _check_shapes(model.state_dict(), state, source)
@@ -125,7 +143,10 @@ def _sampling(
     if not known:
         origin = "our defaults: neither the file nor the released checkpoints tell (--sampling, --sampling_rate)"
     if sampling_rate is not None:
-        known, origin = known | {"sampling": "clip", "sampling_rate": sampling_rate}, "your arguments"
+        known, origin = (
+            known | {"sampling": "clip", "sampling_rate": sampling_rate},
+            "your arguments",
+        )
     if sampling is not None:
         known, origin = known | {"sampling": sampling}, "your arguments"
     return known, origin
@@ -141,12 +162,18 @@ def _processor(
         crop_size={"height": height, "width": width},
         **settings,
     )
-    how = "one frame of each equal part" if processor.sampling == "segments" else f"rate {processor.sampling_rate}"
+    how = (
+        "one frame of each equal part"
+        if processor.sampling == "segments"
+        else f"rate {processor.sampling_rate}"
+    )
     return processor, f"sampling {processor.sampling}, {how}, from {origin}"
 
 
 def read_checkpoint(path: str | os.PathLike) -> Any:
-    """The content of a `.pyth`, by `torch.load(weights_only=True)` and nothing else: it runs no code of the file."""
+    """The content of a `.pyth`, by `torch.load(weights_only=True)` and nothing else: it runs no
+    code of the file.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
@@ -166,7 +193,8 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
 
 
 def unwrap(content: Any, source: str) -> State:
-    """The weights by the names that the code itself gave them, out of all wrappers that a checkpoint may have.
+    """The weights by the names that the code itself gave them, out of all wrappers that a
+    checkpoint may have.
 
     `{"state_dict": {"module.model.cls_token": ...}}` -> `{"cls_token": ...}`.
     """
@@ -183,18 +211,24 @@ def unwrap(content: Any, source: str) -> State:
 def _wrapper_of(content: Any) -> str | None:
     if not isinstance(content, Mapping):
         return None
-    return next((wrapper for wrapper in WRAPPERS if isinstance(content.get(wrapper), Mapping)), None)
+    return next(
+        (wrapper for wrapper in WRAPPERS if isinstance(content.get(wrapper), Mapping)), None
+    )
 
 
 def _prefix_of(state: State) -> str | None:
     """What stands before every name, of `PREFIXES`."""
     if not state:
         return None
-    return next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None)
+    return next(
+        (prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None
+    )
 
 
 def _config_and_weights(state: State, source: str) -> tuple[dict[str, Any], State]:
-    """Config fields and weights with our full names; `num_labels` and a classifier only where the file has one."""
+    """Config fields and weights with our full names; `num_labels` and a classifier only where the
+    file has one.
+    """
     needed = ["pos_embed", "cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"]
     if any(name in state for name in HEAD):  # all of a classifier, or none
         needed += HEAD
@@ -219,9 +253,14 @@ def _config_and_weights(state: State, source: str) -> tuple[dict[str, Any], Stat
 
 
 def _check_shapes(expected: State, found: State, source: str) -> None:
-    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    missing, unknown = (
+        sorted(expected.keys() - found.keys()),
+        sorted(found.keys() - expected.keys()),
+    )
     if missing or unknown:
-        raise ValueError(f"{source!r} is not whole: missing {missing[:5]}, without a place {unknown[:5]} (our names).")
+        raise ValueError(
+            f"{source!r} is not whole: missing {missing[:5]}, without a place {unknown[:5]} (our names)."
+        )
     for name, value in found.items():
         if value.shape != expected[name].shape:
             shapes = f"{tuple(value.shape)}, expected {tuple(expected[name].shape)}"
@@ -229,7 +268,9 @@ def _check_shapes(expected: State, found: State, source: str) -> None:
 
 
 def _recorded_sampling(content: Any) -> dict[str, Any]:
-    """Sampling as the training configuration says that the official code puts into its checkpoints; {} without one."""
+    """Sampling as the training configuration says that the official code puts into its checkpoints;
+    {} without one.
+    """
     text = content.get("cfg") if isinstance(content, Mapping) else None
     if not isinstance(text, str):
         return {}
@@ -238,5 +279,6 @@ def _recorded_sampling(content: Any) -> dict[str, Any]:
         if recorded["TRAIN"]["DATASET"].lower() in ("ssv2", "something"):
             return {"sampling": "segments"}
         return {"sampling": "clip", "sampling_rate": int(recorded["DATA"]["SAMPLING_RATE"])}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):  # written by another program
+    # written by another program
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):
         return {}

@@ -1,4 +1,5 @@
-"""A trained classifier for ONNX Runtime: the graph, in fp32 and int8, with all that is needed to use it beside it.
+"""A trained classifier for ONNX Runtime: the graph, in fp32 and int8, with all that is needed to
+use it beside it.
 
 Needs the extra `onnx` (`pip install hf-timesformer[onnx]`).
 """
@@ -18,7 +19,8 @@ from .exported_classifier import INPUT, OUTPUT, ExportedClassifier, require
 
 
 FP32_NAME, INT8_NAME = "model.onnx", "model_int8.onnx"
-LARGEST_FILE = 2_000_000_000  # bytes of one protobuf file; larger weights go into a second file beside it
+# bytes of one protobuf file; larger weights go into a second file beside it
+LARGEST_FILE = 2_000_000_000
 EXTRA = "onnx"
 
 
@@ -35,11 +37,11 @@ class Logits(nn.Module):
 
 @torch.no_grad()
 def fold(model: nn.Module) -> TimeSformerForVideoClassification:
-    """A copy for inference, fp32 on the CPU: adapters are merged, and pairs of linear layers in a row (projection,
-    extra dense) are one layer each.
+    """A copy for inference, fp32 on the CPU: adapters are merged, and pairs of linear layers in a
+    row (projection, extra dense) are one layer each.
 
-    Where hooks, other layers or another attention function change what a block does, no pair is folded: the copy then
-    runs, and is exported, module by module.
+    Where hooks, other layers or another attention function change what a block does, no pair is
+    folded: the copy then runs, and is exported, module by module.
 
     Raises:
         ValueError: for quantised weights.
@@ -47,7 +49,10 @@ def fold(model: nn.Module) -> TimeSformerForVideoClassification:
     model = _without_adapters(copy.deepcopy(model)).eval()
     _refuse_quantised(model)
     model = model.float().cpu()
-    if model.config._attn_implementation in (None, "eager") or "flash" in model.config._attn_implementation:
+    if (
+        model.config._attn_implementation in (None, "eager")
+        or "flash" in model.config._attn_implementation
+    ):
         model.set_attn_implementation("sdpa")
     network = model.timesformer
     if why_plain(network, torch.zeros(1, 1, 1)) is not None:
@@ -64,11 +69,15 @@ def fold(model: nn.Module) -> TimeSformerForVideoClassification:
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:
-    """`model` with its adapters (PEFT's) merged into the layers below them, or taken off where they are switched off.
+    """`model` with its adapters (PEFT's) merged into the layers below them, or taken off where they
+    are switched off.
 
-    A `PeftModel` does it all by itself; `model.add_adapter` puts the adapters' layers into the model.
+    A `PeftModel` does it all by itself; `model.add_adapter` puts the adapters' layers into the
+    model.
     """
-    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_base_layer")}
+    adapted = {
+        name: module for name, module in model.named_modules() if hasattr(module, "get_base_layer")
+    }
     if hasattr(model, "merge_and_unload"):
         off = any(getattr(module, "disable_adapters", False) for module in adapted.values())
         return model.unload() if off else model.merge_and_unload()
@@ -96,15 +105,16 @@ def export_onnx(
     *,
     int8: bool = False,
 ) -> list[Path]:
-    """Write `model.onnx` (fp32), `model_int8.onnx` where asked for, the config and the processor's settings.
+    """Write `model.onnx` (fp32), `model_int8.onnx` where asked for, the config and the processor's
+    settings.
 
-    The graph takes `pixel_values` float `(batch, frames, channels, height, width)`, any batch, the processor's frames
-    and crop size, and gives `logits (batch, labels)`. int8: weights and activations of all linear layers, activations
-    quantised as they come (ONNX Runtime's dynamic quantisation). Returns the graphs' paths.
+    The graph takes `pixel_values` float `(batch, frames, channels, height, width)`, any batch, the
+    processor's frames and crop size, and gives `logits (batch, labels)`. int8: weights and
+    activations of all linear layers, activations quantised as they come (ONNX Runtime's dynamic
+    quantisation). Returns the graphs' paths.
 
-    Raises:
-        ImportError: without the extra `onnx`.
-        ValueError: for crops whose sides are no multiples of the patch size, and for quantised weights.
+    Raises: ImportError: without the extra `onnx`. ValueError: for crops whose sides are no
+        multiples of the patch size, and for quantised weights.
     """
     require("onnxscript", EXTRA)
     folder = Path(folder)
@@ -135,7 +145,9 @@ def export_onnx(
 
 
 def _quantize(source: Path, target: Path) -> None:
-    """Dynamic int8 quantisation of `source`, whose constants are folded first: only weights that are seen count."""
+    """Dynamic int8 quantisation of `source`, whose constants are folded first: only weights that
+    are seen count.
+    """
     onnx = require("onnx", EXTRA)
     ort = require("onnxruntime", EXTRA)
     quantization = require("onnxruntime.quantization", EXTRA)
@@ -145,10 +157,12 @@ def _quantize(source: Path, target: Path) -> None:
     options.optimized_model_filepath = str(folded)
     ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
     graph = onnx.load(folded, load_external_data=False)
-    del graph.graph.value_info[:]  # ONNX Runtime 1.30 transposes weights and leaves the shapes told of them
+    # ONNX Runtime 1.30 transposes weights and leaves the shapes told of them
+    del graph.graph.value_info[:]
     onnx.save(graph, folded)
-    # Signed weights of seven bits: what the int8 units of processors (VNNI, AMX) multiply, and the sums of processors
-    # without them do not saturate. Measured on an AMD Zen with VNNI, 2 threads: 201 ms, unsigned weights 348 ms.
+    # Signed weights of seven bits: what the int8 units of processors (VNNI, AMX) multiply, and the
+    # sums of processors without them do not saturate. Measured on an AMD Zen with VNNI, 2 threads:
+    # 201 ms, unsigned weights 348 ms.
     quantization.quantize_dynamic(
         str(folded),
         str(target),
@@ -173,11 +187,15 @@ class OnnxClassifier(ExportedClassifier):
         FileNotFoundError: where the folder has no such graph.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, int8: bool = False, threads: int | None = None):
+    def __init__(
+        self, folder: str | os.PathLike, *, int8: bool = False, threads: int | None = None
+    ):
         ort = require("onnxruntime", EXTRA)
         path = Path(folder) / (INT8_NAME if int8 else FP32_NAME)
         if not path.is_file():
-            raise FileNotFoundError(f"There is no {str(path)!r}: write it with `timesformer export`.")
+            raise FileNotFoundError(
+                f"There is no {str(path)!r}: write it with `timesformer export`."
+            )
         super().__init__(folder)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0

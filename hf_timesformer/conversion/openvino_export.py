@@ -1,4 +1,5 @@
-"""A trained classifier for OpenVINO, by transformers' own exporter: fp32 or bf16, or int8 calibrated on real clips.
+"""A trained classifier for OpenVINO, by transformers' own exporter: fp32 or bf16, or int8
+calibrated on real clips.
 
 Needs the extra `openvino` (`pip install 'hf-timesformer[openvino]'`) and transformers from 5.23 on.
 """
@@ -32,17 +33,16 @@ def export_openvino(
     *,
     calibration_clips: Sequence[torch.Tensor] | None = None,
 ) -> Path:
-    """Write `openvino_model.xml` and its weights, what transformers needs to load them, and the processor's settings.
+    """Write `openvino_model.xml` and its weights, what transformers needs to load them, and the
+    processor's settings.
 
-    The graph takes `pixel_values` float `(batch, frames, channels, height, width)`: any batch, the processor's frames
-    and crop size.
+    The graph takes `pixel_values` float `(batch, frames, channels, height, width)`: any batch, the
+    processor's frames and crop size.
 
-    Args:
-        model: the classifier; it is left as it is.
-        processor: says frames and crops, and is saved beside the graph.
-        folder: made where it is missing.
-        calibration_clips: clips `(n, frames, channels, height, width)` as the processor makes them; with them all
-            linear layers become int8 (NNCF), whose ranges are those seen in these clips. A few dozen will do.
+    Args: model: the classifier; it is left as it is. processor: says frames and crops, and is saved
+        beside the graph. folder: made where it is missing. calibration_clips: clips
+        `(n, frames, channels, height, width)` as the processor makes them; with them all linear
+        layers become int8 (NNCF), whose ranges are those seen in these clips. A few dozen will do.
 
     Returns:
         The path of the graph.
@@ -57,7 +57,9 @@ def export_openvino(
     network = fold(model).float().cpu().eval()
     network.set_attn_implementation("sdpa")
     size = processor.crop_size
-    sample = torch.zeros(2, processor.num_frames, model.config.num_channels, size["height"], size["width"])
+    sample = torch.zeros(
+        2, processor.num_frames, model.config.num_channels, size["height"], size["width"]
+    )
     with torch.no_grad():
         network(sample[:1])  # a size that does not fit raises here, in words
     quantizer = None
@@ -67,9 +69,12 @@ def export_openvino(
         quantizer = exporters.NNCFOpenVINOQuantizer(
             exporters.NNCFQuantizationConfig(subset_size=len(inputs)), calibration_dataset=inputs
         )
-    settings = exporters.OpenVINOConfig(dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}, quantizer=quantizer)
+    settings = exporters.OpenVINOConfig(
+        dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}}, quantizer=quantizer
+    )
     exported = exporters.OpenVINOExporter().export(network, {INPUT: sample}, config=settings)
-    # The conversion leaves every axis open; those that the trace fixed are fixed in the graph as well.
+    # The conversion leaves every axis open; those that the trace fixed are fixed in the graph as
+    # well.
     exported.program.reshape({INPUT: [-1, *sample.shape[1:]]})
     exported.save_pretrained(folder)
     model.config.save_pretrained(folder)
@@ -80,18 +85,19 @@ def export_openvino(
 class OpenVinoClassifier(ExportedClassifier):
     """A folder that `export_openvino` wrote, called as the model is.
 
-    Args:
-        folder: it holds the graph, the config and the processor's settings.
-        precision: "fp32", "bf16", or None for bf16 where this processor computes in it. A graph of int8 is int8, and
-            this says what its other layers compute in.
-        threads: of OpenVINO; as many as it likes where None.
+    Args: folder: it holds the graph, the config and the processor's settings. precision: "fp32",
+        "bf16", or None for bf16 where this processor computes in it. A graph of int8 is int8, and
+        this says what its other layers compute in. threads: of OpenVINO; as many as it likes where
+        None.
 
     Raises:
         ImportError: without the extra.
         FileNotFoundError: where the folder has no such graph.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, precision: str | None = None, threads: int | None = None):
+    def __init__(
+        self, folder: str | os.PathLike, *, precision: str | None = None, threads: int | None = None
+    ):
         super().__init__(folder)
         openvino = require("openvino", EXTRA)
         exporters = require("transformers.exporters", EXTRA)
@@ -112,9 +118,13 @@ class OpenVinoClassifier(ExportedClassifier):
         nodes = self.graph.program.get_ordered_ops()
         int8 = any(node.get_type_name() == QUANTISED_NODE for node in nodes)
         if precision == "int8" and not int8:
-            raise ValueError(f"{path} is not quantised: export it with --int8 and --calibration_dir")
+            raise ValueError(
+                f"{path} is not quantised: export it with --int8 and --calibration_dir"
+            )
         self.precision = "int8" if int8 else rest
-        self.shape = [size.get_length() for size in list(self.graph.program.inputs[0].partial_shape)[1:]]
+        self.shape = [
+            size.get_length() for size in list(self.graph.program.inputs[0].partial_shape)[1:]
+        ]
 
     def run(self, clips: torch.Tensor) -> torch.Tensor:
         """As the base class says; the logits are a copy of their own."""

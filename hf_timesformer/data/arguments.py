@@ -1,4 +1,5 @@
-"""Which data set, and how it lies there: the arguments that `train`, `evaluate` and `prepare` share.
+"""Which data set, and how it lies there: the arguments that `train`, `evaluate` and `prepare`
+share.
 
 Nothing heavy is imported here, since every command's help reads this file.
 """
@@ -33,34 +34,52 @@ class DatasetArguments:
             "hub user/name."
         },
     )
-    dataset: str = field(default="folder", metadata={"help": "Layout of --data_dir.", "choices": DATASETS})
+    dataset: str = field(
+        default="folder", metadata={"help": "Layout of --data_dir.", "choices": DATASETS}
+    )
     extensions: list[str] | None = field(
-        default=None, metadata={"help": "Suffixes of clips beyond the usual ones, such as: xyz dat2."}
+        default=None,
+        metadata={"help": "Suffixes of clips beyond the usual ones, such as: xyz dat2."},
     )
     fold: int | None = field(
         default=None,
-        metadata={"help": "Official division of ucf101, hmdb51 or mmaction2: 1 (if not given), 2 or 3."},
+        metadata={
+            "help": "Official division of ucf101, hmdb51 or mmaction2: 1 (if not given), 2 or 3."
+        },
     )
 
     dataset_config: str | None = field(
         default=None, metadata={"help": "Configuration of a hub data set that has several."}
     )
-    video_column: str | None = field(default=None, metadata={"help": "Column of a hub data set that has the videos."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of a hub data set that has the labels."})
+    video_column: str | None = field(
+        default=None, metadata={"help": "Column of a hub data set that has the videos."}
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of a hub data set that has the labels."}
+    )
     streaming: bool = field(
-        default=False, metadata={"help": "Read a hub data set shard by shard while it is needed, nothing beforehand."}
+        default=False,
+        metadata={
+            "help": "Read a hub data set shard by shard while it is needed, nothing beforehand."
+        },
     )
 
     @property
     def reader_options(self) -> dict[str, Any]:
-        """What stands between `--dataset` and the reader: keywords of `find_videos` and `read_records`."""
+        """What stands between `--dataset` and the reader: keywords of `find_videos` and
+        `read_records`.
+        """
         return {name: getattr(self, name) for name in READER_OPTIONS}
 
 
-READER_OPTIONS = tuple(item.name for item in fields(DatasetArguments) if item.name not in ("data_dir", "dataset"))
+READER_OPTIONS = tuple(
+    item.name for item in fields(DatasetArguments) if item.name not in ("data_dir", "dataset")
+)
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser, datasets: tuple[str, ...] = DATASETS) -> None:
+def add_dataset_arguments(
+    parser: argparse.ArgumentParser, datasets: tuple[str, ...] = DATASETS
+) -> None:
     """Add the fields of `DatasetArguments` to a parser; `--dataset` takes one of `datasets`."""
     for item in fields(DatasetArguments):
         help_text = item.metadata["help"]
@@ -82,4 +101,6 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, datasets: tuple[str, 
 
 def dataset_arguments(args: argparse.Namespace) -> DatasetArguments:
     """The arguments that `add_dataset_arguments` added, out of the parsed ones."""
-    return DatasetArguments(**{item.name: getattr(args, item.name) for item in fields(DatasetArguments)})
+    return DatasetArguments(
+        **{item.name: getattr(args, item.name) for item in fields(DatasetArguments)}
+    )

@@ -70,7 +70,11 @@ class ClipAugmentation:
         if rand_augment:
             steps.append(v2.RandAugment(num_ops=rand_augment[0], magnitude=rand_augment[1]))
         if color_jitter:
-            steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
+            steps.append(
+                v2.ColorJitter(
+                    brightness=color_jitter, contrast=color_jitter, saturation=color_jitter
+                )
+            )
         steps += [
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(list(image_mean), list(image_std)),
@@ -80,14 +84,20 @@ class ClipAugmentation:
         self.transform = v2.Compose(steps)
 
     def draw_short_side(self, generator: np.random.Generator) -> int:
-        """Shorter side in pixels that this clip is resized to, so that the decoder can already deliver it."""
+        """Shorter side in pixels that this clip is resized to, so that the decoder can already
+        deliver it.
+        """
         low, high = self.short_side
         if self.inverse_short_side:
             return round(1 / generator.uniform(1 / high, 1 / low))
         return int(generator.integers(low, high + 1))
 
-    def __call__(self, frames: torch.Tensor, short_side: int, generator: np.random.Generator) -> torch.Tensor:
-        """uint8 frames `(T, 3, H, W)` -> normalised float32 `(T, 3, h, w)`, the crop; draws come from `generator`."""
+    def __call__(
+        self, frames: torch.Tensor, short_side: int, generator: np.random.Generator
+    ) -> torch.Tensor:
+        """uint8 frames `(T, 3, H, W)` -> normalised float32 `(T, 3, h, w)`, the crop; draws come
+        from `generator`.
+        """
         if min(frames.shape[-2:]) != short_side:
             frames = functional.resize(frames, [short_side], antialias=True)
         # torchvision draws from torch's global generator: seeded from the clip's own and put back
@@ -107,7 +117,9 @@ def _check_strengths(
             f"random_resized_crop is a range of shares, 0 < smallest <= largest <= 1: {random_resized_crop}"
         )
     if rand_augment and not (rand_augment[0] >= 1 and 0 <= rand_augment[1] <= 30):
-        raise ValueError(f"rand_augment is a number of operations and a strength from 0 to 30, got {rand_augment}")
+        raise ValueError(
+            f"rand_augment is a number of operations and a strength from 0 to 30, got {rand_augment}"
+        )
     if not 0 <= random_erasing <= 1:
         raise ValueError(f"random_erasing is the share of the clips, 0 to 1, got {random_erasing}")
 
@@ -127,7 +139,8 @@ def mix_clips(
     alpha: float,
     generator: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixup of a batch with itself in reverse order, by one weight `~ Beta(alpha, alpha)` for the whole batch.
+    """Mixup of a batch with itself in reverse order, by one weight `~ Beta(alpha, alpha)` for the
+    whole batch.
 
     Zhang et al. 2018, "mixup: Beyond Empirical Risk Minimization".
 
@@ -155,7 +168,8 @@ def cut_and_mix_clips(
     alpha: float,
     generator: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """CutMix: in each clip one rectangle, the same in all its frames, comes from the batch in reverse order.
+    """CutMix: in each clip one rectangle, the same in all its frames, comes from the batch in
+    reverse order.
 
     Yun et al. 2019, "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
     Features". The labels are weighed by the area that each clip has in the end. Arguments and

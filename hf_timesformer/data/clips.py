@@ -1,8 +1,10 @@
-"""From records to batches: which clip comes when, its frames, and what stands in for a clip that cannot be read.
+"""From records to batches: which clip comes when, its frames, and what stands in for a clip that
+cannot be read.
 
-An epoch is laid out as a sequence of keys before anything is read. What happens to a clip (its frames, its crop)
-depends on the seed, the epoch and the clip alone, never on the worker or on what was read before: so a resumed run
-skips keys, not videos, and goes on with the very clips that would have come next.
+An epoch is laid out as a sequence of keys before anything is read. What happens to a clip (its
+frames, its crop) depends on the seed, the epoch and the clip alone, never on the worker or on what
+was read before: so a resumed run skips keys, not videos, and goes on with the very clips that would
+have come next.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,10 +40,14 @@ class FrameSampling:
     @classmethod
     def of(cls, processor: TimeSformerVideoProcessor) -> "FrameSampling":
         """The settings of a processor."""
-        return cls(processor.num_frames, processor.sampling, processor.sampling_rate, processor.target_fps)
+        return cls(
+            processor.num_frames, processor.sampling, processor.sampling_rate, processor.target_fps
+        )
 
     def indices(self, metadata: Any, generator: np.random.Generator | None = None) -> np.ndarray:
-        """Frame numbers `(num_frames,)` for a video of that metadata; at random where a generator is given."""
+        """Frame numbers `(num_frames,)` for a video of that metadata; at random where a generator
+        is given.
+        """
         return sample_video(
             metadata,
             self.sampling,
@@ -55,8 +61,8 @@ class FrameSampling:
 def segment_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """The `start` and `end` of a record in seconds, for `decode_video`; empty for a whole video.
 
-    Where the record has `start_frame` and `end_frame`, the times of these frames are looked up in the file, so that
-    the segment is exact whether or not the frame rate varies.
+    Where the record has `start_frame` and `end_frame`, the times of these frames are looked up in
+    the file, so that the segment is exact whether or not the frame rate varies.
 
     Raises:
         VideoDecodeError: the file cannot be read, or ends before the segment.
@@ -68,7 +74,9 @@ def segment_of(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: float(edge) for name, edge in edges.items() if edge is not None}
 
 
-def _times_of_frames(video: str | bytes, frames: Mapping[str, int | None]) -> dict[str, float | None]:
+def _times_of_frames(
+    video: str | bytes, frames: Mapping[str, int | None]
+) -> dict[str, float | None]:
     times: list[float] = []
 
     def note_times(metadata: Any) -> list[int]:
@@ -79,21 +87,21 @@ def _times_of_frames(video: str | bytes, frames: Mapping[str, int | None]) -> di
     start, end = frames["start"] or 0, frames["end"]
     if start >= len(times):
         name = video if isinstance(video, str) else f"<{len(video)} bytes>"
-        raise VideoDecodeError(name, "segment", f"has {len(times)} frames; a segment from frame {start} was asked for")
+        raise VideoDecodeError(
+            name, "segment", f"has {len(times)} frames; a segment from frame {start} was asked for"
+        )
     return {"start": times[start], "end": None if end is None or end >= len(times) else times[end]}
 
 
 class TrainingClips(torch.utils.data.Dataset):
-    """Randomly sampled and augmented clips by `ClipKey`; a clip that cannot be read is replaced and reported.
+    """Randomly sampled and augmented clips by `ClipKey`; a clip that cannot be read is replaced and
+    reported.
 
-    Args:
-        source: where the records come from.
-        sampling: which frames a clip takes.
-        augmentation: what is done to them.
-        label_ids: the model's number for each class of the data (`labels.match_labels`).
-        seed: with the key it decides all that is drawn for a clip.
-        repeats: how many augmented views are made of a clip that is decoded once (Hoffer et al. 2020, "Augment Your
-            Batch"); with more than 1, an item is a list of them.
+    Args: source: where the records come from. sampling: which frames a clip takes. augmentation:
+        what is done to them. label_ids: the model's number for each class of the data
+        (`labels.match_labels`). seed: with the key it decides all that is drawn for a clip.
+        repeats: how many augmented views are made of a clip that is decoded once (Hoffer et al.
+        2020, "Augment Your Batch"); with more than 1, an item is a list of them.
     """
 
     def __init__(
@@ -113,7 +121,8 @@ class TrainingClips(torch.utils.data.Dataset):
         return len(self.source)
 
     def __getitem__(self, key: ClipKey) -> dict[str, Any] | list[dict[str, Any]]:
-        """One clip for `ClipCollator`, with `pixel_values` float32 `(T, 3, H, W)`, or a list of `repeats` of them.
+        """One clip for `ClipCollator`, with `pixel_values` float32 `(T, 3, H, W)`, or a list of
+        `repeats` of them.
 
         Raises:
             BadClipsError: no stand-in can be read either.
@@ -137,7 +146,9 @@ class TrainingClips(torch.utils.data.Dataset):
                 for pixel_values in views
             ]
             return items if self.repeats > 1 else items[0]
-        raise BadClipsError(f"none of {len(faults)} clips in a row can be read: {list_faults(faults)}")
+        raise BadClipsError(
+            f"none of {len(faults)} clips in a row can be read: {list_faults(faults)}"
+        )
 
     def _read(self, record: Mapping[str, Any], entropy: Sequence[int]) -> list[torch.Tensor]:
         """The frames of a record, decoded once, as `repeats` augmented views `(T, 3, H, W)`."""
@@ -153,7 +164,8 @@ class TrainingClips(torch.utils.data.Dataset):
 
 
 class EvaluationClips(torch.utils.data.Dataset):
-    """Each video as the processor cuts it, by `ClipKey` or by row; for evaluation during training and after it.
+    """Each video as the processor cuts it, by `ClipKey` or by row; for evaluation during training
+    and after it.
 
     Args:
         source: where the records come from.
@@ -161,27 +173,45 @@ class EvaluationClips(torch.utils.data.Dataset):
         label_ids: the model's number for each class of the data (`labels.match_labels`).
     """
 
-    def __init__(self, source: ClipSource, processor: TimeSformerVideoProcessor, *, label_ids: Sequence[int]):
+    def __init__(
+        self, source: ClipSource, processor: TimeSformerVideoProcessor, *, label_ids: Sequence[int]
+    ):
         self.source, self.processor, self.label_ids = source, processor, label_ids
 
     def __len__(self) -> int:
         return self.source.num_keys
 
     def __getitem__(self, key: int | ClipKey) -> dict[str, Any]:
-        """The item of `read_for_evaluation`; a place of a stream that has no clip has the label `NO_CLIP`."""
-        record = next(self.source.candidates(key if isinstance(key, ClipKey) else ClipKey(0, key)), None)
+        """The item of `read_for_evaluation`; a place of a stream that has no clip has the label
+        `NO_CLIP`.
+        """
+        record = next(
+            self.source.candidates(key if isinstance(key, ClipKey) else ClipKey(0, key)), None
+        )
         if record is None:  # a place that only fills up the last batch of a stream
-            return {"video_id": "", "faults": [], "pixel_values": _blank(self.processor), "labels": NO_CLIP}
+            return {
+                "video_id": "",
+                "faults": [],
+                "pixel_values": _blank(self.processor),
+                "labels": NO_CLIP,
+            }
         return read_for_evaluation(record, self.processor, self.label_ids)
 
 
 class StreamedEvaluationClips(torch.utils.data.IterableDataset):
-    """As `EvaluationClips`, the videos of a stream in its order, each in exactly one worker of the `DataLoader`.
+    """As `EvaluationClips`, the videos of a stream in its order, each in exactly one worker of the
+    `DataLoader`.
 
     For streams whose length is not known; `datasets` deals the shards to the workers.
     """
 
-    def __init__(self, videos: IterableDataset, processor: TimeSformerVideoProcessor, *, label_ids: Sequence[int]):
+    def __init__(
+        self,
+        videos: IterableDataset,
+        processor: TimeSformerVideoProcessor,
+        *,
+        label_ids: Sequence[int],
+    ):
         self.videos, self.processor, self.label_ids = videos, processor, label_ids
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -194,15 +224,16 @@ def read_for_evaluation(
 ) -> dict[str, Any]:
     """One record as an item for `ClipCollator`.
 
-    Returns:
-        `pixel_values`, float32 `(T, 3, H, W)`, or `(views, T, 3, H, W)` where the processor makes several views;
-        `labels`; `video_id`; and `faults`, empty unless the video cannot be read. Then it has one entry, `labels` is
-        `UNREADABLE`, and the pixels are zero.
+    Returns: `pixel_values`, float32 `(T, 3, H, W)`, or `(views, T, 3, H, W)` where the processor
+        makes several views; `labels`; `video_id`; and `faults`, empty unless the video cannot be
+        read. Then it has one entry, `labels` is `UNREADABLE`, and the pixels are zero.
     """
     item = {"video_id": record["video_id"], "faults": []}
 
     def read() -> torch.Tensor:
-        return processor(video_of(record["video"]), return_tensors="pt", **segment_of(record))["pixel_values"][0]
+        return processor(video_of(record["video"]), return_tensors="pt", **segment_of(record))[
+            "pixel_values"
+        ][0]
 
     try:
         pixel_values = read_with_retries(read, record["video_id"])
@@ -220,17 +251,17 @@ def _blank(processor: TimeSformerVideoProcessor) -> torch.Tensor:
 
 
 class ClipCollator:
-    """Items to batches: `pixel_values` `(B, T, 3, H, W)`, `labels`, plus, for reporting, `video_ids` and `faults`.
+    """Items to batches: `pixel_values` `(B, T, 3, H, W)`, `labels`, plus, for reporting,
+    `video_ids` and `faults`.
 
-    The last two only where the items have them; those of plain data sets have `pixel_values` and `labels`.
+    The last two only where the items have them; those of plain data sets have `pixel_values` and
+    `labels`.
 
-    Args:
-        num_classes: classes of the model.
-        mixup_alpha: where not 0, training clips are mixed in pairs, in the workers. Class numbers then become soft
-            labels `(B, num_classes)`.
-        cutmix_alpha: where not 0, a rectangle of each clip comes from another one (CutMix). With both, each batch is
-            mixed in one way or the other.
-        problem_type: as in `targets`, which has the shapes of `labels`; None is one class a clip.
+    Args: num_classes: classes of the model. mixup_alpha: where not 0, training clips are mixed in
+        pairs, in the workers. Class numbers then become soft labels `(B, num_classes)`.
+        cutmix_alpha: where not 0, a rectangle of each clip comes from another one (CutMix). With
+        both, each batch is mixed in one way or the other. problem_type: as in `targets`, which has
+        the shapes of `labels`; None is one class a clip.
     """
 
     def __init__(
@@ -241,14 +272,24 @@ class ClipCollator:
         cutmix_alpha: float = 0.0,
         problem_type: str | None = None,
     ):
-        self.num_classes, self.mixup_alpha, self.cutmix_alpha = num_classes, mixup_alpha, cutmix_alpha
+        self.num_classes, self.mixup_alpha, self.cutmix_alpha = (
+            num_classes,
+            mixup_alpha,
+            cutmix_alpha,
+        )
         self.problem_type = problem_type or SINGLE_LABEL
 
-    def __call__(self, items: Sequence[Mapping[str, Any] | list[Mapping[str, Any]]]) -> dict[str, Any]:
-        """The batch of some items; an item may be a list of views of one clip, each of which is an item then."""
+    def __call__(
+        self, items: Sequence[Mapping[str, Any] | list[Mapping[str, Any]]]
+    ) -> dict[str, Any]:
+        """The batch of some items; an item may be a list of views of one clip, each of which is an
+        item then.
+        """
         items = [view for item in items for view in (item if isinstance(item, list) else [item])]
         pixel_values = torch.stack([item["pixel_values"] for item in items])
-        labels = collate_targets([item["labels"] for item in items], self.num_classes, self.problem_type)
+        labels = collate_targets(
+            [item["labels"] for item in items], self.num_classes, self.problem_type
+        )
         if "entropy" in items[0]:  # a batch to train on
             pixel_values, labels = self._mix(pixel_values, labels, [*items[0]["entropy"], 1])
         batch = {"pixel_values": pixel_values, "labels": labels}

@@ -1,7 +1,8 @@
-"""Video data sets in their distributors' own layouts, as `datasets` objects: records first, decoding last.
+"""Video data sets in their distributors' own layouts, as `datasets` objects: records first,
+decoding last.
 
-Every data set has the columns `video_id` (str, unique), `video` (path, or bytes from tar shards; never decoded by
-`datasets`) and `label` (`ClassLabel` with names).
+Every data set has the columns `video_id` (str, unique), `video` (path, or bytes from tar shards;
+never decoded by `datasets`) and `label` (`ClassLabel` with names).
 """
 
 from collections.abc import Callable, Iterable
@@ -22,14 +23,21 @@ from .readers.mmaction2 import mmaction2_splits, read_mmaction2
 from .readers.ssv2 import read_ssv2, ssv2_splits
 from .readers.table import read_table, table_splits
 from .readers.ucf101 import read_ucf101, ucf101_splits
-from .readers.webdataset import find_class_names, find_shards, read_index, stream_shards, webdataset_splits
+from .readers.webdataset import (
+    find_class_names,
+    find_shards,
+    read_index,
+    stream_shards,
+    webdataset_splits,
+)
 from .records import VideoRecords, canonical_split, report_missing
 from .targets import SINGLE_LABEL
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set lies on disk: what reads one split, what finds the splits that are there, options of the reader.
+    """How a data set lies on disk: what reads one split, what finds the splits that are there,
+    options of the reader.
 
     `read(data_dir, split, **options)` takes those options that stand in `options`, by keyword.
     """
@@ -63,10 +71,11 @@ def find_videos(
 ) -> FoundVideos:
     """One split of a data set with the columns `video_id`, `video` and `label`, and its counts.
 
-    `dataset` is one of `DATASETS`. Listed clips that are not on disk are left out, counted in the log, and named in
-    `missing_file` where given. `class_names` is for shards without a `labels.json`. `options` are those of the data
-    set's reader; one that is None or empty is as good as not given. Raises ValueError for an unknown data set or
-    split, an option that its reader does not have, a folder without clips, or annotations that cannot be read.
+    `dataset` is one of `DATASETS`. Listed clips that are not on disk are left out, counted in the
+    log, and named in `missing_file` where given. `class_names` is for shards without a
+    `labels.json`. `options` are those of the data set's reader; one that is None or empty is as
+    good as not given. Raises ValueError for an unknown data set or split, an option that its reader
+    does not have, a folder without clips, or annotations that cannot be read.
     """
     if dataset == "webdataset":
         refuse_unknown_options(dataset, options)
@@ -85,15 +94,21 @@ def find_videos(
 
 
 def read_records(dataset: str, data_dir: str | Path, split: str, **options: Any) -> VideoRecords:
-    """The records of one split of a data set on disk, as `find_videos` takes them; same options, same errors."""
+    """The records of one split of a data set on disk, as `find_videos` takes them; same options,
+    same errors.
+    """
     layout = _layout(dataset)
     given = refuse_unknown_options(dataset, options)
     return layout.read(Path(data_dir).expanduser(), split, **given)
 
 
 def refuse_unknown_options(dataset: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Those of `options` that are given; ValueError that names one which the data set's reader does not have."""
-    given = {name: value for name, value in options.items() if value not in (None, [], (), False, "")}
+    """Those of `options` that are given; ValueError that names one which the data set's reader does
+    not have.
+    """
+    given = {
+        name: value for name, value in options.items() if value not in (None, [], (), False, "")
+    }
     known = {name: layout.options for name, layout in LAYOUTS.items()} | {"hub": HUB_OPTIONS}
     for name in given:
         if name not in known.get(dataset, ()):
@@ -123,17 +138,23 @@ def _find_shards(location: str, split: str, class_names: list[str] | None) -> Fo
     num_expected = listed.get("expected") if whole else num_found
     sizes = None if None in known else known
     kind = {"problem_type": (index or {}).get("problem_type", SINGLE_LABEL)}
-    videos = stream_shards(shards, class_names, counts, columns=(index or {}).get("columns", ()), **kind)
+    videos = stream_shards(
+        shards, class_names, counts, columns=(index or {}).get("columns", ()), **kind
+    )
     return FoundVideos(videos, class_names, num_expected, num_found, shards, sizes, **kind)
 
 
-def load_videos(dataset: str, data_dir: str | Path, split: str, **options: Any) -> Dataset | IterableDataset:
+def load_videos(
+    dataset: str, data_dir: str | Path, split: str, **options: Any
+) -> Dataset | IterableDataset:
     """The data set of `find_videos` alone; same arguments, same errors."""
     return find_videos(dataset, data_dir, split, **options).videos
 
 
 def available_splits(dataset: str, data_dir: str | Path, **options: Any) -> list[str]:
-    """Names of the splits that `data_dir` has, of `train`, `validation` and `test`; arguments as of `find_videos`."""
+    """Names of the splits that `data_dir` has, of `train`, `validation` and `test`; arguments as of
+    `find_videos`.
+    """
     if dataset == "webdataset":
         return webdataset_splits(str(data_dir))
     if dataset == "hub":

@@ -1,4 +1,6 @@
-"""Clips that cannot be read: what a fault is, how many of them there are, and when they are too many."""
+"""Clips that cannot be read: what a fault is, how many of them there are, and when they are too
+many.
+"""
 
 import json
 import logging
@@ -22,7 +24,9 @@ class BadClipsError(ValueError):
 
 
 class Fault(NamedTuple):
-    """A clip that could not be read: its `video_id`, a short stable `reason`, and the decoder's message."""
+    """A clip that could not be read: its `video_id`, a short stable `reason`, and the decoder's
+    message.
+    """
 
     video_id: str
     reason: str
@@ -41,9 +45,11 @@ def list_faults(faults: Sequence[Fault], limit: int = 20) -> str:
 
 
 class FaultTally:
-    """Distinct clips that could not be read, logged by name when first met; `sync` brings the processes together.
+    """Distinct clips that could not be read, logged by name when first met; `sync` brings the
+    processes together.
 
-    `limit` is the largest share of `num_clips` that may be unreadable; a handful (fewer than 5) never stops a run.
+    `limit` is the largest share of `num_clips` that may be unreadable; a handful (fewer than 5)
+    never stops a run.
     """
 
     def __init__(self, num_clips: int, *, limit: float, remedy: str = "replaced"):
@@ -57,10 +63,18 @@ class FaultTally:
             if name not in self.faults:
                 fault = self.faults[name] = Fault(name, *rest)
                 self._unshared.append(fault)
-                logger.warning("%s cannot be read and is %s (%s): %s", name, self.remedy, fault.reason, fault.message)
+                logger.warning(
+                    "%s cannot be read and is %s (%s): %s",
+                    name,
+                    self.remedy,
+                    fault.reason,
+                    fault.message,
+                )
 
     def sync(self) -> None:
-        """Share what each process met; all must call it, and all raise BadClipsError once there are too many."""
+        """Share what each process met; all must call it, and all raise BadClipsError once there are
+        too many.
+        """
         for fault in gather_object(self._unshared):
             self.faults.setdefault(fault[0], Fault(*fault))
         self._unshared = []
@@ -77,7 +91,9 @@ class FaultTally:
 
     def load(self, path: Path) -> None:
         """Take over the faults that an interrupted run had met."""
-        self.faults = {fault[0]: Fault(*fault) for fault in json.loads(path.read_text(encoding="utf-8"))}
+        self.faults = {
+            fault[0]: Fault(*fault) for fault in json.loads(path.read_text(encoding="utf-8"))
+        }
 
     def metrics(self) -> dict[str, object]:
         """Numbers and names for `train_results.json`."""

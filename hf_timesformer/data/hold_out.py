@@ -1,7 +1,9 @@
-"""Clips held out for validation, so that none of them shares its source video with a clip that is trained on.
+"""Clips held out for validation, so that none of them shares its source video with a clip that is
+trained on.
 
-Clips that were cut from one recording look alike. Where some of them are trained on and others held out, a network
-that has only learned what the recording looks like is measured as if it knew the class.
+Clips that were cut from one recording look alike. Where some of them are trained on and others held
+out, a network that has only learned what the recording looks like is measured as if it knew the
+class.
 """
 
 import logging
@@ -21,24 +23,27 @@ NO_GROUPS = "none"  # `group_by` that parts clips whatever their names say
 # Names that tell which recording a clip was cut from, with the part of the name that stands for it.
 SOURCE_IN_NAME = {
     "UCF101": re.compile(r"(.+_g\d+)_c\d+$"),  # v_Archery_g01_c02: group 1, clip 2
-    "Kinetics": re.compile(r"([\w-]{11})_\d{6}_\d{6}$"),  # abcdefghijk_000010_000020: 10 to 20 s of that video
+    # abcdefghijk_000010_000020: 10 to 20 s of that video
+    "Kinetics": re.compile(r"([\w-]{11})_\d{6}_\d{6}$"),
 }
 
 
-def hold_out(records: Dataset, fraction: float, *, seed: int, group_by: str | None = None) -> tuple[Dataset, Dataset]:
-    """Split records into training and validation, class by class, and keep together what belongs together.
+def hold_out(
+    records: Dataset, fraction: float, *, seed: int, group_by: str | None = None
+) -> tuple[Dataset, Dataset]:
+    """Split records into training and validation, class by class, and keep together what belongs
+    together.
 
-    Segments of one video are never parted, nor are records of one group. Of each class about `fraction` of the clips
-    is held out, at least one where it has two groups, and never all.
+    Segments of one video are never parted, nor are records of one group. Of each class about
+    `fraction` of the clips is held out, at least one where it has two groups, and never all.
 
-    Args:
-        records: one split with the columns of `records.video_features`.
-        fraction: share to hold out, between 0 and 1.
-        seed: which clips it is follows from this alone.
-        group_by: what tells the group of a clip. `group`: the column of that name. `none`: nothing but the video
-            itself. Otherwise a regular expression that is searched in `video_id`; its first group in parentheses, or
-            else all that it matches, is the clip's group. None: the column `group` where there is one; otherwise
-            names of UCF101's and Kinetics' kind are recognised, which is said in the log.
+    Args: records: one split with the columns of `records.video_features`. fraction: share to hold
+        out, between 0 and 1. seed: which clips it is follows from this alone. group_by: what tells
+        the group of a clip. `group`: the column of that name. `none`: nothing but the video itself.
+        Otherwise a regular expression that is searched in `video_id`; its first group in
+        parentheses, or else all that it matches, is the clip's group. None: the column `group`
+        where there is one; otherwise names of UCF101's and Kinetics' kind are recognised, which is
+        said in the log.
 
     Returns:
         The records to train on, and those held out; both in their order.
@@ -70,8 +75,11 @@ def find_groups(records: Dataset, group_by: str | None = None) -> list[list[int]
 
 
 def _video_names(records: Dataset) -> Sequence[str]:
-    """What tells the video of each record from others, without reading any: its path, else the record's own id."""
-    if records.features["video"] != Value("string"):  # the rows hold bytes: each is a video of its own
+    """What tells the video of each record from others, without reading any: its path, else the
+    record's own id.
+    """
+    # the rows hold bytes: each is a video of its own
+    if records.features["video"] != Value("string"):
         return records["video_id"]
     return records.with_format(None)["video"]  # as it is written, not what a transform makes of it
 
@@ -115,7 +123,9 @@ def _group_names(records: Dataset, group_by: str | None) -> Sequence[str | None]
             f"{len(without)} of {len(video_ids)} names, such as {without[0]}"
         )
     names = [match[1] if pattern.groups else match[0] for match in matches if match is not None]
-    logger.info("clips are kept together by %r: %d groups, such as %s", group_by, len(set(names)), names[0])
+    logger.info(
+        "clips are kept together by %r: %d groups, such as %s", group_by, len(set(names)), names[0]
+    )
     return names
 
 
@@ -146,7 +156,9 @@ def _recognise(video_ids: Iterable[str]) -> list[str | None]:
 
 
 def _classes_of(records: Dataset) -> list[list[int]]:
-    """The classes of each record; of a regression all are one class, of several labels none is one of its own."""
+    """The classes of each record; of a regression all are one class, of several labels none is one
+    of its own.
+    """
     if "label" in records.column_names:
         return [[label] for label in records["label"]]
     if "labels" in records.column_names:
@@ -155,12 +167,16 @@ def _classes_of(records: Dataset) -> list[list[int]]:
 
 
 def _choose(
-    groups: list[list[int]], classes: list[list[int]], fraction: float, generator: np.random.Generator
+    groups: list[list[int]],
+    classes: list[list[int]],
+    fraction: float,
+    generator: np.random.Generator,
 ) -> list[int]:
-    """The rows to hold out: groups in random order, each one that brings its classes nearer to their shares.
+    """The rows to hold out: groups in random order, each one that brings its classes nearer to
+    their shares.
 
-    With 10 clips of class a, in groups of 1, 3, 3 and 3, and a fraction of 0.2, two are wanted: one of 3 is taken (one
-    too many is nearer than two too few), or the one alone and then none.
+    With 10 clips of class a, in groups of 1, 3, 3 and 3, and a fraction of 0.2, two are wanted: one
+    of 3 is taken (one too many is nearer than two too few), or the one alone and then none.
     """
     members = [Counter(label for row in group for label in classes[row]) for group in groups]
     clips: Counter[int] = sum(members, Counter())
@@ -177,10 +193,13 @@ def _choose(
     order = generator.permutation(len(groups)).tolist()
     for number in order:
         counts = members[number]
-        gain = sum(abs(wanted[c] - held[c]) - abs(wanted[c] - held[c] - n) for c, n in counts.items())
+        gain = sum(
+            abs(wanted[c] - held[c]) - abs(wanted[c] - held[c] - n) for c, n in counts.items()
+        )
         if gain > 0 and all(groups_left[label] > 1 for label in counts):
             take(number)
-    # A class whose groups are all much larger than its share still gets one, unless that is more than half of it.
+    # A class whose groups are all much larger than its share still gets one, unless that is more
+    # than half of it.
     for label in sorted(clips):
         if held[label]:
             continue
@@ -188,7 +207,10 @@ def _choose(
             number
             for number in order
             if members[number][label]
-            and all(groups_left[c] > 1 and 2 * (held[c] + n) <= clips[c] for c, n in members[number].items())
+            and all(
+                groups_left[c] > 1 and 2 * (held[c] + n) <= clips[c]
+                for c, n in members[number].items()
+            )
         ]
         if fitting:
             take(min(fitting, key=lambda number: len(groups[number])))

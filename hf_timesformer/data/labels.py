@@ -23,25 +23,29 @@ def plain_label(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
-def match_labels(class_names: Sequence[str], id2label: Mapping[int, str], *, cure: str) -> list[int]:
+def match_labels(
+    class_names: Sequence[str], id2label: Mapping[int, str], *, cure: str
+) -> list[int]:
     """The model's number for each class of a data set, found by name.
 
-    A name that the model has letter for letter is that class; otherwise case, `_` and quotes are set aside. A model
-    without names of its own (`LABEL_0`, `LABEL_1`, ...) and as many classes as the data is taken in order, with a
-    warning.
+    A name that the model has letter for letter is that class; otherwise case, `_` and quotes are
+    set aside. A model without names of its own (`LABEL_0`, `LABEL_1`, ...) and as many classes as
+    the data is taken in order, with a warning.
 
     Args:
         class_names: names of the data set's classes, in order.
         id2label: the model's names by number, as `config.id2label` has them.
         cure: what to do about classes that the model does not know, for the error message.
 
-    Raises:
-        ValueError: the model does not know a class (its nearest names are listed), several of its names are the same
-            once case, `_` and quotes are set aside, or two classes of the data are one of the model.
+    Raises: ValueError: the model does not know a class (its nearest names are listed), several of
+        its names are the same once case, `_` and quotes are set aside, or two classes of the data
+        are one of the model.
     """
     names = [str(id2label[number]) for number in range(len(id2label))]
     if len(names) == len(class_names) and has_no_names(names):
-        logger.warning("the model has no class names: its classes are taken in the order of the data's")
+        logger.warning(
+            "the model has no class names: its classes are taken in the order of the data's"
+        )
         return list(range(len(names)))
     found = _find_candidates(class_names, names)
     unknown = [name for name, numbers in found.items() if not numbers]
@@ -50,7 +54,9 @@ def match_labels(class_names: Sequence[str], id2label: Mapping[int, str], *, cur
     for name, numbers in found.items():
         if len(numbers) > 1:
             alike = ", ".join(repr(names[number]) for number in numbers)
-            raise ValueError(f"class {name!r} of the data may be any of the model's {alike}: rename it to one of them")
+            raise ValueError(
+                f"class {name!r} of the data may be any of the model's {alike}: rename it to one of them"
+            )
     numbers = [found[name][0] for name in class_names]
     _refuse_one_for_two(class_names, numbers, names)
     return numbers
@@ -63,7 +69,9 @@ def _find_candidates(class_names: Sequence[str], model_names: list[str]) -> dict
     for number, name in enumerate(model_names):
         by_name.setdefault(name, []).append(number)
         by_plain_name.setdefault(plain_label(name), []).append(number)
-    return {name: by_name.get(name) or by_plain_name.get(plain_label(name), []) for name in class_names}
+    return {
+        name: by_name.get(name) or by_plain_name.get(plain_label(name), []) for name in class_names
+    }
 
 
 def has_no_names(names: Sequence[str]) -> bool:
@@ -71,7 +79,9 @@ def has_no_names(names: Sequence[str]) -> bool:
     return list(names) == [f"LABEL_{number}" for number in range(len(names))]
 
 
-def _describe_unknown(unknown: list[str], num_classes: int, model_names: list[str], cure: str) -> str:
+def _describe_unknown(
+    unknown: list[str], num_classes: int, model_names: list[str], cure: str
+) -> str:
     shown = "; ".join(f"{name!r} ({_nearest(name, model_names)})" for name in unknown[:10])
     rest = f"; and {len(unknown) - 10} more" if len(unknown) > 10 else ""
     return (
@@ -88,10 +98,14 @@ def _nearest(name: str, model_names: list[str]) -> str:
     return "nothing is near; the model begins with " + ", ".join(map(repr, model_names[:3]))
 
 
-def _refuse_one_for_two(class_names: Sequence[str], numbers: list[int], model_names: list[str]) -> None:
+def _refuse_one_for_two(
+    class_names: Sequence[str], numbers: list[int], model_names: list[str]
+) -> None:
     for number, count in Counter(numbers).items():
         if count > 1:
-            same = ", ".join(repr(name) for name, other in zip(class_names, numbers) if other == number)
+            same = ", ".join(
+                repr(name) for name, other in zip(class_names, numbers) if other == number
+            )
             raise ValueError(
                 f"classes {same} of the data are one class of the model, {model_names[number]!r}: "
                 "give the clips of both one class name"
@@ -106,17 +120,16 @@ def read_class_names(path: str | Path) -> list[str]:
 def parse_class_names(text: str, source: str) -> list[str]:
     """Class names in order, from the text of a file.
 
-    Either JSON: a list of names, or an object of name -> number or number -> name, as the files of Kinetics and
-    Something-Something-V2 are. Or plain text, one name a line. Quotes around a name are taken off: Kinetics' own file
-    has names in quotes within quotes.
+    Either JSON: a list of names, or an object of name -> number or number -> name, as the files of
+    Kinetics and Something-Something-V2 are. Or plain text, one name a line. Quotes around a name
+    are taken off: Kinetics' own file has names in quotes within quotes.
 
     Args:
         text: content of the file.
         source: its name, for error messages.
 
-    Raises:
-        ValueError: the text is empty or no such JSON, numbers do not go from 0 on without a gap, or a name stands
-            twice.
+    Raises: ValueError: the text is empty or no such JSON, numbers do not go from 0 on without a
+        gap, or a name stands twice.
     """
     stripped = text.lstrip()
     if stripped[:1] in ("[", "{"):
@@ -124,7 +137,9 @@ def parse_class_names(text: str, source: str) -> list[str]:
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{source} must hold class names: a JSON list, an object of names and numbers, or one a line")
+        raise ValueError(
+            f"{source} must hold class names: a JSON list, an object of names and numbers, or one a line"
+        )
     names = [_unquoted(name) for name in names]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -145,14 +160,18 @@ def _ordered_names(content: list[Any] | dict[str, Any], source: str) -> list[Any
     else:
         by_number = [(number, name) for name, number in content.items()]
     if not all(isinstance(number, int) or str(number).isdigit() for number, _ in by_number):
-        raise ValueError(f"{source} must hold class names: a JSON list, an object of names and numbers, or one a line")
+        raise ValueError(
+            f"{source} must hold class names: a JSON list, an object of names and numbers, or one a line"
+        )
     in_order = sorted((int(number), name) for number, name in by_number)
     check_numbers([number for number, _ in in_order], source)
     return [name for _, name in in_order]
 
 
 def check_numbers(numbers: Sequence[int], source: str) -> None:
-    """Raise ValueError, with the cure, unless the class numbers (sorted, each once) are 0, 1, 2, ... without a gap."""
+    """Raise ValueError, with the cure, unless the class numbers (sorted, each once) are 0, 1, 2,
+    ... without a gap.
+    """
     if list(numbers) == list(range(len(numbers))):
         return
     missing = sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))
@@ -162,13 +181,20 @@ def check_numbers(numbers: Sequence[int], source: str) -> None:
         cure = f"no class has number {', '.join(map(str, missing[:5]))}: number them anew, without a gap"
     else:
         cure = "a number stands for two of them"
-    raise ValueError(f"{source}: the classes must be numbered 0 to {len(numbers) - 1}, each number once; {cure}")
+    raise ValueError(
+        f"{source}: the classes must be numbered 0 to {len(numbers) - 1}, each number once; {cure}"
+    )
 
 
 def name_numbers(
-    listed: Sequence[tuple[str, int]], names_file: Path | None, source: str, *, folders_may_name: bool = True
+    listed: Sequence[tuple[str, int]],
+    names_file: Path | None,
+    source: str,
+    *,
+    folders_may_name: bool = True,
 ) -> list[str]:
-    """Names for class numbers: from a file, else from the folders where each has one of its own, else `class 0`, ...
+    """Names for class numbers: from a file, else from the folders where each has one of its own,
+    else `class 0`, ...
 
     Args:
         listed: the folder and the class number of every clip, of all splits.
@@ -176,14 +202,18 @@ def name_numbers(
         source: where the numbers are from, for error messages.
         folders_may_name: whether the clips of one folder are of one class.
 
-    Raises:
-        ValueError: a number has no name in the file; without a file, the numbers do not go from 0 on without a gap.
+    Raises: ValueError: a number has no name in the file; without a file, the numbers do not go from
+        0 on without a gap.
     """
     numbers = sorted({number for _, number in listed})
     if names_file is not None:
         names = read_class_names(names_file)
         if numbers and numbers[-1] >= len(names):
-            cure = "; they begin at 1: take 1 from each" if numbers == list(range(1, len(names) + 1)) else ""
+            cure = (
+                "; they begin at 1: take 1 from each"
+                if numbers == list(range(1, len(names) + 1))
+                else ""
+            )
             raise ValueError(
                 f"{source}: class numbers go up to {numbers[-1]}, but {names_file} names {len(names)}{cure}"
             )

@@ -1,8 +1,9 @@
-"""Which files of a data folder are clips. Nothing is left out in silence: what is no clip is counted by its reason.
+"""Which files of a data folder are clips. Nothing is left out in silence: what is no clip is
+counted by its reason.
 
-A clip is a file with a suffix that the decoder's containers are known by, or one that was asked for (`extensions`); a
-file without a suffix is opened to see whether a video is in it. A folder of numbered pictures is a clip, too.
-Links are followed, except back to a folder above.
+A clip is a file with a suffix that the decoder's containers are known by, or one that was asked for
+(`extensions`); a file without a suffix is opened to see whether a video is in it. A folder of
+numbered pictures is a clip, too. Links are followed, except back to a folder above.
 """
 
 import logging
@@ -23,8 +24,8 @@ from ..video.decoding_source import CONTAINERS
 
 logger = logging.getLogger(__name__)
 
-# Suffixes by the demuxer that reads them, without the dot and in lower case. Only those of the decoder's own list
-# count, so that what it reads and what is listed stay one.
+# Suffixes by the demuxer that reads them, without the dot and in lower case. Only those of the
+# decoder's own list count, so that what it reads and what is listed stay one.
 SUFFIXES_OF_CONTAINER = {
     "mov": "3g2 3gp f4v ism ismv m4v mj2 mov mp4 qt",
     "matroska": "mk3d mkv webm",
@@ -50,22 +51,44 @@ SUFFIXES_OF_CONTAINER = {
     "dv": "dv dif",
 }
 VIDEO_EXTENSIONS = frozenset(
-    suffix for container in CONTAINERS.split(",") for suffix in SUFFIXES_OF_CONTAINER.get(container, "").split()
+    suffix
+    for container in CONTAINERS.split(",")
+    for suffix in SUFFIXES_OF_CONTAINER.get(container, "").split()
 )
-# Suffixes of more than videos: what is in the file decides. A picture is a clip only where it is animated.
+# Suffixes of more than videos: what is in the file decides. A picture is a clip only where it is
+# animated.
 SUFFIXES_TO_PROBE = frozenset(("dat", "mod", "ogg", "tod"))
 PICTURE_SUFFIXES = frozenset(("png", "webp"))
-# What usually lies beside clips. It is counted, but nobody needs to be told how to make a clip of it.
+# What usually lies beside clips. It is counted, but nobody needs to be told how to make a clip of
+# it.
 COMPANIONS = frozenset(
-    ("cls", "csv", "html", "jpeg", "jpg", "json", "jsonl", "log", "md", "npy", "parquet", "pdf", "pkl", "png", "py")
+    (
+        "cls",
+        "csv",
+        "html",
+        "jpeg",
+        "jpg",
+        "json",
+        "jsonl",
+        "log",
+        "md",
+        "npy",
+        "parquet",
+        "pdf",
+        "pkl",
+        "png",
+        "py",
+    )
     + ("srt", "tar", "tsv", "txt", "url", "vtt", "webp", "xml", "yaml", "yml", "zip")
 )
-REPLACEMENTS = "replacement_for_corrupted"  # how the folder of Kinetics begins that mends unreadable originals
+# how the folder of Kinetics begins that mends unreadable originals
+REPLACEMENTS = "replacement_for_corrupted"
 
 
 @dataclass
 class MediaFiles:
-    """What lies under a folder: its clips in order, and how many files are none, by reason, with an example each.
+    """What lies under a folder: its clips in order, and how many files are none, by reason, with an
+    example each.
 
     `pictures` counts the pictures in those clips that are folders of them.
     """
@@ -88,18 +111,30 @@ class MediaFiles:
         self.examples = other.examples | self.examples
 
     def describe(self) -> str:
-        """`4 of 7 files used: 1 .xyz (a.xyz), 2 .txt (b.txt): add --extensions xyz or rename`, or "" where all are."""
+        """`4 of 7 files used: 1 .xyz (a.xyz), 2 .txt (b.txt): add --extensions xyz or rename`, or
+        "" where all are.
+        """
         if not self.left_out:
             return ""
         used = len(self.clips) - len(self.pictures) + self.pictures.total()
         total = used + self.left_out.total()
-        reasons = ", ".join(f"{n} {why} ({self.examples[why].name})" for why, n in self.left_out.most_common())
-        unknown = sorted(why[1:] for why in self.left_out if why.startswith(".") and not _is_usual(why))
-        cure = f"; for videos among them add --extensions {' '.join(unknown)} or rename" if unknown else ""
+        reasons = ", ".join(
+            f"{n} {why} ({self.examples[why].name})" for why, n in self.left_out.most_common()
+        )
+        unknown = sorted(
+            why[1:] for why in self.left_out if why.startswith(".") and not _is_usual(why)
+        )
+        cure = (
+            f"; for videos among them add --extensions {' '.join(unknown)} or rename"
+            if unknown
+            else ""
+        )
         return f"{used} of {total} files used; left out: {reasons}{cure}"
 
     def report(self, where: Path | str) -> None:
-        """Say in the log what is left out; as a warning unless it is only what usually lies beside clips."""
+        """Say in the log what is left out; as a warning unless it is only what usually lies beside
+        clips.
+        """
         if self.pictures:
             folder = next(iter(self.pictures))
             logger.info(
@@ -120,7 +155,9 @@ def _is_usual(reason: str) -> bool:
 
 def is_video(name: str, extensions: Sequence[str] = ()) -> bool:
     """Whether a file name has a video's suffix, or one of `extensions`."""
-    return not name.startswith(".") and _suffix(name) in VIDEO_EXTENSIONS.union(normalise_extensions(extensions))
+    return not name.startswith(".") and _suffix(name) in VIDEO_EXTENSIONS.union(
+        normalise_extensions(extensions)
+    )
 
 
 def normalise_extensions(extensions: Sequence[str]) -> list[str]:
@@ -129,7 +166,8 @@ def normalise_extensions(extensions: Sequence[str]) -> list[str]:
 
 
 def find_media(folder: Path, extensions: Sequence[str] = ()) -> MediaFiles:
-    """The clips under `folder`, those of a folder before those of the folders in it, each in the order of names.
+    """The clips under `folder`, those of a folder before those of the folders in it, each in the
+    order of names.
 
     Raises ValueError where `folder` is none.
     """
@@ -154,18 +192,26 @@ def find_media(folder: Path, extensions: Sequence[str] = ()) -> MediaFiles:
 
 def is_numbered_picture(name: str) -> bool:
     """Whether a file name is that of one frame: `img_00001.jpg`, `frame12.png`, `000.webp`."""
-    return bool(re.fullmatch(r"[^.].*?\d+\.(jpe?g|png|webp)|\d+\.(jpe?g|png|webp)", name, re.IGNORECASE))
+    return bool(
+        re.fullmatch(r"[^.].*?\d+\.(jpe?g|png|webp)|\d+\.(jpe?g|png|webp)", name, re.IGNORECASE)
+    )
 
 
 def is_frame_folder(files: Sequence[Path], asked_for: Collection[str] = ()) -> bool:
-    """Whether the files of a folder are the frames of one video: several numbered pictures, and no video."""
+    """Whether the files of a folder are the frames of one video: several numbered pictures, and no
+    video.
+    """
     has_video = any(_suffix(path.name) in VIDEO_EXTENSIONS.union(asked_for) for path in files)
     return not has_video and sum(is_numbered_picture(path.name) for path in files) > 1
 
 
 def leads_back(folder: Path) -> bool:
-    """Whether a link to a folder leads to one that it lies in itself, so that following it would never end."""
-    return folder.is_symlink() and _is_above(os.path.realpath(folder), os.path.realpath(folder.parent))
+    """Whether a link to a folder leads to one that it lies in itself, so that following it would
+    never end.
+    """
+    return folder.is_symlink() and _is_above(
+        os.path.realpath(folder), os.path.realpath(folder.parent)
+    )
 
 
 def _is_above(folder: str, other: str) -> bool:
@@ -173,8 +219,11 @@ def _is_above(folder: str, other: str) -> bool:
     return other == folder or other.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def _walk(folder: Path, chain: tuple[str, ...], media: MediaFiles) -> Iterator[tuple[Path, list[Path], bool]]:
-    """Each folder from `folder` down with its files that are not hidden, and whether there are folders in it.
+def _walk(
+    folder: Path, chain: tuple[str, ...], media: MediaFiles
+) -> Iterator[tuple[Path, list[Path], bool]]:
+    """Each folder from `folder` down with its files that are not hidden, and whether there are
+    folders in it.
 
     `chain` holds the real paths of the folders that led here.
     """
@@ -210,12 +259,18 @@ def _why_no_clip(path: Path, asked_for: frozenset[str]) -> str | None:
     if suffix in SUFFIXES_TO_PROBE or not suffix:
         if _holds_video(path):
             return None
-        return f".{suffix} without a video in it" if suffix else "without suffix and without a video in it"
+        return (
+            f".{suffix} without a video in it"
+            if suffix
+            else "without suffix and without a video in it"
+        )
     return f".{suffix}"
 
 
 def _suffix(name: str) -> str:
-    """`a.MP4` -> `mp4`; "" where what follows the last dot is no suffix, as in `Mr. Bean` and `take 1.5`."""
+    """`a.MP4` -> `mp4`; "" where what follows the last dot is no suffix, as in `Mr. Bean` and
+    `take 1.5`.
+    """
     suffix = name.rpartition(".")[2].lower() if "." in name else ""
     if suffix in VIDEO_EXTENSIONS:
         return suffix  # also 264 and 265, which are numbers alone
@@ -230,11 +285,13 @@ def _holds_video(path: Path, min_frames: int = 1) -> bool:
 
 
 class ClipIndex:
-    """The clips under a data folder by their names, for data sets that list names and leave open where the files lie.
+    """The clips under a data folder by their names, for data sets that list names and leave open
+    where the files lie.
 
-    Where several files have one name (`a.mp4` and `a.webm`, or a copy in another folder), the first one that can be
-    read is taken, those of `replacement_for_corrupted...` folders last: so a replacement stands in for a broken
-    original, and only for that. `report` says how often, and which file it was.
+    Where several files have one name (`a.mp4` and `a.webm`, or a copy in another folder), the first
+    one that can be read is taken, those of `replacement_for_corrupted...` folders last: so a
+    replacement stands in for a broken original, and only for that. `report` says how often, and
+    which file it was.
     """
 
     def __init__(self, data_dir: Path, extensions: Sequence[str] = ()):
@@ -242,10 +299,12 @@ class ClipIndex:
         self.media = find_media(data_dir, extensions)
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for path in self.media.clips:
-            stem = path.name if path in self.media.pictures else stem_of(path.name)  # a folder has no suffix
+            # a folder has no suffix
+            stem = path.name if path in self.media.pictures else stem_of(path.name)
             self._by_stem[stem].append(path)
         self._chosen: dict[str, Path] = {}
-        self._passed_over: dict[Path, list[Path]] = {}  # file that is taken -> those of its name that are not
+        # file that is taken -> those of its name that are not
+        self._passed_over: dict[Path, list[Path]] = {}
         self._replaced: list[tuple[Path, Path]] = []
 
     def find(self, stem: str) -> Path | None:
@@ -257,12 +316,14 @@ class ClipIndex:
         return self._chosen[stem]
 
     def locate(self, name: str) -> Path | None:
-        """The file that a list means by `name`: a path from the data folder or an absolute one, or None.
+        """The file that a list means by `name`: a path from the data folder or an absolute one, or
+        None.
 
-        Also without its suffix (`archery/abc`), with Windows' separators (`archery\\abc.mp4`), and in another place
-        than the list says, as where the list comes from another machine: then the folders must agree as far as they
-        can. With `archery/abc.mp4` on the list and `k400/archery/abc.mp4` on disk it is that; `k400/zumba/abc.mp4` it
-        is only where no clip at all lies in a folder `archery`.
+        Also without its suffix (`archery/abc`), with Windows' separators (`archery\\abc.mp4`), and
+        in another place than the list says, as where the list comes from another machine: then the
+        folders must agree as far as they can. With `archery/abc.mp4` on the list and
+        `k400/archery/abc.mp4` on disk it is that; `k400/zumba/abc.mp4` it is only where no clip at
+        all lies in a folder `archery`.
 
         Raises:
             ValueError: several files may be meant.
@@ -299,12 +360,17 @@ class ClipIndex:
         return {path.parent.name for path in self.media.clips}
 
     def report(self, where: Path | str) -> None:
-        """Say in the log what is left out, what was replaced, and where one of several files was taken."""
+        """Say in the log what is left out, what was replaced, and where one of several files was
+        taken.
+        """
         self.media.report(where)
         if self._replaced:
             broken, replacement = self._replaced[0]
             logger.warning(
-                "%d clips that cannot be read are replaced, such as %s by %s", len(self._replaced), broken, replacement
+                "%d clips that cannot be read are replaced, such as %s by %s",
+                len(self._replaced),
+                broken,
+                replacement,
             )
         if self._passed_over:
             taken, others = next(iter(self._passed_over.items()))
@@ -318,7 +384,8 @@ class ClipIndex:
     def _choose(self, candidates: list[Path]) -> Path:
         if len(candidates) == 1:
             return candidates[0]
-        candidates = sorted(candidates, key=_is_replacement)  # stable: originals in their order, then replacements
+        # stable: originals in their order, then replacements
+        candidates = sorted(candidates, key=_is_replacement)
         taken = next((path for path in candidates if _decodes(path)), candidates[0])
         if _is_replacement(taken):
             self._replaced.append((candidates[0], taken))
@@ -330,7 +397,9 @@ class ClipIndex:
 
 
 def stem_of(name: str) -> str:
-    """A file's name without its suffix, where what follows the last dot is one: `Mr. Bean` stays whole."""
+    """A file's name without its suffix, where what follows the last dot is one: `Mr. Bean` stays
+    whole.
+    """
     return name.rpartition(".")[0] if _suffix(name) else name
 
 
@@ -364,8 +433,8 @@ def _decodes(path: Path) -> bool:
 def video_of(value: Any) -> str | bytes:
     """What a row of a data set has for a video, as `decode_video` takes it: a path, or bytes.
 
-    A `Video` that `datasets` did not decode is `{"bytes": ..., "path": ...}`; what lies at an address of the Hub, or
-    in an archive, is fetched.
+    A `Video` that `datasets` did not decode is `{"bytes": ..., "path": ...}`; what lies at an
+    address of the Hub, or in an archive, is fetched.
     """
     if isinstance(value, Mapping):
         value = value["bytes"] if value["bytes"] is not None else value["path"]

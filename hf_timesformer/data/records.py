@@ -23,12 +23,16 @@ SPLIT_ALIASES = {
 
 # Columns that a record may have beside `video_id`, `video` and its label.
 OPTIONAL_COLUMNS = {
-    "start": Value("float64"),  # seconds from the first frame of the video; with `end` the record is a segment of it,
-    "end": Value("float64"),  # of the frames with start <= time < end. Null: from the beginning, to the end
-    "start_frame": Value("int64"),  # the same in frame numbers from 0: start_frame <= number < end_frame
+    # seconds from the first frame of the video; with `end` the record is a segment of it,
+    "start": Value("float64"),
+    # of the frames with start <= time < end. Null: from the beginning, to the end
+    "end": Value("float64"),
+    # the same in frame numbers from 0: start_frame <= number < end_frame
+    "start_frame": Value("int64"),
     "end_frame": Value("int64"),
     "group": Value("string"),  # records of one group are never parted by `hold_out`
-    "weight": Value("float64"),  # how often the record is drawn in training, beside the others; null: 1
+    # how often the record is drawn in training, beside the others; null: 1
+    "weight": Value("float64"),
 }
 SEGMENT_COLUMNS = ("start", "end", "start_frame", "end_frame")
 
@@ -37,14 +41,12 @@ SEGMENT_COLUMNS = ("start", "end", "start_frame", "end_frame")
 class VideoRecords:
     """Videos and labels of one split, as a reader of a data set collects them.
 
-    Attributes:
-        class_names: names of the classes in order; of a regression the name of what is predicted.
-        problem_type: one of `targets`' three. It says what `labels` has for each video: a class number, a list of
-            class numbers, or a float.
-        video_ids, videos, labels, extras: one entry for each video that is on disk; `extras` are its entries in
-            `OPTIONAL_COLUMNS`.
-        missing: videos that the annotations list and the disk lacks.
-        repeated: videos that the annotations list again; they count once.
+    Attributes: class_names: names of the classes in order; of a regression the name of what is
+        predicted. problem_type: one of `targets`' three. It says what `labels` has for each video:
+        a class number, a list of class numbers, or a float. video_ids, videos, labels, extras: one
+        entry for each video that is on disk; `extras` are its entries in `OPTIONAL_COLUMNS`.
+        missing: videos that the annotations list and the disk lacks. repeated: videos that the
+        annotations list again; they count once.
     """
 
     class_names: list[str]
@@ -62,7 +64,9 @@ class VideoRecords:
         """Videos that the annotations list, found or not."""
         return len(self.videos) + len(self.missing)
 
-    def add(self, video_id: str, path: Path | str, label: int | list[int] | float, **extras: Any) -> None:
+    def add(
+        self, video_id: str, path: Path | str, label: int | list[int] | float, **extras: Any
+    ) -> None:
         """Append one video that is on disk; one that was added before is only noted in `repeated`.
 
         Args:
@@ -80,8 +84,12 @@ class VideoRecords:
         self.labels.append(label)
         self.extras.append({name: value for name, value in extras.items() if value is not None})
 
-    def add_listed(self, video_id: str, path: Path | None, label: int | list[int] | float, **extras: Any) -> None:
-        """Append one video that the annotations list, as missing where `path` is None; arguments as of `add`."""
+    def add_listed(
+        self, video_id: str, path: Path | None, label: int | list[int] | float, **extras: Any
+    ) -> None:
+        """Append one video that the annotations list, as missing where `path` is None; arguments as
+        of `add`.
+        """
         if path is not None:
             self.add(video_id, path, label, **extras)
         elif video_id not in self._seen:
@@ -109,10 +117,12 @@ def video_features(
     problem_type: str = SINGLE_LABEL,
     optional: Sequence[str] = (),
 ) -> Features:
-    """Columns of every data set here: `video_id`, `video`, one for the label, and some of `OPTIONAL_COLUMNS`.
+    """Columns of every data set here: `video_id`, `video`, one for the label, and some of
+    `OPTIONAL_COLUMNS`.
 
-    `video` is a plain path or bytes, which `datasets` does not try to decode. The label is in `label` (`ClassLabel`
-    with names), in `labels` (a list of them), or in `target` (float), as `targets` has it.
+    `video` is a plain path or bytes, which `datasets` does not try to decode. The label is in
+    `label` (`ClassLabel` with names), in `labels` (a list of them), or in `target` (float), as
+    `targets` has it.
     """
     label = {
         SINGLE_LABEL: ClassLabel(names=list(class_names)),
@@ -125,7 +135,9 @@ def video_features(
 
 
 def class_names_of(features: Features) -> list[str]:
-    """Names of the classes in the columns of a data set, in order; of a regression the name of its column."""
+    """Names of the classes in the columns of a data set, in order; of a regression the name of its
+    column.
+    """
     if "label" in features:
         return features["label"].names
     return features["labels"].feature.names if "labels" in features else ["target"]
@@ -154,17 +166,23 @@ def require_annotations(data_dir: Path, names: Sequence[str]) -> Path:
         raise ValueError(f"data folder {str(data_dir)!r} does not exist or is no folder")
     path = find_annotations(data_dir, names)
     if path is None:
-        raise ValueError(f"found none of {', '.join(names)} in {data_dir} or in a folder directly under it")
+        raise ValueError(
+            f"found none of {', '.join(names)} in {data_dir} or in a folder directly under it"
+        )
     return path
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """The content of a JSON file whose top level is of `kind`; ValueError that names the file otherwise."""
+    """The content of a JSON file whose top level is of `kind`; ValueError that names the file
+    otherwise.
+    """
     return parse_json(path.read_text(encoding="utf-8"), str(path), kind)
 
 
 def parse_json(text: str, source: str, *kinds: type) -> Any:
-    """The content of a JSON text whose top level is of one of `kinds`; ValueError that names `source` otherwise."""
+    """The content of a JSON text whose top level is of one of `kinds`; ValueError that names
+    `source` otherwise.
+    """
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -176,27 +194,34 @@ def parse_json(text: str, source: str, *kinds: type) -> Any:
 
 
 def entry_field(entry: Any, name: str, path: Path) -> Any:
-    """One field of an entry of annotations; ValueError that names the file where the entry lacks it."""
+    """One field of an entry of annotations; ValueError that names the file where the entry lacks
+    it.
+    """
     if not isinstance(entry, dict) or name not in entry:
         raise ValueError(f"{path}: entry {str(entry)[:80]} has no field {name!r}")
     return entry[name]
 
 
 def report_missing(records: VideoRecords, missing_file: str | Path | None) -> None:
-    """Say how many listed videos are not on disk, and write their names to `missing_file`, one a line.
+    """Say how many listed videos are not on disk, and write their names to `missing_file`, one a
+    line.
 
     Raises ValueError where not a single one is there.
     """
     if records.repeated:
         logger.warning(
-            "%d videos are listed again and count once; the first: %s", len(records.repeated), records.repeated[0]
+            "%d videos are listed again and count once; the first: %s",
+            len(records.repeated),
+            records.repeated[0],
         )
     if not records.missing:
         return
     where = "pass missing_file to have them listed"
     if missing_file is not None:
         Path(missing_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(missing_file).write_text("".join(f"{name}\n" for name in records.missing), encoding="utf-8")
+        Path(missing_file).write_text(
+            "".join(f"{name}\n" for name in records.missing), encoding="utf-8"
+        )
         where = f"listed in {missing_file}"
     logger.warning(
         "%d of %d listed videos are not on disk (%s); the first is %s",
@@ -206,4 +231,6 @@ def report_missing(records: VideoRecords, missing_file: str | Path | None) -> No
         records.missing[0],
     )
     if not records.videos:
-        raise ValueError(f"none of the {records.num_expected} listed videos is on disk, such as {records.missing[0]}")
+        raise ValueError(
+            f"none of the {records.num_expected} listed videos is on disk, such as {records.missing[0]}"
+        )

@@ -1,4 +1,6 @@
-"""Where clips come from, and when: the keys of an epoch, and rows of a map-style data set as their source."""
+"""Where clips come from, and when: the keys of an epoch, and rows of a map-style data set as their
+source.
+"""
 
 import hashlib
 from collections import Counter
@@ -16,10 +18,9 @@ MAX_STAND_INS = 64
 class ClipKey(NamedTuple):
     """One place in one epoch.
 
-    Attributes:
-        epoch: from 0.
-        index: a row of a map-style data set, or a place in a stream.
-        stream: number of the stream; of a row that comes several times in an epoch, how often it has come before.
+    Attributes: epoch: from 0. index: a row of a map-style data set, or a place in a stream. stream:
+        number of the stream; of a row that comes several times in an epoch, how often it has come
+        before.
     """
 
     epoch: int
@@ -39,16 +40,16 @@ class ClipSource(Protocol):
     def make_sampler(self, seed: int) -> Sampler[ClipKey]: ...
 
     def candidates(self, key: ClipKey) -> Iterator[Mapping[str, Any]]:
-        """The record of that key, then those that may stand in for it; `id` in each is unique in the data set."""
+        """The record of that key, then those that may stand in for it; `id` in each is unique in
+        the data set.
+        """
 
 
 class RecordSource:
     """Rows of a map-style data set; the next rows stand in for one that cannot be read.
 
-    Args:
-        records: the data set.
-        shares: how often each row is drawn in training, as a share of all draws: float `(rows,)`, 1 in all
-            (`balance.draw_shares`). None: each once an epoch.
+    Args: records: the data set. shares: how often each row is drawn in training, as a share of all
+        draws: float `(rows,)`, 1 in all (`balance.draw_shares`). None: each once an epoch.
     """
 
     def __init__(self, records: Dataset, *, shares: np.ndarray | None = None):
@@ -65,7 +66,9 @@ class RecordSource:
     @property
     def fingerprint(self) -> str | None:
         """What tells these shares from others, for a run that resumes; None without any."""
-        return None if self.shares is None else hashlib.sha256(self.shares.tobytes()).hexdigest()[:16]
+        return (
+            None if self.shares is None else hashlib.sha256(self.shares.tobytes()).hexdigest()[:16]
+        )
 
     def make_sampler(self, seed: int) -> "EpochSampler | ShareSampler":
         """Every row once an epoch in random order, or as often as its share says."""
@@ -100,10 +103,11 @@ class EpochSampler(Sampler[ClipKey]):
 class ShareSampler(EpochSampler):
     """As many places an epoch as there are rows, dealt to the rows by their shares.
 
-    With `n` rows, one of share `s` comes `n * s` times in an epoch, rounded down or up by chance; so over many epochs
-    its part is exactly its share, and no epoch is far from it. Rows lie one after another on a line of length `n`, in
-    random order but those of one share together (with balanced classes the rows of one class), each as long as it
-    should come often, and a comb with teeth at distance 1 is laid on it:
+    With `n` rows, one of share `s` comes `n * s` times in an epoch, rounded down or up by chance;
+    so over many epochs its part is exactly its share, and no epoch is far from it. Rows lie one
+    after another on a line of length `n`, in random order but those of one share together (with
+    balanced classes the rows of one class), each as long as it should come often, and a comb with
+    teeth at distance 1 is laid on it:
 
         row      1 |   2  |          0           |         lengths 0.4, 0.6 and 2.0: n = 3 rows
         line     0 0.4   1.0                    3.0
@@ -122,7 +126,8 @@ class ShareSampler(EpochSampler):
         on_line = on_line[np.argsort(self.shares[on_line], kind="stable")]
         ends = np.cumsum(self.shares[on_line]) * self.num_clips
         comb = generator.random() + np.arange(self.num_clips)
-        hits = np.searchsorted(ends[:-1], comb, side="right")  # without the last end: rounding may leave it short
+        # without the last end: rounding may leave it short
+        hits = np.searchsorted(ends[:-1], comb, side="right")
         times_drawn: Counter[int] = Counter()
         for row in generator.permutation(on_line[hits]).tolist():
             yield ClipKey(self.epoch, row, times_drawn[row])

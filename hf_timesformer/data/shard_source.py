@@ -1,26 +1,31 @@
-"""Tar shards in an exact order: which clip each process and each worker reads when, planned before reading.
+"""Tar shards in an exact order: which clip each process and each worker reads when, planned before
+reading.
 
-The clips of an epoch lie on a line, shard after shard in shuffled order. The line is cut into one interval for each
-worker of each process, in proportion to the batches it has to make, whatever the sizes of the shards: every clip goes
-to exactly one worker, and all processes take equally many steps. Within its interval a worker shuffles through a
-buffer, also on paper: so a resumed run knows which shards it can leave closed and which clips it can drop unread.
+The clips of an epoch lie on a line, shard after shard in shuffled order. The line is cut into one
+interval for each worker of each process, in proportion to the batches it has to make, whatever the
+sizes of the shards: every clip goes to exactly one worker, and all processes take equally many
+steps. Within its interval a worker shuffles through a buffer, also on paper: so a resumed run knows
+which shards it can leave closed and which clips it can drop unread.
 
-A clip's place is counted in three ways. Ten clips in shards A (4 clips), B (3) and C (3), shuffled to the order C, A,
-B, for one process with two workers and batches of two, which makes five batches, three of them by worker 0:
+A clip's place is counted in three ways. Ten clips in shards A (4 clips), B (3) and C (3), shuffled
+to the order C, A, B, for one process with two workers and batches of two, which makes five batches,
+three of them by worker 0:
 
     shard and clip  C0 C1 C2 A0 A1 A2 | A3 B0 B1 B2    where the clip lies on disk (`cut_line`)
     line            0  1  2  3  4  5  | 6  7  8  9     `StreamLayout.bounds` is [0, 6, 10]
     stream          0  1  2  3  4  5  | 0  1  2  3     the line again, counted from where the worker's part begins
 
-Worker 0 reads its six clips in this order, and gives them out in the order of a shuffle buffer, here 1 3 2 5 0 4:
+Worker 0 reads its six clips in this order, and gives them out in the order of a shuffle buffer,
+here 1 3 2 5 0 4:
 
     index of ClipKey  0  1  2  3  4  5
     `order`           1  3  2  5  0  4    the place in the stream of the clip that comes then
     clip              C1 A0 C2 A2 C0 A1   so its batches are (C1, A0), (C2, A2) and (C0, A1)
     `due`             4  0  2  1  5  3    the other way round: the clip at place 0 of the stream comes at index 4
 
-A run that resumes at index 4 needs C0 and A1, at places 0 and 4 of the stream, and keeps the batch before (C2 and A2),
-which may have to fill up the last one. So it reads from place 0 on, and drops C1 and A0, which were due earlier.
+A run that resumes at index 4 needs C0 and A1, at places 0 and 4 of the stream, and keeps the batch
+before (C2 and A2), which may have to fill up the last one. So it reads from place 0 on, and drops
+C1 and A0, which were due earlier.
 """
 
 import logging
@@ -47,8 +52,8 @@ logger = logging.getLogger(__name__)
 class StreamLayout:
     """How clips are dealt to streams, one for each worker of each process.
 
-    Stream `rank * num_workers + worker` makes every `num_workers`-th batch of its process, as a `DataLoader` asks its
-    workers in turn.
+    Stream `rank * num_workers + worker` makes every `num_workers`-th batch of its process, as a
+    `DataLoader` asks its workers in turn.
 
     Args:
         num_clips: of all shards together.
@@ -67,7 +72,9 @@ class StreamLayout:
 
     def __post_init__(self):
         if self.num_clips < self.num_processes:
-            raise ValueError(f"{self.num_clips} clips are too few for {self.num_processes} processes")
+            raise ValueError(
+                f"{self.num_clips} clips are too few for {self.num_processes} processes"
+            )
 
     @property
     def steps(self) -> int:
@@ -83,7 +90,9 @@ class StreamLayout:
     @cached_property
     def bounds(self) -> np.ndarray:
         """Where on the line of clips each stream begins, and the last one ends: `(streams + 1,)`."""
-        batches = [len(range(worker, self.steps, self.num_workers)) for worker in range(self.num_workers)]
+        batches = [
+            len(range(worker, self.steps, self.num_workers)) for worker in range(self.num_workers)
+        ]
         places = np.cumsum([0] + batches * self.num_processes) * self.batch_size
         return places * self.num_clips // self.num_keys
 
@@ -93,11 +102,15 @@ class StreamLayout:
             turn, worker = divmod(step, self.num_workers)
             for rank in range(self.num_processes):
                 for place in range(self.batch_size):
-                    yield ClipKey(epoch, turn * self.batch_size + place, rank * self.num_workers + worker)
+                    yield ClipKey(
+                        epoch, turn * self.batch_size + place, rank * self.num_workers + worker
+                    )
 
 
 class StreamSampler(Sampler[ClipKey]):
-    """The keys of `StreamLayout` as a sampler that accelerate deals to the processes batch by batch."""
+    """The keys of `StreamLayout` as a sampler that accelerate deals to the processes batch by
+    batch.
+    """
 
     def __init__(self, layout: StreamLayout):
         self.layout, self.epoch = layout, 0
@@ -116,9 +129,9 @@ class StreamSampler(Sampler[ClipKey]):
 class ShardSource:
     """Clips of tar shards by `ClipKey`, each stream read forward only.
 
-    `videos` has one `datasets` shard for each of `sizes`. `shuffle_buffer` clips are shuffled at a time, and the
-    shards with them; 0 keeps the order of the files, for evaluation, and leaves places without a clip empty where
-    training repeats the clips of the batch before.
+    `videos` has one `datasets` shard for each of `sizes`. `shuffle_buffer` clips are shuffled at a
+    time, and the shards with them; 0 keeps the order of the files, for evaluation, and leaves
+    places without a clip empty where training repeats the clips of the batch before.
     """
 
     def __init__(
@@ -131,7 +144,9 @@ class ShardSource:
         seed: int = 0,
     ):
         if videos.num_shards != len(sizes) or sum(sizes) != layout.num_clips:
-            raise ValueError(f"{videos.num_shards} shards with {layout.num_clips} clips do not fit the sizes {sizes}")
+            raise ValueError(
+                f"{videos.num_shards} shards with {layout.num_clips} clips do not fit the sizes {sizes}"
+            )
         self.videos, self.sizes, self.layout = videos, np.asarray(sizes), layout
         self.shuffle_buffer, self.seed = shuffle_buffer, seed
         self._readers: dict[int, _StreamReader] = {}
@@ -146,7 +161,9 @@ class ShardSource:
         return self.layout.num_keys
 
     def make_sampler(self, seed: int) -> StreamSampler:
-        """The sampler whose keys this source understands; the order follows from the source's own seed."""
+        """The sampler whose keys this source understands; the order follows from the source's own
+        seed.
+        """
         return StreamSampler(self.layout)
 
     def candidates(self, key: ClipKey) -> Iterator[Mapping[str, Any]]:
@@ -185,12 +202,15 @@ class ShardSource:
         pieces = cut_line(self.sizes, shards, int(begin), int(end))
         order = np.arange(end - begin)
         if self.shuffle_buffer:
-            order = buffered_order(len(order), self.shuffle_buffer, np.random.default_rng([*entropy, key.stream]))
+            order = buffered_order(
+                len(order), self.shuffle_buffer, np.random.default_rng([*entropy, key.stream])
+            )
         back = self.layout.batch_size
         return _StreamReader(self._read_shard, pieces, order, first=key.index - back, back=back)
 
     def _read_shard(self, shard: int) -> Iterator[Mapping[str, Any]]:
-        # `iter`, since a plain loop in a DataLoader worker would split the shard between workers once more.
+        # `iter`, since a plain loop in a DataLoader worker would split the shard between workers
+        # once more.
         videos = self.videos.shard(num_shards=len(self.sizes), index=shard, contiguous=True)
         for batch in videos.iter(batch_size=1):
             yield {name: values[0] for name, values in batch.items()}
@@ -199,23 +219,30 @@ class ShardSource:
 class _StreamReader:
     """The clips of one stream, read in the order of its shards and given out in another one.
 
-    Args:
-        read_shard: from the number of a shard to its records, from the first one on.
-        pieces: what of each shard the stream has, as `cut_line` returns it.
-        order: for each index of a key, the place in the stream of the clip that comes then.
-        first: index from which on clips will be asked for; those before are dropped as they are read.
-        back: how many indices before the latest one may still be asked for.
+    Args: read_shard: from the number of a shard to its records, from the first one on. pieces: what
+        of each shard the stream has, as `cut_line` returns it. order: for each index of a key, the
+        place in the stream of the clip that comes then. first: index from which on clips will be
+        asked for; those before are dropped as they are read. back: how many indices before the
+        latest one may still be asked for.
     """
 
     def __init__(
-        self, read_shard: Any, pieces: list[tuple[int, int, int]], order: np.ndarray, *, first: int, back: int
+        self,
+        read_shard: Any,
+        pieces: list[tuple[int, int, int]],
+        order: np.ndarray,
+        *,
+        first: int,
+        back: int,
     ):
         self.order = order
         self.back = back
         self.due = np.argsort(order)  # place in the stream -> index at which its clip comes
         self.oldest = max(0, min(first, len(order) - back))  # index before which nothing is kept
-        self.held: dict[int, Mapping[str, Any]] = {}  # by place in the stream: read, and not given out for good
-        self.start = int(order[self.oldest :].min())  # place in the stream before which nothing need be read
+        # by place in the stream: read, and not given out for good
+        self.held: dict[int, Mapping[str, Any]] = {}
+        # place in the stream before which nothing need be read
+        self.start = int(order[self.oldest :].min())
         self.records = self._read(read_shard, pieces)
 
     def __len__(self) -> int:
@@ -236,8 +263,12 @@ class _StreamReader:
                 self.held[place] = record
         return self.held[wanted]
 
-    def _read(self, read_shard: Any, pieces: list[tuple[int, int, int]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The records from place `start` of the stream on, each with its place; shards before it stay closed."""
+    def _read(
+        self, read_shard: Any, pieces: list[tuple[int, int, int]]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The records from place `start` of the stream on, each with its place; shards before it
+        stay closed.
+        """
         place = 0
         for shard, begin, end in pieces:
             skipped = min(max(self.start - place, 0), end - begin)
@@ -248,11 +279,14 @@ class _StreamReader:
                     place += 1
 
 
-def cut_line(sizes: np.ndarray, shards: np.ndarray, begin: int, end: int) -> list[tuple[int, int, int]]:
-    """What of each shard lies in `[begin, end)` where the shards follow each other in the order `shards`.
+def cut_line(
+    sizes: np.ndarray, shards: np.ndarray, begin: int, end: int
+) -> list[tuple[int, int, int]]:
+    """What of each shard lies in `[begin, end)` where the shards follow each other in the order
+    `shards`.
 
-    Returns `(shard, first clip, clip after the last)`; sizes 4 and 3 in the order 1, 0 and [2, 5): `(1, 2, 3)`,
-    `(0, 0, 2)`.
+    Returns `(shard, first clip, clip after the last)`; sizes 4 and 3 in the order 1, 0 and [2, 5):
+    `(1, 2, 3)`, `(0, 0, 2)`.
     """
     pieces, start = [], 0
     for shard in map(int, shards):
@@ -278,7 +312,8 @@ def buffered_order(length: int, buffer_size: int, generator: np.random.Generator
 def count_clips(shards: Sequence[str]) -> list[int]:
     """Clips in each of some local tar shards, from the names of the files in them.
 
-    Raises ValueError for a shard that cannot be read, or is not on disk: then only a manifest can tell.
+    Raises ValueError for a shard that cannot be read, or is not on disk: then only a manifest can
+    tell.
     """
     return [_count_clips(shard) for shard in shards]
 
@@ -293,7 +328,8 @@ def _count_clips(shard: str) -> int:
             names = [PurePosixPath(member.name).name for member in tar if member.isfile()]
     except (OSError, EOFError, tarfile.TarError) as error:
         raise ValueError(f"cannot read shard {shard}: {error}") from error
-    return sum(is_video(name) for name in names)  # each video is a sample, even where several share a key
+    # each video is a sample, even where several share a key
+    return sum(is_video(name) for name in names)
 
 
 def warn_of_few_shards(num_shards: int, layout: StreamLayout) -> None:

@@ -1,4 +1,6 @@
-"""Small clips made on the spot: classes that only motion tells apart, written as real video files by PyAV."""
+"""Small clips made on the spot: classes that only motion tells apart, written as real video files
+by PyAV.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +10,8 @@ import numpy as np
 from ..video.encoding import write_video
 
 
-# Where a shape goes from the first frame to the last: (dx, dy) in units of the free way, and its growth in size.
+# Where a shape goes from the first frame to the last: (dx, dy) in units of the free way, and its
+# growth in size.
 MOTIONS: dict[str, tuple[int, int, int]] = {
     "left": (-1, 0, 0),
     "right": (1, 0, 0),
@@ -19,11 +22,15 @@ MOTIONS: dict[str, tuple[int, int, int]] = {
 }
 
 
-def motion_frames(name: str, rng: np.random.Generator, *, num_frames: int = 32, size: int = 64) -> np.ndarray:
-    """One clip of a square or disc that moves as `MOTIONS[name]` says: uint8 RGB `(num_frames, size, size, 3)`.
+def motion_frames(
+    name: str, rng: np.random.Generator, *, num_frames: int = 32, size: int = 64
+) -> np.ndarray:
+    """One clip of a square or disc that moves as `MOTIONS[name]` says: uint8 RGB
+    `(num_frames, size, size, 3)`.
 
-    Shape, colours, speed and place vary from clip to clip and tell nothing about the class: single frames of any two
-    classes look alike, so only a model that compares frames can do better than chance.
+    Shape, colours, speed and place vary from clip to clip and tell nothing about the class: single
+    frames of any two classes look alike, so only a model that compares frames can do better than
+    chance.
     """
     dx, dy, growth = MOTIONS[name]
     back, fore = rng.uniform(0, 100, 3), rng.uniform(140, 255, 3)
@@ -54,7 +61,9 @@ def make_motion_dataset(
     size: int = 64,
     seed: int = 0,
 ) -> Path:
-    """Write `<folder>/<split>/<class>/<clip>.mp4`, `splits[split]` clips for each class of `MOTIONS`."""
+    """Write `<folder>/<split>/<class>/<clip>.mp4`, `splits[split]` clips for each class of
+    `MOTIONS`.
+    """
     folder = Path(folder)
     rng = np.random.default_rng(seed)
     for split, count in (splits or {"train": 24, "test": 8}).items():

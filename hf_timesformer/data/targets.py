@@ -1,4 +1,5 @@
-"""What the network should answer for a record, and batches of such answers: a class, several classes, or a number.
+"""What the network should answer for a record, and batches of such answers: a class, several
+classes, or a number.
 
 Which of the three it is follows from the columns of the records:
 
@@ -8,8 +9,9 @@ Which of the three it is follows from the columns of the records:
 | `labels`           | "multi_label_classification" | list of class numbers | float32 `(B, num_classes)`, 0/1 |
 | `target`           | "regression"                 | float                 | float32 `(B,)`                  |
 
-A batch for evaluation may have places that no loss and no metric counts: a place without a clip, which only fills up
-a batch, and a clip that cannot be read. `is_counted` and `is_unreadable` tell them apart in batches of every kind.
+A batch for evaluation may have places that no loss and no metric counts: a place without a clip,
+which only fills up a batch, and a clip that cannot be read. `is_counted` and `is_unreadable` tell
+them apart in batches of every kind.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +26,8 @@ MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 LABEL_COLUMNS = {SINGLE_LABEL: "label", MULTI_LABEL: "labels", REGRESSION: "target"}
 
-# Labels of the places that do not count. In batches of float labels NaN and infinity stand for them.
+# Labels of the places that do not count. In batches of float labels NaN and infinity stand for
+# them.
 NO_CLIP = -100
 UNREADABLE = -101
 _AS_FLOAT = {NO_CLIP: float("nan"), UNREADABLE: float("inf")}
@@ -39,12 +42,15 @@ def problem_type_of(columns: Iterable[str]) -> str:
     kinds = {column: problem_type for problem_type, column in LABEL_COLUMNS.items()}
     found = [name for name in kinds if name in columns]
     if len(found) != 1:
-        raise ValueError(f"records need one of the columns {', '.join(kinds)}; found: {', '.join(found) or 'none'}")
+        raise ValueError(
+            f"records need one of the columns {', '.join(kinds)}; found: {', '.join(found) or 'none'}"
+        )
     return kinds[found[0]]
 
 
 def target_of(record: Mapping[str, Any], label_ids: Sequence[int]) -> int | list[int] | float:
-    """What the network should answer for a record: the model's number of its class, of its classes, or its number.
+    """What the network should answer for a record: the model's number of its class, of its classes,
+    or its number.
 
     Args:
         record: one row of a data set.
@@ -57,11 +63,14 @@ def target_of(record: Mapping[str, Any], label_ids: Sequence[int]) -> int | list
     return label_ids[record["label"]]
 
 
-def collate_targets(targets: Sequence[int | list[int] | float], num_classes: int, problem_type: str) -> torch.Tensor:
-    """The `labels` of a batch from those of its items; the table at the top of this file has the shapes.
+def collate_targets(
+    targets: Sequence[int | list[int] | float], num_classes: int, problem_type: str
+) -> torch.Tensor:
+    """The `labels` of a batch from those of its items; the table at the top of this file has the
+    shapes.
 
-    `NO_CLIP` and `UNREADABLE`, which are ints, stay themselves among class numbers, and become NaN and infinity in
-    every element of a row of floats.
+    `NO_CLIP` and `UNREADABLE`, which are ints, stay themselves among class numbers, and become NaN
+    and infinity in every element of a row of floats.
     """
     if problem_type == SINGLE_LABEL:
         return torch.tensor(targets)
@@ -86,7 +95,9 @@ def is_counted(labels: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
 
 
 def is_unreadable(labels: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
-    """Which places of a batch hold a clip that could not be read: bool `(B,)`, of the type of `labels`."""
+    """Which places of a batch hold a clip that could not be read: bool `(B,)`, of the type of
+    `labels`.
+    """
     if not _is_float(labels):
         return labels == UNREADABLE
     infinite = torch.isinf(labels) if isinstance(labels, torch.Tensor) else np.isinf(labels)
@@ -94,4 +105,6 @@ def is_unreadable(labels: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarra
 
 
 def _is_float(labels: torch.Tensor | np.ndarray) -> bool:
-    return labels.is_floating_point() if isinstance(labels, torch.Tensor) else labels.dtype.kind == "f"
+    return (
+        labels.is_floating_point() if isinstance(labels, torch.Tensor) else labels.dtype.kind == "f"
+    )

@@ -35,9 +35,13 @@ class _Transform:
         self.processor, self.video_column, self.label_ids = processor, video_column, label_ids
 
     def __call__(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list]:
-        """Some rows, as `datasets` gives them (a list for each column), as lists of inputs and labels."""
+        """Some rows, as `datasets` gives them (a list for each column), as lists of inputs and
+        labels.
+        """
         count = len(rows[self.video_column])
-        records = [{name: values[number] for name, values in rows.items()} for number in range(count)]
+        records = [
+            {name: values[number] for name, values in rows.items()} for number in range(count)
+        ]
         for record in records:
             record["video"] = _file_of(record[self.video_column])
         problem_type_of(rows)  # raises for none, or several, of the columns
@@ -105,11 +109,15 @@ class TrainingTransform(_Transform):
 
 
 class EvaluationTransform(_Transform):
-    """Clips as the processor cuts them, `(T, 3, H, W)` or `(views, T, 3, H, W)`; arguments as `TrainingTransform`."""
+    """Clips as the processor cuts them, `(T, 3, H, W)` or `(views, T, 3, H, W)`; arguments as
+    `TrainingTransform`.
+    """
 
     def read(self, record: Mapping[str, Any]) -> torch.Tensor:
         """The processor's view or views of one record, float32."""
-        return self.processor(record["video"], return_tensors="pt", **segment_of(record))["pixel_values"][0]
+        return self.processor(record["video"], return_tensors="pt", **segment_of(record))[
+            "pixel_values"
+        ][0]
 
 
 def _default_augmentation(processor: TimeSformerVideoProcessor) -> ClipAugmentation:

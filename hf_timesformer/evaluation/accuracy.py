@@ -7,19 +7,26 @@ import numpy as np
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1, top-5 and mean class accuracy from logits `(videos, classes)` and class indices `(videos,)`.
+    """Top-1, top-5 and mean class accuracy from logits `(videos, classes)` and class indices
+    `(videos,)`.
 
-    Raises ValueError for no videos, a label without a column, or logits that are not finite. Among equal logits the
-    lower class index comes first.
+    Raises ValueError for no videos, a label without a column, or logits that are not finite. Among
+    equal logits the lower class index comes first.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(f"need logits (videos, classes) and one label a video, got {logits.shape} and {labels.shape}")
+        raise ValueError(
+            f"need logits (videos, classes) and one label a video, got {logits.shape} and {labels.shape}"
+        )
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(f"labels {labels.min()}..{labels.max()} do not fit logits of {logits.shape[1]} classes")
+        raise ValueError(
+            f"labels {labels.min()}..{labels.max()} do not fit logits of {logits.shape[1]} classes"
+        )
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(axis=1).sum())
-        raise ValueError(f"the logits of {bad} of {len(logits)} videos are NaN or infinite; try --dtype float32")
+        raise ValueError(
+            f"the logits of {bad} of {len(logits)} videos are NaN or infinite; try --dtype float32"
+        )
     order = np.argsort(-logits, axis=1, kind="stable")
     hits = order[:, :5] == labels[:, None]  # (videos, min(5, classes))
     right = hits[:, 0]
@@ -31,19 +38,26 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     }
 
 
-def multi_label_metrics(logits: np.ndarray, labels: np.ndarray, *, threshold: float = 0.5) -> dict[str, float]:
+def multi_label_metrics(
+    logits: np.ndarray, labels: np.ndarray, *, threshold: float = 0.5
+) -> dict[str, float]:
     """Mean average precision and F1, from logits and 0/1 labels, both `(videos, classes)`.
 
-    `mean_average_precision` is the mean over the classes that some video has; `f1_micro` and `f1_macro` (over the same
-    classes) are those of the classes with a probability above `threshold`. Raises ValueError for no videos, other
-    shapes, logits that are not finite, or a threshold that is no probability.
+    `mean_average_precision` is the mean over the classes that some video has; `f1_micro` and
+    `f1_macro` (over the same classes) are those of the classes with a probability above
+    `threshold`. Raises ValueError for no videos, other shapes, logits that are not finite, or a
+    threshold that is no probability.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels) > 0.5
     if logits.ndim != 2 or labels.shape != logits.shape or not len(labels):
-        raise ValueError(f"need logits and labels (videos, classes), got {logits.shape} and {labels.shape}")
+        raise ValueError(
+            f"need logits and labels (videos, classes), got {logits.shape} and {labels.shape}"
+        )
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).any(axis=1).sum())
-        raise ValueError(f"the logits of {bad} of {len(logits)} videos are NaN or infinite; try --dtype float32")
+        raise ValueError(
+            f"the logits of {bad} of {len(logits)} videos are NaN or infinite; try --dtype float32"
+        )
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}")
     chosen = logits > np.log(threshold / (1 - threshold))
@@ -52,7 +66,9 @@ def multi_label_metrics(logits: np.ndarray, labels: np.ndarray, *, threshold: fl
     wrong = (chosen & ~labels).sum(axis=0)
     missed = (~chosen & labels).sum(axis=0)
     f1 = 2 * right / np.maximum(2 * right + wrong + missed, 1)
-    precisions = [average_precision(logits[:, label], labels[:, label]) for label in np.flatnonzero(present)]
+    precisions = [
+        average_precision(logits[:, label], labels[:, label]) for label in np.flatnonzero(present)
+    ]
     return {
         "mean_average_precision": float(np.mean(precisions)) if precisions else 0.0,
         "f1_micro": float(2 * right.sum() / max(2 * right.sum() + wrong.sum() + missed.sum(), 1)),
@@ -61,10 +77,11 @@ def multi_label_metrics(logits: np.ndarray, labels: np.ndarray, *, threshold: fl
 
 
 def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
-    """The sum over all thresholds of precision times gained recall, from `scores` and bools, both `(videos,)`.
+    """The sum over all thresholds of precision times gained recall, from `scores` and bools, both
+    `(videos,)`.
 
-    Scores .9 .8 .7 of which the first and the last are positive: 1/1 * 1/2 + 2/3 * 1/2. Videos with equal scores pass
-    a threshold together, as in scikit-learn's `average_precision_score`.
+    Scores .9 .8 .7 of which the first and the last are positive: 1/1 * 1/2 + 2/3 * 1/2. Videos with
+    equal scores pass a threshold together, as in scikit-learn's `average_precision_score`.
     """
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(is_positive[order])
@@ -75,10 +92,14 @@ def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
 
 
 def regression_metrics(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Mean absolute error, and the root of the mean squared one, of numbers `(videos,)`; ValueError for none."""
+    """Mean absolute error, and the root of the mean squared one, of numbers `(videos,)`; ValueError
+    for none.
+    """
     predictions, targets = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
     if predictions.shape != targets.shape or predictions.ndim != 1 or not len(targets):
-        raise ValueError(f"need one number and one target a video, got {predictions.shape} and {targets.shape}")
+        raise ValueError(
+            f"need one number and one target a video, got {predictions.shape} and {targets.shape}"
+        )
     error = predictions - targets
     return {
         "mean_absolute_error": float(np.abs(error).mean()),

@@ -1,4 +1,6 @@
-"""Features of whole data sets: one vector a video, in Parquet files that grow part by part and outlive a kill."""
+"""Features of whole data sets: one vector a video, in Parquet files that grow part by part and
+outlive a kill.
+"""
 
 import json
 import os
@@ -44,7 +46,9 @@ class FeatureSettings:
             raise ValueError(f"pool {self.pool!r} is unknown: choose one of {', '.join(POOLS)}")
         blocks = model.config.num_hidden_layers
         if self.layer is not None and not 1 <= self.layer <= blocks:
-            raise ValueError(f"layer must be one of the model's blocks, 1 to {blocks}, got {self.layer}")
+            raise ValueError(
+                f"layer must be one of the model's blocks, 1 to {blocks}, got {self.layer}"
+            )
 
 
 @torch.inference_mode()
@@ -53,17 +57,21 @@ def clip_features(
 ) -> torch.Tensor:
     """One vector a video: `(b, [views,] t, c, h, w)` -> float32 `(b, hidden)`, the mean over views."""
     views = pixel_values.shape[1] if pixel_values.ndim == 6 else 1
-    clips = pixel_values.flatten(0, 1) if pixel_values.ndim == 6 else pixel_values  # (b*v, t, c, h, w)
+    # (b*v, t, c, h, w)
+    clips = pixel_values.flatten(0, 1) if pixel_values.ndim == 6 else pixel_values
     tokens = _tokens(model, clips, settings)  # (b*v, 1 + patches, hidden), or CLS alone
     vectors = tokens[:, 0] if settings.pool == "cls" else tokens[:, 1:].mean(dim=1)
     return vectors.float().unflatten(0, (-1, views)).mean(dim=1)
 
 
-def _tokens(model: TimeSformerForVideoClassification, clips: torch.Tensor, settings: FeatureSettings) -> torch.Tensor:
+def _tokens(
+    model: TimeSformerForVideoClassification, clips: torch.Tensor, settings: FeatureSettings
+) -> torch.Tensor:
     if settings.layer is None:
         return model.timesformer(clips, cls_only=settings.pool == "cls").last_hidden_state
     hidden = model.timesformer(clips, output_hidden_states=True).hidden_states[settings.layer]
-    # space_only runs each frame alone: (b*t, tokens, hidden) -> (b, tokens, hidden), as its last layer does
+    # space_only runs each frame alone: (b*t, tokens, hidden) -> (b, tokens, hidden), as its last
+    # layer does
     return hidden.unflatten(0, (len(clips), -1)).mean(dim=1)
 
 
@@ -71,8 +79,9 @@ def _tokens(model: TimeSformerForVideoClassification, clips: torch.Tensor, setti
 class FeatureFolder:
     """A folder of Parquet parts with the columns `video_id`, `label`, `label_name` and `features`.
 
-    Each process writes parts of its own, whole or not at all, so a killed run loses at most the part it was filling.
-    `settings` is what decides the features: a folder of other settings is refused with ValueError.
+    Each process writes parts of its own, whole or not at all, so a killed run loses at most the
+    part it was filling. `settings` is what decides the features: a folder of other settings is
+    refused with ValueError.
     """
 
     folder: Path
@@ -93,9 +102,14 @@ class FeatureFolder:
                         f"{settings.get(name)!r}: give another folder, or go on with the same settings"
                     )
         else:
-            _write_whole(path, lambda to: to.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8"))
+            _write_whole(
+                path,
+                lambda to: to.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8"),
+            )
         for part in self.folder.glob("*.parquet"):
-            self.done.update(pyarrow.parquet.read_table(part, columns=["video_id"])["video_id"].to_pylist())
+            self.done.update(
+                pyarrow.parquet.read_table(part, columns=["video_id"])["video_id"].to_pylist()
+            )
 
     def add(self, rows: list[dict[str, Any]]) -> Path:
         """Write these rows as the next part of this process."""
@@ -137,8 +151,8 @@ def extract(
 ) -> Iterator[int | Fault]:
     """Write the features of the videos that the folder does not have yet; yields as it goes on.
 
-    Args:
-        share: this process's rows of a map-style data set; of a stream `[i, n]`, the i-th of n shares of its shards.
+    Args: share: this process's rows of a map-style data set; of a stream `[i, n]`, the i-th of n
+        shares of its shards.
 
     Yields:
         the number of videos that a batch added, or a Fault for a video that cannot be read.
@@ -199,14 +213,17 @@ def _loader(
 
 
 def read_features(folder: str | Path) -> dict[str, np.ndarray]:
-    """All parts of a folder: `video_id` `(n,)`, `label_name` `(n,)` and `features` float32 `(n, hidden)`.
+    """All parts of a folder: `video_id` `(n,)`, `label_name` `(n,)` and `features` float32
+    `(n, hidden)`.
 
     Sorted by `video_id`. Raises ValueError for a folder without a part.
     """
     parts = sorted(Path(folder).glob("*.parquet"))
     if not parts:
         raise ValueError(f"{folder} holds no features (part-*.parquet)")
-    table = pyarrow.concat_tables([pyarrow.parquet.read_table(part) for part in parts]).sort_by("video_id")
+    table = pyarrow.concat_tables([pyarrow.parquet.read_table(part) for part in parts]).sort_by(
+        "video_id"
+    )
     return {
         "video_id": np.array(table["video_id"].to_pylist()),
         "label_name": np.array(table["label_name"].to_pylist()),

@@ -23,15 +23,22 @@ Returns:
 
 
 class VideoClassificationMetric(evaluate.Metric):
-    """`evaluate.Metric` of `classification_metrics`; holds what it was given in memory unless told otherwise."""
+    """`evaluate.Metric` of `classification_metrics`; holds what it was given in memory unless told
+    otherwise.
+    """
 
-    def __init__(self, config_name: str | None = None, keep_in_memory: bool | None = None, **kwargs):
+    def __init__(
+        self, config_name: str | None = None, keep_in_memory: bool | None = None, **kwargs
+    ):
         if keep_in_memory is None:  # `evaluate` can share between processes only through files
             keep_in_memory = kwargs.get("num_process", 1) == 1
         super().__init__(config_name=config_name, keep_in_memory=keep_in_memory, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
+        features = {
+            "predictions": datasets.Sequence(datasets.Value("float32")),
+            "references": datasets.Value("int64"),
+        }
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation="",

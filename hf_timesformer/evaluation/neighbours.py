@@ -8,14 +8,18 @@ import numpy as np
 TEMPERATURE = 0.07  # of the votes, as in DINO's evaluation
 
 
-def nearest_classes(known: np.ndarray, known_labels: np.ndarray, features: np.ndarray, *, k: int = 20) -> np.ndarray:
-    """The class that the `k` nearest known videos vote for, `(m,)`, weighted as in DINO (Caron et al., 2021).
+def nearest_classes(
+    known: np.ndarray, known_labels: np.ndarray, features: np.ndarray, *, k: int = 20
+) -> np.ndarray:
+    """The class that the `k` nearest known videos vote for, `(m,)`, weighted as in DINO (Caron et
+    al., 2021).
 
     Args:
         known: features `(n, hidden)` of videos whose classes `known_labels` `(n,)` are known.
         features: `(m, hidden)`.
 
-    Nearness is the cosine; a vote counts `exp(cosine / 0.07)`. Raises ValueError for fewer than `k` known videos.
+    Nearness is the cosine; a vote counts `exp(cosine / 0.07)`. Raises ValueError for fewer than `k`
+    known videos.
     """
     if not 1 <= k <= len(known):
         raise ValueError(f"k must lie between 1 and the {len(known)} known videos, got {k}")
@@ -35,12 +39,18 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 
 def knn_accuracy(
-    known: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray], *, k: int = 20, standardize: bool = True
+    known: Mapping[str, np.ndarray],
+    held_out: Mapping[str, np.ndarray],
+    *,
+    k: int = 20,
+    standardize: bool = True,
 ) -> float:
-    """The share of held-out videos that their `k` nearest neighbours name right, from what `read_features` gives.
+    """The share of held-out videos that their `k` nearest neighbours name right, from what
+    `read_features` gives.
 
-    `standardize` gives every dimension the mean 0 and the spread 1 over the known videos first: without it a few
-    dimensions that are large everywhere decide the cosine. Raises ValueError for videos without a class.
+    `standardize` gives every dimension the mean 0 and the spread 1 over the known videos first:
+    without it a few dimensions that are large everywhere decide the cosine. Raises ValueError for
+    videos without a class.
     """
     for features in (known, held_out):
         if any(name is None for name in features["label_name"]):

@@ -20,7 +20,8 @@ _TYPES = {
 
 
 def write_predictions(path: Path, predictions: Predictions, class_names: list[str]) -> Path:
-    """One row a video: `video_id`, `label` (class number, class numbers, or the number), `logits`, `views`.
+    """One row a video: `video_id`, `label` (class number, class numbers, or the number), `logits`,
+    `views`.
 
     Class names and the kind of problem stand in the schema's metadata.
     """
@@ -47,7 +48,9 @@ def read_predictions(path: str | Path) -> tuple[Predictions, list[str]]:
     table = pyarrow.parquet.read_table(path)
     about = table.schema.metadata or {}
     if not {b"class_names", b"problem_type"} <= about.keys():
-        raise ValueError(f"{path} holds no predictions: give a predictions.parquet of `timesformer evaluate`")
+        raise ValueError(
+            f"{path} holds no predictions: give a predictions.parquet of `timesformer evaluate`"
+        )
     names, problem = json.loads(about[b"class_names"]), about[b"problem_type"].decode()
     logits = np.array(table["logits"].to_pylist(), np.float32).reshape(table.num_rows, -1)
     labels = table["label"].to_pylist()
@@ -58,15 +61,18 @@ def read_predictions(path: str | Path) -> tuple[Predictions, list[str]]:
     else:
         array = np.array(labels, np.int64 if problem == SINGLE_LABEL else np.float32)
     views = np.array(table["views"].to_pylist(), np.int64)
-    found = Predictions(table["video_id"].to_pylist(), logits, array, problem_type=problem, views=views)
+    found = Predictions(
+        table["video_id"].to_pylist(), logits, array, problem_type=problem, views=views
+    )
     return found, names
 
 
 def fuse(runs: list[tuple[Predictions, list[str]]]) -> tuple[Predictions, list[str]]:
-    """One answer a video from several runs over the same videos: the mean of their probabilities, or numbers.
+    """One answer a video from several runs over the same videos: the mean of their probabilities,
+    or numbers.
 
-    The result's logits are such that softmax, or sigmoid, gives the mean. Raises ValueError where the runs differ in
-    their videos, classes or labels, naming the first difference.
+    The result's logits are such that softmax, or sigmoid, gives the mean. Raises ValueError where
+    the runs differ in their videos, classes or labels, naming the first difference.
     """
     (first, names), *others = runs
     order = np.argsort(first.video_ids, kind="stable")
@@ -75,23 +81,39 @@ def fuse(runs: list[tuple[Predictions, list[str]]]) -> tuple[Predictions, list[s
     views = _views(first)[order]
     for number, (other, other_names) in enumerate(others, start=2):
         if other_names != names or other.problem_type != first.problem_type:
-            raise ValueError(f"run {number} has other classes than run 1: {_difference(names, other_names)}")
+            raise ValueError(
+                f"run {number} has other classes than run 1: {_difference(names, other_names)}"
+            )
         other_order = np.argsort(other.video_ids, kind="stable")
         other_ids = [other.video_ids[index] for index in other_order]
         if other_ids != ids:
-            raise ValueError(f"run {number} is of other videos than run 1: {_difference(ids, other_ids)}")
+            raise ValueError(
+                f"run {number} is of other videos than run 1: {_difference(ids, other_ids)}"
+            )
         if not np.array_equal(other.labels[other_order], first.labels[order]):
-            wrong = (other.labels[other_order] != first.labels[order]).reshape(len(ids), -1).any(axis=1)
-            raise ValueError(f"run {number} has another label than run 1 for {ids[int(wrong.argmax())]}")
+            wrong = (
+                (other.labels[other_order] != first.labels[order]).reshape(len(ids), -1).any(axis=1)
+            )
+            raise ValueError(
+                f"run {number} has another label than run 1 for {ids[int(wrong.argmax())]}"
+            )
         scores.append(_scores(other)[other_order])
         views = views + _views(other)[other_order]
     logits = _logits(np.mean(scores, axis=0), first.problem_type)
-    return Predictions(ids, logits, first.labels[order], problem_type=first.problem_type, views=views), names
+    return Predictions(
+        ids, logits, first.labels[order], problem_type=first.problem_type, views=views
+    ), names
 
 
 def _views(predictions: Predictions) -> np.ndarray:
-    """How many views each video's logits are the mean of, `(videos,)`; one where that was not noted."""
-    return np.ones(len(predictions.video_ids), np.int64) if predictions.views is None else predictions.views
+    """How many views each video's logits are the mean of, `(videos,)`; one where that was not
+    noted.
+    """
+    return (
+        np.ones(len(predictions.video_ids), np.int64)
+        if predictions.views is None
+        else predictions.views
+    )
 
 
 def _difference(one: list[str], other: list[str]) -> str:

@@ -1,4 +1,6 @@
-"""The paper's evaluation: several views a video, logits averaged over them, every video counted exactly once."""
+"""The paper's evaluation: several views a video, logits averaged over them, every video counted
+exactly once.
+"""
 
 import logging
 import time
@@ -34,9 +36,9 @@ AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch
 class Predictions:
     """What the model said of the videos that could be read, and one row for each that could not.
 
-    `logits` `(videos, classes)`, the mean over each video's views; `labels` as `data.targets` has them for batches of
-    the `problem_type`: class numbers `(videos,)`, 0/1 `(videos, classes)` or numbers `(videos,)`; `views` `(videos,)`,
-    how many views each mean is of.
+    `logits` `(videos, classes)`, the mean over each video's views; `labels` as `data.targets` has
+    them for batches of the `problem_type`: class numbers `(videos,)`, 0/1 `(videos, classes)` or
+    numbers `(videos,)`; `views` `(videos,)`, how many views each mean is of.
     """
 
     video_ids: list[str]
@@ -60,23 +62,24 @@ def predict_dataset(
     num_workers: int = 0,
     dtype: str = "float32",
 ) -> Predictions:
-    """Run the model over this rank's share of `videos` and gather all ranks' results; each video appears once.
+    """Run the model over this rank's share of `videos` and gather all ranks' results; each video
+    appears once.
 
-    Nothing is padded: of a map-style data set every `num_processes`-th record goes to a rank, of an IterableDataset
-    every `num_processes`-th shard.
+    Nothing is padded: of a map-style data set every `num_processes`-th record goes to a rank, of an
+    IterableDataset every `num_processes`-th shard.
 
-    Args:
-        label_ids: the model's number for each class of the data set (`labels.match_labels`); None where they are the
-            same.
-        whole_videos: as many clips of each video as cover it, whatever the processor's `num_clips`.
-        batch_size: videos that run together; of whole videos, clips.
+    Args: label_ids: the model's number for each class of the data set (`labels.match_labels`); None
+        where they are the same. whole_videos: as many clips of each video as cover it, whatever the
+        processor's `num_clips`. batch_size: videos that run together; of whole videos, clips.
         dtype: the precision of autocast.
     """
     problem_type = target_kind(videos.column_names or list(videos.features))
     if label_ids is None:
         label_ids = range(len(class_names_of(videos.features)))
     if whole_videos:
-        loader = whole_video_loader(videos, processor, label_ids, accelerator, batch_size, num_workers)
+        loader = whole_video_loader(
+            videos, processor, label_ids, accelerator, batch_size, num_workers
+        )
     else:
         loader = _view_loader(videos, processor, label_ids, accelerator, batch_size, num_workers)
     model = model.to(accelerator.device).eval()
@@ -94,7 +97,9 @@ def predict_dataset(
     for batch in loader:
         good = [item for item in batch if not item["faults"]]
         logits = _forward(model, good, accelerator.device, AUTOCAST_DTYPES[dtype]) if good else []
-        answers = [answer for item, row in zip(good, logits) if (answer := sums.add(item, row)) is not None]
+        answers = [
+            answer for item, row in zip(good, logits) if (answer := sums.add(item, row)) is not None
+        ]
         faults = [fault._asdict() for item in batch for fault in item["faults"]]
         exchange.add([*answers, *faults])
         progress.update(len(answers) + len(faults))
@@ -119,7 +124,9 @@ def _view_loader(
     options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": list}
     if isinstance(videos, Dataset):
         clips = EvaluationClips(RecordSource(videos), processor, label_ids=label_ids)
-        return DataLoader(clips, sampler=range(rank, len(videos), world), num_workers=num_workers, **options)
+        return DataLoader(
+            clips, sampler=range(rank, len(videos), world), num_workers=num_workers, **options
+        )
     if rank >= videos.num_shards:
         return DataLoader([], **options)
     videos = videos.shard(min(world, videos.num_shards), rank, contiguous=False)
@@ -129,11 +136,16 @@ def _view_loader(
 
 @torch.inference_mode()
 def _forward(
-    model: TimeSformerForVideoClassification, good: list[dict], device: torch.device, dtype: torch.dtype | None
+    model: TimeSformerForVideoClassification,
+    good: list[dict],
+    device: torch.device,
+    dtype: torch.dtype | None,
 ) -> np.ndarray:
-    pixel_values = torch.stack([item["pixel_values"] for item in good]).to(device)  # (b, [views,] t, c, h, w)
+    # (b, [views,] t, c, h, w)
+    pixel_values = torch.stack([item["pixel_values"] for item in good]).to(device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        logits = model(pixel_values=pixel_values).logits  # (b, classes): the model averages over views
+        # (b, classes): the model averages over views
+        logits = model(pixel_values=pixel_values).logits
     return logits.float().cpu().numpy()
 
 
@@ -145,8 +157,12 @@ def _collect(
     names = Counter(video_ids + [failure["video_id"] for failure in failures])
     repeated = [name for name, count in names.items() if count > 1]
     if repeated:
-        logger.warning("%d names stand for more than one video, such as %s", len(repeated), repeated[0])
-    logits = np.stack([row[2] for row in results]) if results else np.empty((0, num_classes), np.float32)
+        logger.warning(
+            "%d names stand for more than one video, such as %s", len(repeated), repeated[0]
+        )
+    logits = (
+        np.stack([row[2] for row in results]) if results else np.empty((0, num_classes), np.float32)
+    )
     return Predictions(
         video_ids,
         logits,

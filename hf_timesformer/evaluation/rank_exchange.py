@@ -1,4 +1,6 @@
-"""Results of all ranks brought together while they are made, so that a slow rank is never mistaken for a dead one."""
+"""Results of all ranks brought together while they are made, so that a slow rank is never mistaken
+for a dead one.
+"""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +12,8 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 
 ROUND_SECONDS = 60.0  # from one exchange of results between the ranks to the next
-RANK_TIMEOUT = timedelta(minutes=30)  # how long a rank may be silent, beyond a round, before the others give up
+# how long a rank may be silent, beyond a round, before the others give up
+RANK_TIMEOUT = timedelta(minutes=30)
 
 
 def make_accelerator(*, cpu: bool = False) -> Accelerator:
@@ -21,8 +24,9 @@ def make_accelerator(*, cpu: bool = False) -> Accelerator:
 class ResultExchange:
     """Rows of all ranks, brought together every `ROUND_SECONDS` while they are made.
 
-    A rank that is done takes part until all are. So no wait grows with the work that another rank has left: ranks may
-    be unequally fast for hours, and still one that hangs or dies is noticed in the next round.
+    A rank that is done takes part until all are. So no wait grows with the work that another rank
+    has left: ranks may be unequally fast for hours, and still one that hangs or dies is noticed in
+    the next round.
     """
 
     def __init__(self):
@@ -31,7 +35,9 @@ class ResultExchange:
         self._due = time.monotonic() + ROUND_SECONDS
 
     def add(self, rows: Sequence[Any]) -> None:
-        """Take rows of this rank; raises RuntimeError where a round is due and another rank is lost."""
+        """Take rows of this rank; raises RuntimeError where a round is due and another rank is
+        lost.
+        """
         self._mine += rows
         if time.monotonic() >= self._due:
             self._exchange(done=False)

@@ -20,14 +20,22 @@ import numpy as np
 
 from ..data.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
-from .accuracy import average_precision, classification_metrics, multi_label_metrics, regression_metrics
+from .accuracy import (
+    average_precision,
+    classification_metrics,
+    multi_label_metrics,
+    regression_metrics,
+)
 from .prediction_file import FILE_NAME, write_predictions
 from .predictions import Predictions
 
 
 logger = logging.getLogger(__name__)
 
-CROPS = {1: "the centre crop", 3: "three crops (left, centre, right; in portrait top, centre, bottom)"}
+CROPS = {
+    1: "the centre crop",
+    3: "three crops (left, centre, right; in portrait top, centre, bottom)",
+}
 
 
 def summarize(
@@ -38,11 +46,13 @@ def summarize(
     found: int | None,
     threshold: float = 0.5,
 ) -> dict[str, Any]:
-    """The figures of one evaluation: metrics, counts of videos, failures with their reasons, throughput.
+    """The figures of one evaluation: metrics, counts of videos, failures with their reasons,
+    throughput.
 
-    `expected` is what the annotations list and `found` what is on disk; None (tar shards without a manifest) takes the
-    number that was streamed. `threshold` is the probability from which on a class counts as named, where a video has
-    several. Raises ValueError where no video could be read.
+    `expected` is what the annotations list and `found` what is on disk; None (tar shards without a
+    manifest) takes the number that was streamed. `threshold` is the probability from which on a
+    class counts as named, where a video has several. Raises ValueError where no video could be
+    read.
     """
     read = len(predictions.video_ids) + len(predictions.failures)
     if not len(predictions.labels):
@@ -51,7 +61,9 @@ def summarize(
     results = metrics_of(predictions, threshold)
     num_classes = predictions.logits.shape[1]
     if predictions.problem_type == SINGLE_LABEL and num_classes < 5:
-        results["top5_note"] = f"the model has {num_classes} classes, so top-5 is top-{num_classes}: always 1"
+        results["top5_note"] = (
+            f"the model has {num_classes} classes, so top-5 is top-{num_classes}: always 1"
+        )
     found = read if found is None else found
     return results | {
         "videos_expected": found if expected is None else expected,
@@ -93,7 +105,11 @@ def describe_protocol(processor: TimeSformerVideoProcessor, *, whole_videos: boo
     else:
         rate = f" of {processor.target_fps:g} fps" if processor.target_fps else ""
         which = f"{frames} frames at a sampling rate of 1/{processor.sampling_rate}{rate}"
-    clip = f"one clip in the middle of the video ({which})" if clips == 1 else f"{clips} clips spread evenly ({which})"
+    clip = (
+        f"one clip in the middle of the video ({which})"
+        if clips == 1
+        else f"{clips} clips spread evenly ({which})"
+    )
     if whole_videos:
         clip = f"as many clips as cover it, spread evenly ({which})"
     averaged = "all views" if whole_videos else f"the {clips * processor.num_crops} views"
@@ -115,13 +131,16 @@ def confusion_matrix(predictions: Predictions) -> np.ndarray:
 def write_report(
     folder: Path, results: dict[str, Any], predictions: Predictions, class_names: list[str]
 ) -> list[Path]:
-    """Write the files that go with the kind of problem (the table at the top of this file); return their paths.
+    """Write the files that go with the kind of problem (the table at the top of this file); return
+    their paths.
 
     The picture is left out where matplotlib is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "eval_results.json"]
-    written[0].write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    written[0].write_text(
+        json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     written.append(write_predictions(folder / FILE_NAME, predictions, class_names))
     if predictions.problem_type == MULTI_LABEL:
         written.append(folder / "per_class.csv")
@@ -133,20 +152,26 @@ def write_report(
     _write_per_class(written[-2], matrix, class_names)
     _write_most_confused(written[-1], matrix, class_names)
     if importlib.util.find_spec("matplotlib") is None:
-        logger.warning("no confusion_matrix.png: matplotlib is not installed (pip install hf-timesformer[viz])")
+        logger.warning(
+            "no confusion_matrix.png: matplotlib is not installed (pip install hf-timesformer[viz])"
+        )
     else:
         written.append(folder / "confusion_matrix.png")
         draw_confusion_matrix(written[-1], matrix, class_names)
     return written
 
 
-def _write_per_label(path: Path, predictions: Predictions, class_names: list[str], threshold: float) -> None:
+def _write_per_label(
+    path: Path, predictions: Predictions, class_names: list[str], threshold: float
+) -> None:
     """A row for each class that some video has or is said to have, where a video may have several."""
     labels = predictions.labels > 0.5  # (videos, classes)
     named = predictions.logits > np.log(threshold / (1 - threshold))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["class", "videos", "named", "right", "average_precision", "precision", "recall", "f1"])
+        writer.writerow(
+            ["class", "videos", "named", "right", "average_precision", "precision", "recall", "f1"]
+        )
         for index in np.flatnonzero((labels | named).any(axis=0)):
             has, said = labels[:, index], named[:, index]
             right = int((has & said).sum())
@@ -154,7 +179,10 @@ def _write_per_label(path: Path, predictions: Predictions, class_names: list[str
             precision = right / said.sum() if said.any() else None
             recall = right / has.sum() if has.any() else None
             f1 = 2 * right / (has.sum() + said.sum())
-            figures = [f"{value:.4f}" if value is not None else "" for value in (average, precision, recall, f1)]
+            figures = [
+                f"{value:.4f}" if value is not None else ""
+                for value in (average, precision, recall, f1)
+            ]
             writer.writerow([class_names[index], has.sum(), said.sum(), right, *figures])
 
 
@@ -172,30 +200,52 @@ def _write_most_confused(path: Path, matrix: np.ndarray, class_names: list[str])
         writer.writerow(["true", "predicted", "videos", "share_of_true"])
         for row, column in most_confused(matrix):
             count = matrix[row, column]
-            writer.writerow([class_names[row], class_names[column], count, f"{count / matrix[row].sum():.4f}"])
+            writer.writerow(
+                [class_names[row], class_names[column], count, f"{count / matrix[row].sum():.4f}"]
+            )
 
 
 def _write_per_class(path: Path, matrix: np.ndarray, class_names: list[str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["class", "videos", "correct", "accuracy", "precision", "most_confused_with", "confused"])
+        writer.writerow(
+            [
+                "class",
+                "videos",
+                "correct",
+                "accuracy",
+                "precision",
+                "most_confused_with",
+                "confused",
+            ]
+        )
         for index in _occurring(matrix):
-            videos, correct, predicted = matrix[index].sum(), matrix[index, index], matrix[:, index].sum()
+            videos, correct, predicted = (
+                matrix[index].sum(),
+                matrix[index, index],
+                matrix[:, index].sum(),
+            )
             wrong = matrix[index].copy()
             wrong[index] = 0
             other = class_names[int(wrong.argmax())] if wrong.any() else ""
             accuracy = f"{correct / videos:.4f}" if videos else ""
             precision = f"{correct / predicted:.4f}" if predicted else ""
-            writer.writerow([class_names[index], videos, correct, accuracy, precision, other, wrong.max()])
+            writer.writerow(
+                [class_names[index], videos, correct, accuracy, precision, other, wrong.max()]
+            )
 
 
 def _occurring(matrix: np.ndarray) -> np.ndarray:
-    """Classes that are some video's true or predicted one: the rest of a large model's classes says nothing."""
+    """Classes that are some video's true or predicted one: the rest of a large model's classes says
+    nothing.
+    """
     return np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
 
 
 def draw_confusion_matrix(path: Path, matrix: np.ndarray, class_names: list[str]) -> None:
-    """Draw row-normalised counts as a PNG; up to 40 classes are named on the axes, up to 15 have figures."""
+    """Draw row-normalised counts as a PNG; up to 40 classes are named on the axes, up to 15 have
+    figures.
+    """
     from matplotlib.figure import Figure  # optional dependency
 
     kept = _occurring(matrix)
@@ -214,5 +264,7 @@ def draw_confusion_matrix(path: Path, matrix: np.ndarray, class_names: list[str]
     if count <= 15:
         for row, column in zip(*np.nonzero(matrix)):
             colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=8)
+            axes.text(
+                column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=8
+            )
     figure.savefig(path, dpi=110)

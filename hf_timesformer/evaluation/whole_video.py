@@ -1,7 +1,9 @@
-"""All of a long video: as many clips as cover it, a few at a time, their scores averaged (the paper, section 4.5).
+"""All of a long video: as many clips as cover it, a few at a time, their scores averaged (the
+paper, section 4.5).
 
-A video of 2000 frames whose clips span 256 takes 8 clips, spread evenly from its first frame to its last. Its views
-would fill the memory of a machine if the video were long enough, so they are made and run in pieces.
+A video of 2000 frames whose clips span 256 takes 8 clips, spread evenly from its first frame to its
+last. Its views would fill the memory of a machine if the video were long enough, so they are made
+and run in pieces.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +30,9 @@ CLIPS_AT_A_TIME = 4
 
 
 def clips_that_cover(processor: TimeSformerVideoProcessor, metadata: VideoMetadata) -> int:
-    """How many of the processor's clips cover a video; one that samples segments of the whole covers it at once."""
+    """How many of the processor's clips cover a video; one that samples segments of the whole
+    covers it at once.
+    """
     if processor.sampling == "segments":
         return 1
     speed = metadata.fps / processor.target_fps if processor.target_fps and metadata.fps else 1
@@ -57,17 +61,21 @@ def views_of_whole_video(
     allow_urls: bool = False,
     **segment: float,
 ) -> Iterator[tuple[torch.Tensor, VideoMetadata]]:
-    """The views of some clips after the others, `(clips * crops, t, c, h, w)`, until the video is covered.
+    """The views of some clips after the others, `(clips * crops, t, c, h, w)`, until the video is
+    covered.
 
-    With each comes the video's metadata; its `frames_indices` are those of the clips of this piece. `segment` may be
-    `start` and `end` in seconds. Raises VideoDecodeError.
+    With each comes the video's metadata; its `frames_indices` are those of the clips of this piece.
+    `segment` may be `start` and `end` in seconds. Raises VideoDecodeError.
     """
     metadata = probe_video(source, allow_urls=allow_urls, **segment)
     indices = covering_indices(processor, metadata)
     for begin in range(0, len(indices), clips_at_a_time):
         numbers = indices[begin : begin + clips_at_a_time]
-        frames, found = decode_video(source, numbers.ravel().tolist(), allow_urls=allow_urls, **segment)
-        clips = list(frames.unflatten(0, numbers.shape))  # (clips * t, c, h, w) -> clips of (t, c, h, w)
+        frames, found = decode_video(
+            source, numbers.ravel().tolist(), allow_urls=allow_urls, **segment
+        )
+        # (clips * t, c, h, w) -> clips of (t, c, h, w)
+        clips = list(frames.unflatten(0, numbers.shape))
         views = processor(clips, do_sample_frames=False, return_tensors="pt")["pixel_values"]
         yield (views.flatten(0, 1) if views.ndim == 6 else views), found
 
@@ -75,9 +83,8 @@ def views_of_whole_video(
 class WholeVideos(torch.utils.data.IterableDataset):
     """Pieces of videos, each video in one worker of the `DataLoader` and its pieces in order.
 
-    Args:
-        videos: the records.
-        rows: those of a map-style data set that are read; None for a stream, whose shards `datasets` deals out.
+    Args: videos: the records. rows: those of a map-style data set that are read; None for a stream,
+        whose shards `datasets` deals out.
     """
 
     def __init__(
@@ -105,12 +112,17 @@ class WholeVideos(torch.utils.data.IterableDataset):
             yield self.videos[row]
 
     def _pieces(self, record: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
-        """Batches of one item, as `EvaluationClips` has them; `is_last` marks the last piece of a video."""
+        """Batches of one item, as `EvaluationClips` has them; `is_last` marks the last piece of a
+        video.
+        """
         item = {"video_id": record["video_id"], "faults": [], "is_last": False}
         held = None
         try:
             pieces = views_of_whole_video(
-                self.processor, record["video"], clips_at_a_time=self.clips_at_a_time, **segment_of(record)
+                self.processor,
+                record["video"],
+                clips_at_a_time=self.clips_at_a_time,
+                **segment_of(record),
             )
             for views, _ in pieces:
                 if held is not None:
@@ -136,7 +148,8 @@ def whole_video_loader(
     if isinstance(videos, Dataset):
         rows = range(rank, len(videos), world)
     elif rank >= videos.num_shards:
-        videos, rows = Dataset.from_dict({}), range(0)  # fewer shards than ranks: nothing for this one
+        # fewer shards than ranks: nothing for this one
+        videos, rows = Dataset.from_dict({}), range(0)
     else:
         videos = videos.shard(min(world, videos.num_shards), rank, contiguous=False)
         num_workers = min(num_workers, videos.num_shards)
@@ -146,11 +159,15 @@ def whole_video_loader(
 
 @dataclass
 class LogitSums:
-    """Logits of pieces summed up until their video is complete; a whole video is its own only piece."""
+    """Logits of pieces summed up until their video is complete; a whole video is its own only
+    piece.
+    """
 
     sums: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)
 
-    def add(self, item: Mapping[str, Any], logits: np.ndarray) -> tuple[str, Any, np.ndarray, int] | None:
+    def add(
+        self, item: Mapping[str, Any], logits: np.ndarray
+    ) -> tuple[str, Any, np.ndarray, int] | None:
         """Name, labels, mean logits and number of views of a video that this completes, else None.
 
         `logits` are the mean over the item's views.

@@ -22,10 +22,14 @@ HEIGHT, BAND, GAP = 120, 40, 8  # pixels
 def error_sizes(predictions: Predictions) -> np.ndarray:
     """How wrong the model was of each video, `(videos,)`: 0 where it was right.
 
-    Of one class: how much more probable the model took its answer than the true class. Of several: the worst class's
-    distance between label and probability, where that is beyond one half. Of a number: the absolute error.
+    Of one class: how much more probable the model took its answer than the true class. Of several:
+    the worst class's distance between label and probability, where that is beyond one half. Of a
+    number: the absolute error.
     """
-    logits, labels = torch.from_numpy(predictions.logits).double(), torch.from_numpy(predictions.labels)
+    logits, labels = (
+        torch.from_numpy(predictions.logits).double(),
+        torch.from_numpy(predictions.labels),
+    )
     if predictions.problem_type == REGRESSION:
         return (logits[:, 0] - labels).abs().numpy()
     if predictions.problem_type == MULTI_LABEL:
@@ -69,7 +73,8 @@ def write_worst_errors(
     class_names: list[str],
     records: Mapping[str, Mapping[str, Any]],
 ) -> Path | None:
-    """A contact sheet of the worst errors, a few frames of each; None where the model was right throughout.
+    """A contact sheet of the worst errors, a few frames of each; None where the model was right
+    throughout.
 
     `records` has the record of each of `worst_videos`.
     """
@@ -77,13 +82,17 @@ def write_worst_errors(
     if not worst:
         return None
     tiles = [
-        _tile(records[predictions.video_ids[index]], describe_error(predictions, index, class_names))
+        _tile(
+            records[predictions.video_ids[index]], describe_error(predictions, index, class_names)
+        )
         for index in worst
     ]
     width = max(tile.width for tile in tiles)
     rows = -(-len(tiles) // COLUMNS)
     sheet = Image.new(
-        "RGB", (min(COLUMNS, len(tiles)) * (width + GAP) + GAP, rows * (HEIGHT + BAND + GAP) + GAP), "white"
+        "RGB",
+        (min(COLUMNS, len(tiles)) * (width + GAP) + GAP, rows * (HEIGHT + BAND + GAP) + GAP),
+        "white",
     )
     for number, tile in enumerate(tiles):
         left = GAP + number % COLUMNS * (width + GAP)
@@ -104,7 +113,9 @@ def _tile(record: Mapping[str, Any], lines: tuple[str, str]) -> Image.Image:
         pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
     except VideoDecodeError:  # it was read before: the disk has changed since
         pictures = [Image.new("RGB", (HEIGHT, HEIGHT), "grey")]
-    pictures = [picture.resize((picture.width * HEIGHT // picture.height, HEIGHT)) for picture in pictures]
+    pictures = [
+        picture.resize((picture.width * HEIGHT // picture.height, HEIGHT)) for picture in pictures
+    ]
     tile = Image.new("RGB", (sum(picture.width for picture in pictures), HEIGHT + BAND), "white")
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(size=13)
     for number, line in enumerate((f"{record['video_id']}", "   ".join(lines))):

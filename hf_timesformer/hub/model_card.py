@@ -19,11 +19,17 @@ METRICS = {  # key in eval_results.json -> (metric type of the Hub, name for peo
     "top5_accuracy": ("top_5_accuracy", "Top-5 accuracy"),
     "mean_class_accuracy": ("mean_class_accuracy", "Mean class accuracy"),
 }
-DATASETS = {"kinetics": "Kinetics-{labels}", "ssv2": "Something-Something-V2", "diving48": "Diving-48"}
+DATASETS = {
+    "kinetics": "Kinetics-{labels}",
+    "ssv2": "Something-Something-V2",
+    "diving48": "Diving-48",
+}
 
 
 def cards_folder() -> Path:
-    """The folder of templates and released cards: inside the installed package, beside it in a checkout."""
+    """The folder of templates and released cards: inside the installed package, beside it in a
+    checkout.
+    """
     here = Path(__file__).resolve().parents[1]
     return here / "model_cards" if (here / "model_cards").is_dir() else here.parent / "model_cards"
 
@@ -34,19 +40,32 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); write it again or remove it") from None
+        raise ValueError(
+            f"{path} is not valid JSON ({error}); write it again or remove it"
+        ) from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}, expected an object")
     return value
 
 
 def _lookup(results: Mapping[str, Any], name: str) -> Any:
-    """`results[name]`, also where Trainer put `eval_` or `test_` in front of it; None where it was not recorded."""
-    return next((results[key] for key in (name, f"eval_{name}", f"test_{name}") if results.get(key) is not None), None)
+    """`results[name]`, also where Trainer put `eval_` or `test_` in front of it; None where it was
+    not recorded.
+    """
+    return next(
+        (
+            results[key]
+            for key in (name, f"eval_{name}", f"test_{name}")
+            if results.get(key) is not None
+        ),
+        None,
+    )
 
 
 def inherited_license(base_model: str | None) -> str | None:
-    """The licence that weights made from `base_model` (a folder or a Hub id) are bound to, as far as its card says."""
+    """The licence that weights made from `base_model` (a folder or a Hub id) are bound to, as far
+    as its card says.
+    """
     if not base_model:
         return None
     if str(base_model).startswith("facebook/timesformer-"):
@@ -58,21 +77,33 @@ def inherited_license(base_model: str | None) -> str | None:
             return ModelCard.load(card).data.license if card.is_file() else None
         return ModelCard.load(str(base_model)).data.license
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
-        return None  # no card, no network, or a card without readable metadata: the licence is not known
+        # no card, no network, or a card without readable metadata: the licence is not known
+        return None
 
 
 def _evaluations(folder: Path) -> list[Path]:
-    """Where an evaluation of the model in `folder` may have left its files, the test split before others."""
+    """Where an evaluation of the model in `folder` may have left its files, the test split before
+    others.
+    """
     return [folder, folder / "eval_test", *sorted(folder.glob("eval_*"))]
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    return next((found for path in _evaluations(folder) if (found := _read_json(path / "eval_results.json"))), {})
+    return next(
+        (
+            found
+            for path in _evaluations(folder)
+            if (found := _read_json(path / "eval_results.json"))
+        ),
+        {},
+    )
 
 
 def _picture(folder: Path) -> str | None:
     pictures = (path / "confusion_matrix.png" for path in _evaluations(folder))
-    return next((picture.relative_to(folder).as_posix() for picture in pictures if picture.is_file()), None)
+    return next(
+        (picture.relative_to(folder).as_posix() for picture in pictures if picture.is_file()), None
+    )
 
 
 def runs_in_plain_transformers(config: TimeSformerConfig) -> bool:
@@ -118,7 +149,9 @@ def _eval_results(results: Mapping[str, Any], dataset: str) -> list[EvalResult]:
 def _checked_license(license: str | None, base_model: str | None) -> str | None:
     bound = inherited_license(base_model)
     if license and bound == OFFICIAL_LICENSE and license != OFFICIAL_LICENSE:
-        raise ValueError(f"licence {license!r}: weights made from {base_model} stay under {OFFICIAL_LICENSE}")
+        raise ValueError(
+            f"licence {license!r}: weights made from {base_model} stay under {OFFICIAL_LICENSE}"
+        )
     return license or bound
 
 
@@ -131,12 +164,14 @@ def fill_model_card(
     license: str | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> ModelCard:
-    """The card of the model in `folder`, filled from its config, `train_results.json` and `eval_results.json`.
+    """The card of the model in `folder`, filled from its config, `train_results.json` and
+    `eval_results.json`.
 
-    What the files do not say and the arguments do not add is left out or said to be unknown, never made up; figures
-    are in percent. `dataset` is what it was trained on. `recipe`: hyperparameters by name (default: `recipe` in
-    `train_results.json`). `license` defaults to the one of `base_model`. Raises OSError without a `config.json`, and
-    ValueError for JSON that cannot be read and for another licence on weights made from the official ones.
+    What the files do not say and the arguments do not add is left out or said to be unknown, never
+    made up; figures are in percent. `dataset` is what it was trained on. `recipe`: hyperparameters
+    by name (default: `recipe` in `train_results.json`). `license` defaults to the one of
+    `base_model`. Raises OSError without a `config.json`, and ValueError for JSON that cannot be
+    read and for another licence on weights made from the official ones.
     """
     folder = Path(folder)
     config = TimeSformerConfig.from_pretrained(folder)
@@ -145,7 +180,8 @@ def fill_model_card(
     base_name: str | None
     base_id: str | None
     if base_model and Path(base_model).exists():
-        base_name, base_id = Path(base_model).resolve().name, None  # a path of this machine helps nobody else
+        # a path of this machine helps nobody else
+        base_name, base_id = Path(base_model).resolve().name, None
     else:
         base_name = base_id = base_model
     dataset = dataset or _dataset_name(train, config.num_labels)
@@ -204,7 +240,10 @@ def released_cards() -> dict[str, ModelCard]:
     cards = {}
     for released in json.loads((cards_folder() / "released.json").read_text(encoding="utf-8")):
         dataset = released["dataset"]
-        metrics = [("accuracy", "Top-1 accuracy", "top1"), ("top_5_accuracy", "Top-5 accuracy", "top5")]
+        metrics = [
+            ("accuracy", "Top-1 accuracy", "top1"),
+            ("top_5_accuracy", "Top-5 accuracy", "top5"),
+        ]
         data = ModelCardData(
             model_name=released["card"],
             license=OFFICIAL_LICENSE,

@@ -25,11 +25,14 @@ def requirements() -> list[str]:
 def export_space(folder: str | Path, *, model: str) -> Path:
     """Write a Gradio Space that serves our page with the Hub model `model`; returns the folder.
 
-    Raises ValueError for a model that is a folder of this machine, and for a folder that is not empty.
+    Raises ValueError for a model that is a folder of this machine, and for a folder that is not
+    empty.
     """
     folder = Path(folder)
     if Path(model).exists():
-        raise ValueError(f"a Space cannot read the folder {model}: publish the model first and give its Hub id")
+        raise ValueError(
+            f"a Space cannot read the folder {model}: publish the model first and give its Hub id"
+        )
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: give a new folder")
     folder.mkdir(parents=True, exist_ok=True)

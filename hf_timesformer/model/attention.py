@@ -41,7 +41,9 @@ def eager_attention_forward(
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=at_least_float32(query.dtype)).to(query.dtype)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=at_least_float32(query.dtype)).to(
+        query.dtype
+    )
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
 
@@ -100,7 +102,9 @@ class TimeSformerSelfAttention(nn.Module):
         if math.prod(stride) == 1:  # one group: all tokens as they lie
             return self._attend(*self._heads(qkv), None, brief)
         cls, patches = qkv.split((1, qkv.shape[1] - 1), dim=1)
-        context, cls_context, weights = self.attend_in_groups(patches.unflatten(1, grid), cls, stride, brief)
+        context, cls_context, weights = self.attend_in_groups(
+            patches.unflatten(1, grid), cls, stride, brief
+        )
         return torch.cat((cls_context, context.flatten(1, 3)), dim=1), weights
 
     def attend_in_groups(
@@ -124,7 +128,9 @@ class TimeSformerSelfAttention(nn.Module):
         cls = cls.unflatten(0, (-1, math.prod(stride))).mean(dim=1)  # (b*g, 1, d) -> (b, 1, d)
         return ungroup(context, stride, grid), cls, weights
 
-    def _attend_locally(self, qkv: torch.Tensor, with_weights: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _attend_locally(
+        self, qkv: torch.Tensor, with_weights: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(b, h, w, t, 3d) -> (b, n, d)`, and the weights, put together, where asked for and
         given."""
         batch, width, grid = qkv.shape[0], qkv.shape[-1], sides_of(qkv)
@@ -136,10 +142,16 @@ class TimeSformerSelfAttention(nn.Module):
 
         def keep_weights(tile: Tile, region: Tile, weights: torch.Tensor) -> None:
             if not all_weights:
-                all_weights.append(weights.new_zeros(batch, self.num_heads, numbers.numel(), numbers.numel()))
-            all_weights[0][:, :, numbers[tile].flatten()[:, None], numbers[region].flatten()] = weights
+                all_weights.append(
+                    weights.new_zeros(batch, self.num_heads, numbers.numel(), numbers.numel())
+                )
+            all_weights[0][:, :, numbers[tile].flatten()[:, None], numbers[region].flatten()] = (
+                weights
+            )
 
-        windows = self.attend_in_windows(query_of, keys_values, keep_weights if with_weights else None)
+        windows = self.attend_in_windows(
+            query_of, keys_values, keep_weights if with_weights else None
+        )
         context = torch.cat([context for _, context in windows], dim=2)
         return context.flatten(1, 3), all_weights[0] if all_weights else None
 
@@ -195,9 +207,13 @@ class TimeSformerSelfAttention(nn.Module):
                 keep_weights(queries, keys, weights)
         return torch.cat(contexts, dim=1)
 
-    def _window_mask(self, queries: Tile, keys: Tile, grid: Grid, like: torch.Tensor) -> torch.Tensor:
+    def _window_mask(
+        self, queries: Tile, keys: Tile, grid: Grid, like: torch.Tensor
+    ) -> torch.Tensor:
         """Additive mask `(1, 1, queries*t, keys*t)`, made where `like` lies."""
-        mask = _additive(local_mask(queries, keys, *grid[:2], like.device), like.dtype)[:, None, :, None]
+        mask = _additive(local_mask(queries, keys, *grid[:2], like.device), like.dtype)[
+            :, None, :, None
+        ]
         return mask.expand(-1, grid[2], -1, grid[2]).flatten(2).flatten(0, 1)[None, None]
 
     def _attend(
@@ -219,7 +235,8 @@ class TimeSformerSelfAttention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             scaling=self.scaling,
         )
-        is_matrix = weights is not None and weights.ndim == 4  # flex attention gives its log-sum-exp instead
+        # flex attention gives its log-sum-exp instead
+        is_matrix = weights is not None and weights.ndim == 4
         return context.flatten(2), weights if is_matrix else None
 
     def _heads(self, tokens: torch.Tensor) -> list[torch.Tensor]:
@@ -245,7 +262,9 @@ class TimeSformerSelfAttention(nn.Module):
         if self.with_cls:
             exists = nn.functional.pad(exists, (1, 0), value=True)  # CLS is there in every group
         zeros = torch.zeros_like(tokens.unflatten(0, (-1, math.prod(stride)))[..., 0])  # (b, g, l)
-        return zeros.masked_fill(~exists, torch.finfo(tokens.dtype).min).flatten(0, 1)[:, None, None]
+        return zeros.masked_fill(~exists, torch.finfo(tokens.dtype).min).flatten(0, 1)[
+            :, None, None
+        ]
 
 
 def _additive(exists: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -66,12 +66,15 @@ class TimeSformerLayer(GradientCheckpointingLayer):
             self.add_module(f"{step}_layernorm", nn.LayerNorm(size, eps=eps))
             self.add_module(f"{step}_attention", TimeSformerAttention(config, step, with_cls=False))
             extra = nn.Linear(size, size)
-            extra.starts_at_zero = True  # for `_init_weights`; a class of its own would hide it from tools by type
+            # for `_init_weights`; a class of its own would hide it from tools by type
+            extra.starts_at_zero = True
             self.add_module(f"{step}_dense", extra)
         self.layernorm_before = nn.LayerNorm(size, eps=eps)
         self.attention = TimeSformerAttention(config, self.last_step, with_cls=True)
         self.layernorm_after = nn.LayerNorm(size, eps=eps)
-        self.intermediate = TimeSformerDense(config, size, config.intermediate_size, config.hidden_act)
+        self.intermediate = TimeSformerDense(
+            config, size, config.intermediate_size, config.hidden_act
+        )
         self.output = TimeSformerDense(config, config.intermediate_size, size)
         self.drop_path = TimeSformerDropPath(
             config.drop_path_rate * layer_index / max(1, config.num_hidden_layers - 1)
@@ -95,12 +98,16 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         if way is not PLAIN:
             return run_block(self, hidden_states, grid, way, cls_only)
         hidden_states = self._attend_early(hidden_states, grid, with_weights)
-        update, _ = self.attention(self.layernorm_before(hidden_states), grid, with_weights=with_weights)
+        update, _ = self.attention(
+            self.layernorm_before(hidden_states), grid, with_weights=with_weights
+        )
         hidden_states = hidden_states + self.drop_path(update)
         update = self.output(self.intermediate(self.layernorm_after(hidden_states)))
         return hidden_states + self.drop_path(update)
 
-    def _attend_early(self, hidden_states: torch.Tensor, grid: Grid, with_weights: bool) -> torch.Tensor:
+    def _attend_early(
+        self, hidden_states: torch.Tensor, grid: Grid, with_weights: bool
+    ) -> torch.Tensor:
         """The steps before the last, of patches only, each through one more linear layer: `(b, 1 +
         n, d)` -> the same."""
         if not self.earlier_steps:
@@ -114,7 +121,9 @@ class TimeSformerLayer(GradientCheckpointingLayer):
 
     def early_modules(self, step: str) -> tuple[nn.LayerNorm, TimeSformerAttention, nn.Linear]:
         """The LayerNorm, the attention and the extra linear layer of a step before the last."""
-        return tuple(getattr(self, f"{step}_{name}") for name in ("layernorm", "attention", "dense"))
+        return tuple(
+            getattr(self, f"{step}_{name}") for name in ("layernorm", "attention", "dense")
+        )
 
 
 class TimeSformerEncoder(nn.Module):
@@ -122,7 +131,9 @@ class TimeSformerEncoder(nn.Module):
 
     def __init__(self, config: TimeSformerConfig):
         super().__init__()
-        self.layer = nn.ModuleList([TimeSformerLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.layer = nn.ModuleList(
+            [TimeSformerLayer(config, index) for index in range(config.num_hidden_layers)]
+        )
 
     def forward(
         self,
@@ -136,5 +147,7 @@ class TimeSformerEncoder(nn.Module):
         cls_only = cls_only and way.cls_alone
         last = len(self.layer) - 1
         for index, layer in enumerate(self.layer):
-            hidden_states = layer(hidden_states, grid, way, cls_only and index == last, with_weights)
+            hidden_states = layer(
+                hidden_states, grid, way, cls_only and index == last, with_weights
+            )
         return hidden_states

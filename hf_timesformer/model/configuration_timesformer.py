@@ -20,7 +20,9 @@ STOCK_SCHEMES = ("space_only", "joint_space_time", "divided_space_time")
 # What the saved `attention_type` of a model that plain `transformers` cannot run ends with. Plain
 # `transformers` puts the value into its error, so the person who opens such a folder without this
 # package reads what to install.
-REFUSAL = " [needs `pip install hf-timesformer` and `import hf_timesformer`, or trust_remote_code=True"
+REFUSAL = (
+    " [needs `pip install hf-timesformer` and `import hf_timesformer`, or trust_remote_code=True"
+)
 
 POSITION_INTERPOLATIONS = ("nearest", "bicubic")
 # What a processor saved alone names in its file: the file, its key, the class.
@@ -96,13 +98,16 @@ class TimeSformerConfig(PreTrainedConfig):
         self.attention_type = self.attention_type.split(" [", 1)[0]
         self.drop_path_rate = kwargs.pop("stochastic_depth_rate", self.drop_path_rate)
         super().__post_init__(**kwargs)
-        self.validate_architecture()  # here too: `strict` turns the ValueError into an error of its own kind
+        # here too: `strict` turns the ValueError into an error of its own kind
+        self.validate_architecture()
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As in transformers; the sizes that `config_dict` names are remembered in `stored_sizes`,
         whatever `kwargs` make of them: weights that lie beside it have those sizes."""
-        sizes = {name: config_dict.get(name, getattr(cls, name)) for name in ("num_frames", "image_size")}
+        sizes = {
+            name: config_dict.get(name, getattr(cls, name)) for name in ("num_frames", "image_size")
+        }
         made = super().from_dict(config_dict, **kwargs)
         config = made[0] if isinstance(made, tuple) else made
         config.__dict__["_stored_sizes"] = sizes
@@ -139,11 +144,15 @@ class TimeSformerConfig(PreTrainedConfig):
             ("position_interpolation", POSITION_INTERPOLATIONS),
             ("position_embedding_type", POSITION_EMBEDDING_TYPES),
         ):
-            _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {list(allowed)}")
+            _require(
+                getattr(self, name) in allowed, name, getattr(self, name), f"one of {list(allowed)}"
+            )
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
             is_size = isinstance(value, int) or len(value) == 2
-            _require(is_size and min(pair(value)) > 0, name, value, "a positive int or [height, width]")
+            _require(
+                is_size and min(pair(value)) > 0, name, value, "a positive int or [height, width]"
+            )
         for name in (
             "num_channels",
             "num_frames",
@@ -154,13 +163,21 @@ class TimeSformerConfig(PreTrainedConfig):
         ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         hidden = self.classifier_hidden_size
-        _require(hidden is None or hidden >= 1, "classifier_hidden_size", hidden, "None or at least 1")
+        _require(
+            hidden is None or hidden >= 1, "classifier_hidden_size", hidden, "None or at least 1"
+        )
         for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        _require(self.hidden_act in ACT2FN, "hidden_act", self.hidden_act, f"one of {sorted(ACT2FN)}")
+        _require(
+            self.hidden_act in ACT2FN, "hidden_act", self.hidden_act, f"one of {sorted(ACT2FN)}"
+        )
         _require(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "above 0")
-        _require(self.initializer_range >= 0, "initializer_range", self.initializer_range, "at least 0")
-        for size, patch, axis in zip(pair(self.image_size), pair(self.patch_size), ("height", "width")):
+        _require(
+            self.initializer_range >= 0, "initializer_range", self.initializer_range, "at least 0"
+        )
+        for size, patch, axis in zip(
+            pair(self.image_size), pair(self.patch_size), ("height", "width")
+        ):
             _require(
                 size % patch == 0,
                 "image_size",
@@ -174,14 +191,18 @@ class TimeSformerConfig(PreTrainedConfig):
             f"a multiple of num_attention_heads={self.num_attention_heads}",
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs
+    ):
         """As in transformers; once a class is registered for an Auto class, with the code and an
         entry for each class.
 
         So is a config that names this code already: what it promises then lies beside it.
         """
         auto_map = getattr(self, "auto_map", None) or {}
-        if self._auto_class is not None or any(entry in AUTO_MAP.values() for entry in auto_map.values()):
+        if self._auto_class is not None or any(
+            entry in AUTO_MAP.values() for entry in auto_map.values()
+        ):
             self.auto_map = complete_auto_map(auto_map)
             os.makedirs(save_directory, exist_ok=True)
             copy_code(save_directory)
@@ -196,7 +217,9 @@ class TimeSformerConfig(PreTrainedConfig):
         if self.attention_type not in STOCK_SCHEMES:
             stored["attention_type"] = self.attention_type + REFUSAL + "]"
         elif self.classifier_hidden_size is not None:
-            stored["attention_type"] = f"{self.attention_type}{REFUSAL}: the classifier has a hidden layer]"
+            stored["attention_type"] = (
+                f"{self.attention_type}{REFUSAL}: the classifier has a hidden layer]"
+            )
         if self.drop_path_rate:  # stock types it as int; it matters in training only
             stored["stochastic_depth_rate"] = self.drop_path_rate
         stored["drop_path_rate"] = 0

@@ -21,5 +21,7 @@ class TimeSformerDropPath(nn.Module):
         batch."""
         if not self.is_active:
             return update
-        keep = torch.rand(update.shape[0], *[1] * (update.ndim - 1), device=update.device) >= self.rate
+        keep = (
+            torch.rand(update.shape[0], *[1] * (update.ndim - 1), device=update.device) >= self.rate
+        )
         return update * keep / (1 - self.rate)

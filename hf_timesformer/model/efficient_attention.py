@@ -24,7 +24,8 @@ def project(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
 
 def attend(attention: TimeSformerSelfAttention, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
     """`attention(tokens, grid)` without the weights: `(b, [1 +] n, d)` -> the same."""
-    brief = not torch.compiler.is_exporting()  # an exported graph must not depend on how many keys there are
+    # an exported graph must not depend on how many keys there are
+    brief = not torch.compiler.is_exporting()
     return attention.attend(project(attention.qkv, tokens), grid, brief=brief)[0]
 
 
@@ -54,7 +55,9 @@ def projection_of(
 
     def pick(values: torch.Tensor) -> torch.Tensor:
         """Rows `(3d, ...)` of qkv -> those of the parts and heads."""
-        return values.unflatten(0, (3, attention.num_heads, attention.head_dim))[parts, heads].flatten(0, 2)
+        return values.unflatten(0, (3, attention.num_heads, attention.head_dim))[
+            parts, heads
+        ].flatten(0, 2)
 
     qkv = attention.qkv
     weight = pick(qkv.weight)
@@ -89,8 +92,11 @@ def attend_from_cls(
     groups = math.prod(stride)
 
     w_query, w_key, w_value = attention.qkv.weight.chunk(3)
-    b_query, _, b_value = (None, None, None) if attention.qkv.bias is None else attention.qkv.bias.chunk(3)
-    query = nn.functional.linear(cls[:, 0], w_query, b_query).unflatten(-1, (heads, dim))  # (b, heads, c)
+    b_query, _, b_value = (
+        (None, None, None) if attention.qkv.bias is None else attention.qkv.bias.chunk(3)
+    )
+    # (b, heads, c)
+    query = nn.functional.linear(cls[:, 0], w_query, b_query).unflatten(-1, (heads, dim))
     w_key = w_key.unflatten(0, (heads, dim))  # (heads, c, d)
     probe = torch.einsum("bhe,hed->bhd", query, w_key) * attention.scaling  # (b, heads, d)
 
@@ -99,7 +105,9 @@ def attend_from_cls(
     scores = group(scores.unflatten(1, grid), stride)  # (b*g, l, heads)
     mask = key_mask(grid, stride, scores.device)
     if mask is not None:
-        scores = scores.masked_fill(~mask.repeat(batch, 1)[..., None], torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(
+            ~mask.repeat(batch, 1)[..., None], torch.finfo(scores.dtype).min
+        )
     cls_scores = cls @ probe.transpose(1, 2)  # (b, 1, heads)
     cls_scores = cls_scores[:, None].expand(-1, groups, -1, -1).flatten(0, 1)  # (b*g, 1, heads)
     scores = torch.cat((cls_scores, scores), dim=1)
@@ -111,6 +119,7 @@ def attend_from_cls(
     patch_weights = ungroup(weights[:, 1:], stride, grid).flatten(1, 3)  # (b, n, heads)
     mixed = patch_weights.transpose(1, 2) @ patches + cls_weights * cls  # (b, heads, d)
 
-    context = torch.einsum("bhd,hed->bhe", mixed, w_value.unflatten(0, (heads, dim)))  # (b, heads, c)
+    # (b, heads, c)
+    context = torch.einsum("bhd,hed->bhe", mixed, w_value.unflatten(0, (heads, dim)))
     context = context.flatten(1)[:, None] / groups  # (b, 1, d)
     return context if b_value is None else context + b_value  # weights of a group sum to one

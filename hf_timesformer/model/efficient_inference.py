@@ -22,16 +22,19 @@ from .schemes import STRIDES, Grid
 # Tokens taken at a time: few enough that what they are widened to stays in a CPU's cache; large on
 # a GPU, to keep it busy.
 CPU_ROWS = 1024
-# oneDNN reorders the weights of every product in bf16, whatever the number of tokens. Milliseconds of 4 blocks of the
-# base network, batch 1 and 4, with 1,024 and 8,192 tokens a part, 2 threads: AMD Zen 4 402 -> 386 and 1,504 -> 1,436.
-# Of an Intel Xeon with AMX, 12 blocks, batch 4: 3,534 -> 2,614.
+# oneDNN reorders the weights of every product in bf16, whatever the number of tokens. Milliseconds
+# of 4 blocks of the base network, batch 1 and 4, with 1,024 and 8,192 tokens a part, 2 threads: AMD
+# Zen 4 402 -> 386 and 1,504 -> 1,436. Of an Intel Xeon with AMX, 12 blocks, batch 4: 3,534 ->
+# 2,614.
 CPU_LOW_PRECISION_ROWS = 8192
 CPU_AUTOCAST_ROWS = 2048  # autocast converts weights that do not learn for each part anew
 DEVICE_ROWS = 65536
 CPU_HEADS = 4  # of `local` at a time
 
 
-def run_block_in_place(layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, cls_only: bool) -> torch.Tensor:
+def run_block_in_place(
+    layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, cls_only: bool
+) -> torch.Tensor:
     """`(b, 1 + n, d)`, contiguous, which it overwrites -> the same, or `(b, 1, d)` where only CLS
     is asked for."""
     rows = _rows_at_a_time(hidden_states.device.type, hidden_states.dtype)
@@ -109,8 +112,12 @@ def _windows_of(
     heads*c)`."""
     to_query = projection_of(attention, QUERY, heads)
     to_keys_values = projection_of(attention, KEY_VALUE, heads)
-    keys_values = torch.cat([to_keys_values(layernorm(part)) for part in _strips(clips, rows)], dim=1)
-    return attention.attend_in_windows(lambda columns: to_query(layernorm(clips[:, :, columns])), keys_values)
+    keys_values = torch.cat(
+        [to_keys_values(layernorm(part)) for part in _strips(clips, rows)], dim=1
+    )
+    return attention.attend_in_windows(
+        lambda columns: to_query(layernorm(clips[:, :, columns])), keys_values
+    )
 
 
 def _strips(clips: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
@@ -123,7 +130,9 @@ def _attend_all(layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, rows:
     output = layer.attention.output.dense
     for clips in hidden_states.split(max(1, rows // hidden_states.shape[1])):
         context = attend(layer.attention.attention, layer.layernorm_before(clips), grid)
-        for part, gathered in zip(clips.flatten(0, 1).split(rows), context.flatten(0, 1).split(rows)):
+        for part, gathered in zip(
+            clips.flatten(0, 1).split(rows), context.flatten(0, 1).split(rows)
+        ):
             part += project(output, gathered)
 
 
@@ -144,7 +153,9 @@ def _attend_with_cls(layer: nn.Module, patches: torch.Tensor, cls: torch.Tensor,
     cls += project(output, cls_context)
 
 
-def whole_groups(patches: torch.Tensor, step: str, rows: int) -> Iterator[tuple[slice, torch.Tensor, Grid]]:
+def whole_groups(
+    patches: torch.Tensor, step: str, rows: int
+) -> Iterator[tuple[slice, torch.Tensor, Grid]]:
     """Views of `patches (b, h, w, t, d)` that hold whole groups, about `rows` tokens each where
     groups are so small.
 
@@ -178,7 +189,8 @@ def _places(grid: Grid, step: str, rows: int) -> Iterator[tuple[tuple[slice, sli
     """
     stride = STRIDES[step](*grid)
     whole = (slice(None), slice(None), slice(None))
-    apart = [axis for axis in range(3) if 1 < stride[axis] == grid[axis]]  # axes whose places are in separate groups
+    # axes whose places are in separate groups
+    apart = [axis for axis in range(3) if 1 < stride[axis] == grid[axis]]
     if math.prod(grid) <= rows or not (apart or step == "global"):
         yield whole, stride
         return

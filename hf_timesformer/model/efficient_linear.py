@@ -13,7 +13,9 @@ from .upstream import maybe_autocast
 ONEDNN_PRODUCTS, ONEDNN_ROWS = 2**23, 32
 
 
-def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """`x W' + b`: `(..., d) -> (..., e)`, what `torch.nn.functional.linear` gives.
 
     In fp32 on CPUs PyTorch leaves linear layers to MKL and convolutions to oneDNN. On AMD's
@@ -64,7 +66,8 @@ def _better_by_convolution(inputs: torch.Tensor, other: torch.Tensor, out_featur
         torch.Tensor,
         nn.Parameter,
     )
-    return plain and (torch.compiler.is_compiling() or _onednn_computes())  # compilers cannot read these settings
+    # compilers cannot read these settings
+    return plain and (torch.compiler.is_compiling() or _onednn_computes())
 
 
 def _onednn_computes() -> bool:

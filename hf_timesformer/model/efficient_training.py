@@ -30,7 +30,9 @@ def run_block(
         for step in layer.earlier_steps:
             layernorm, attention, extra = layer.early_modules(step)
             to_update = early_projection(attention.output.dense, extra, patches.shape[1], way.fuses)
-            patches = patches + drop_path(to_update(attend(attention.attention, layernorm(patches), grid)))
+            patches = patches + drop_path(
+                to_update(attend(attention.attention, layernorm(patches), grid))
+            )
         if cls_only:
             return finish_cls(layer, patches, cls, grid, way.recomputes)
         hidden_states = torch.cat((cls, patches), dim=1)
@@ -51,7 +53,9 @@ def finish_cls(
     return cls + layer.drop_path(feed_forward(layer, cls, recomputes))
 
 
-def feed_forward(layer: nn.Module, hidden_states: torch.Tensor, recomputes: bool = False) -> torch.Tensor:
+def feed_forward(
+    layer: nn.Module, hidden_states: torch.Tensor, recomputes: bool = False
+) -> torch.Tensor:
     """The update of the MLP, `(..., d)` -> the same; `recomputes`: keep less for the gradients."""
     layernorm, activation = layer.layernorm_after, layer.intermediate.activation
     into, back = layer.intermediate.dense, layer.output.dense
@@ -59,10 +63,13 @@ def feed_forward(layer: nn.Module, hidden_states: torch.Tensor, recomputes: bool
         return project(back, activation(project(into, layernorm(hidden_states))))
 
     def normalise(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return nn.functional.layer_norm(inputs, layernorm.normalized_shape, weight, bias, layernorm.eps)
+        return nn.functional.layer_norm(
+            inputs, layernorm.normalized_shape, weight, bias, layernorm.eps
+        )
 
     wide = linear_after(normalise, into, hidden_states, layernorm.weight, layernorm.bias)
-    if any(True for _ in activation.parameters()):  # PReLU and the like learn: autograd keeps what they need
+    # PReLU and the like learn: autograd keeps what they need
+    if any(True for _ in activation.parameters()):
         return project(back, activation(wide))
     return linear_after(activation, back, wide)
 
@@ -130,7 +137,9 @@ class _LinearAfter(torch.autograd.Function):
                 grad_hidden = linear(grad, weight.mT).to(hidden.dtype)
                 found = iter(torch.autograd.grad(hidden, wanted, grad_hidden, create_graph=again))
             grad_weight = weight_gradient(grad, hidden).to(weight.dtype)
-            grad_bias = grad.flatten(0, -2).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[3] else None
+            grad_bias = (
+                grad.flatten(0, -2).sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[3] else None
+            )
         grad_inputs, *grad_tensors = [next(found) if learns else None for learns in learn]
         return None, grad_inputs, grad_weight, grad_bias, *grad_tensors
 
@@ -141,7 +150,8 @@ def _backward_by_autograd(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None,
     inputs, weight, *tensors = ctx.saved_tensors
     again = torch.is_grad_enabled()
     with torch.autocast(**ctx.autocast), torch.enable_grad():
-        bias = weight.new_zeros(weight.shape[0], requires_grad=True)  # its gradient does not depend on its values
+        # its gradient does not depend on its values
+        bias = weight.new_zeros(weight.shape[0], requires_grad=True)
         outputs = nn.functional.linear(ctx.function(inputs, *tensors), weight, bias)
     arguments = (inputs, weight, bias, *tensors)
     learn = [tensor is not None and tensor.requires_grad for tensor in arguments]

@@ -16,7 +16,9 @@ class TimeSformerPatchEmbeddings(nn.Module):
         super().__init__()
         self.num_channels = config.num_channels
         self.patch_size = pair(config.patch_size)
-        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, self.patch_size)
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, self.patch_size, self.patch_size
+        )
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(b, t, channels, height, width) -> (b, h, w, t, d)`. Raises ValueError for sizes that
@@ -28,10 +30,14 @@ class TimeSformerPatchEmbeddings(nn.Module):
             )
         _, frame_count, channels, *size = pixel_values.shape
         if channels != self.num_channels:
-            raise ValueError(f"pixel_values has {channels} channels, the model takes {self.num_channels}.")
+            raise ValueError(
+                f"pixel_values has {channels} channels, the model takes {self.num_channels}."
+            )
         for name, pixels, patch in zip(("height", "width"), size, self.patch_size):
             if pixels % patch:
-                raise ValueError(f"The frames' {name} {pixels} is no multiple of the patch {name} {patch}.")
+                raise ValueError(
+                    f"The frames' {name} {pixels} is no multiple of the patch {name} {patch}."
+                )
         frames = pixel_values.flatten(0, 1)
         if (
             frames.device.type == "cpu" and not is_transformed()
@@ -54,9 +60,13 @@ class TimeSformerEmbeddings(nn.Module):
         kind = config.position_embedding_type
         self.position_embeddings = self.time_embeddings = None
         if kind != "none":
-            self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns + 1, config.hidden_size))
+            self.position_embeddings = nn.Parameter(
+                torch.zeros(1, rows * columns + 1, config.hidden_size)
+            )
         if kind == "space_time" and config.attention_type != "space_only":
-            self.time_embeddings = nn.Parameter(torch.zeros(1, config.num_frames, config.hidden_size))
+            self.time_embeddings = nn.Parameter(
+                torch.zeros(1, config.num_frames, config.hidden_size)
+            )
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
         """`(b, t, channels, height, width) -> (b, 1 + h*w*t, d)` and the grid `(h, w, t)`."""
@@ -64,7 +74,9 @@ class TimeSformerEmbeddings(nn.Module):
         batch, grid = pixel_values.shape[0], sides_of(patches)
         cls, mode = self.cls_token, self.config.position_interpolation
         if self.position_embeddings is not None:
-            positions = resize_positions(self.position_embeddings, self.config.grid_size, grid[:2], mode)
+            positions = resize_positions(
+                self.position_embeddings, self.config.grid_size, grid[:2], mode
+            )
             cls = cls + positions[:, :1]
             patches = patches + positions[:, 1:].unflatten(1, grid[:2])[:, :, :, None]
         if self.time_embeddings is not None:
@@ -101,7 +113,8 @@ def resize_positions(
 def resize_times(embeddings: torch.Tensor, num_frames: int, mode: str) -> torch.Tensor:
     """Resample `(1, frames, d)` to `num_frames`; linearly where `mode` is "bicubic", which has no
     form in one axis."""
-    if isinstance(num_frames, int) and embeddings.shape[1] == num_frames:  # an exported graph may leave it open
+    # an exported graph may leave it open
+    if isinstance(num_frames, int) and embeddings.shape[1] == num_frames:
         return embeddings
     mode = "linear" if mode == "bicubic" else mode
     return _resample(embeddings.transpose(1, 2), (num_frames,), mode).transpose(1, 2)

@@ -25,8 +25,11 @@ def classification_loss(
     mean = ForSequenceClassificationLoss(labels, logits, config)  # also settles config.problem_type
     if num_items_in_batch is None:
         return mean
-    if config.problem_type == "single_label_classification":  # some labels may be -100, which do not count
-        return ForSequenceClassificationLoss(labels, logits, config, num_items_in_batch=num_items_in_batch)
+    # some labels may be -100, which do not count
+    if config.problem_type == "single_label_classification":
+        return ForSequenceClassificationLoss(
+            labels, logits, config, num_items_in_batch=num_items_in_batch
+        )
     if isinstance(num_items_in_batch, torch.Tensor):
         num_items_in_batch = num_items_in_batch.to(mean.device)
     return mean * labels.numel() / num_items_in_batch

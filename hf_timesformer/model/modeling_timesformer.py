@@ -77,7 +77,9 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
         "hidden_states": TimeSformerLayer,
         "attentions": OutputRecorder(TimeSformerAttention, index=1, layer_name="attention"),
         **{
-            f"{step}_attentions": OutputRecorder(TimeSformerAttention, index=1, layer_name=f"{step}_attention")
+            f"{step}_attentions": OutputRecorder(
+                TimeSformerAttention, index=1, layer_name=f"{step}_attention"
+            )
             for step in RECORDED_STEPS
         },
     }
@@ -117,7 +119,10 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
         """As in transformers; embeddings that an ablation lacks are written as zeros, for stock."""
         base = self.base_model
         prefix = "" if base is self else f"{self.base_model_prefix}."
-        absent = {f"{prefix}embeddings.{name}": zeros for name, zeros in base.embeddings.absent_embeddings().items()}
+        absent = {
+            f"{prefix}embeddings.{name}": zeros
+            for name, zeros in base.embeddings.absent_embeddings().items()
+        }
         if absent:
             state_dict = {**absent, **(self.state_dict() if state_dict is None else state_dict)}
         return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
@@ -138,7 +143,9 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
             wanted = {name: getattr(config, name) for name in RESIZABLE}
             for name, value in _stored_sizes(pretrained_model_name_or_path, config, kwargs).items():
                 setattr(config, name, value)
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            loaded = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, config=config, **kwargs
+            )
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if any(_differ(wanted[name], getattr(model.config, name)) for name in wanted):
             model.resize_embeddings(**wanted)
@@ -153,7 +160,9 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
         """
         if not isinstance(config, PreTrainedConfig):
             hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-            config, kwargs = cls.config_class.from_pretrained(config, return_unused_kwargs=True, **kwargs)
+            config, kwargs = cls.config_class.from_pretrained(
+                config, return_unused_kwargs=True, **kwargs
+            )
             return config, kwargs | hub
         if isinstance(config, cls.config_class):
             return copy.deepcopy(config), kwargs
@@ -162,7 +171,9 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
         return own, kwargs
 
     @torch.no_grad()
-    def resize_embeddings(self, num_frames: int | None = None, image_size: int | list[int] | None = None) -> None:
+    def resize_embeddings(
+        self, num_frames: int | None = None, image_size: int | list[int] | None = None
+    ) -> None:
         """Make the embeddings for clips of `num_frames` frames of `image_size` pixels, by
         interpolation."""
         config, embeddings = self.config, self.base_model.embeddings
@@ -181,10 +192,14 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
         config.num_frames, config.image_size = sizes["num_frames"], sizes["image_size"]
         resized = {}
         if embeddings.position_embeddings is not None:
-            positions = resize_positions(embeddings.position_embeddings, old_grid, config.grid_size, mode)
+            positions = resize_positions(
+                embeddings.position_embeddings, old_grid, config.grid_size, mode
+            )
             resized["position_embeddings"] = positions
         if embeddings.time_embeddings is not None:
-            resized["time_embeddings"] = resize_times(embeddings.time_embeddings, config.num_frames, mode)
+            resized["time_embeddings"] = resize_times(
+                embeddings.time_embeddings, config.num_frames, mode
+            )
         for name, values in resized.items():
             setattr(
                 embeddings,
@@ -243,7 +258,11 @@ def _stored_sizes(name_or_path, config: TimeSformerConfig, kwargs: dict) -> dict
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if name_or_path is None:
         return {}
-    if config.stored_sizes and config.name_or_path == str(name_or_path) and not hub.keys() & {"revision", "subfolder"}:
+    if (
+        config.stored_sizes
+        and config.name_or_path == str(name_or_path)
+        and not hub.keys() & {"revision", "subfolder"}
+    ):
         return config.stored_sizes
     try:
         stored, _ = TimeSformerConfig.get_config_dict(name_or_path, **hub)
@@ -296,7 +315,9 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
         kwargs |= _given(output_attentions, output_hidden_states, return_dict)
         if _wanted(self.config, kwargs, "output_attentions"):
             self._warn_unless_eager()
-            kwargs |= {f"output_{step}_attentions": True for step in RECORDED_STEPS if step in self._steps}
+            kwargs |= {
+                f"output_{step}_attentions": True for step in RECORDED_STEPS if step in self._steps
+            }
         return self._run(pixel_values, cls_only, **kwargs)
 
     @merge_with_config_defaults
@@ -308,10 +329,13 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
             pixel_values = pixel_values.flatten(0, 1)[:, None]  # every frame a clip of its own
         tokens, grid = self.embeddings(pixel_values)  # (b, 1 + n, d)
         with_weights = any(_wanted(self.config, kwargs, name) for name in ATTENTION_RECORDS)
-        way = choose_way(self, tokens, with_weights or _wanted(self.config, kwargs, "output_hidden_states"))
+        way = choose_way(
+            self, tokens, with_weights or _wanted(self.config, kwargs, "output_hidden_states")
+        )
         tokens = self.encoder(tokens, grid, way, cls_only, with_weights)
         if space_only:
-            tokens = tokens.unflatten(0, (-1, frames)).mean(dim=1)  # (b*t, 1 + h*w, d) -> (b, 1 + h*w, d)
+            # (b*t, 1 + h*w, d) -> (b, 1 + h*w, d)
+            tokens = tokens.unflatten(0, (-1, frames)).mean(dim=1)
         tokens = self.layernorm(tokens)
         return TimeSformerModelOutput(last_hidden_state=tokens[:, :1] if cls_only else tokens)
 
@@ -329,7 +353,9 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
             )
 
 
-def _given(output_attentions: bool | None, output_hidden_states: bool | None, return_dict: bool | None) -> dict:
+def _given(
+    output_attentions: bool | None, output_hidden_states: bool | None, return_dict: bool | None
+) -> dict:
     """The arguments that are not None, by name, as transformers' decorators read them."""
     names = {
         "output_attentions": output_attentions,
@@ -351,12 +377,15 @@ class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
         self.num_labels = config.num_labels
         self.timesformer = TimeSformerModel(config)
         self.classifier = make_classifier(config)
-        self.loss_type = "ForVideoClassification"  # transformers goes by the class' name, which subclasses change
+        # transformers goes by the class' name, which subclasses change
+        self.loss_type = "ForVideoClassification"
         self.loss_function = classification_loss
         self.post_init()
 
     @classmethod
-    def register_for_auto_class(cls, auto_class: str | type = "AutoModelForVideoClassification") -> None:
+    def register_for_auto_class(
+        cls, auto_class: str | type = "AutoModelForVideoClassification"
+    ) -> None:
         """As in transformers, with the Auto class that this is for as the default."""
         super().register_for_auto_class(auto_class)
 
@@ -394,7 +423,10 @@ class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
         views = pixel_values.shape[1] if pixel_values.ndim == 6 else None
         if views is not None:
             pixel_values = pixel_values.flatten(0, 1)
-        records = any(_wanted(self.config, kwargs, name) for name in ("output_hidden_states", "output_attentions"))
+        records = any(
+            _wanted(self.config, kwargs, name)
+            for name in ("output_hidden_states", "output_attentions")
+        )
         cls_only = not (records or is_watched(self.timesformer))  # a hook there is for all tokens
         outputs = self.timesformer(pixel_values, cls_only=cls_only, **kwargs)
         logits = self.classifier(outputs.last_hidden_state[:, 0])

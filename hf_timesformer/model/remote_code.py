@@ -25,7 +25,11 @@ def complete_auto_map(auto_map: dict[str, str]) -> dict[str, str]:
     beside it.
     """
     own = {name: reference for name, reference in AUTO_MAP.items() if _file(reference).is_file()}
-    return own | {name: reference for name, reference in auto_map.items() if reference not in AUTO_MAP.values()}
+    return own | {
+        name: reference
+        for name, reference in auto_map.items()
+        if reference not in AUTO_MAP.values()
+    }
 
 
 def code_files() -> list[Path]:
@@ -37,7 +41,11 @@ def code_files() -> list[Path]:
 
 def copy_code(folder: str | os.PathLike) -> list[Path]:
     """Copy `code_files()` into `folder`; returns the copies."""
-    return [Path(shutil.copy(path, folder)) for path in code_files() if path.parent != Path(folder).resolve()]
+    return [
+        Path(shutil.copy(path, folder))
+        for path in code_files()
+        if path.parent != Path(folder).resolve()
+    ]
 
 
 def _file(reference: str) -> Path:

@@ -83,7 +83,10 @@ def lengths(grid: Grid, stride: Grid) -> Grid:
     """How many tokens of a group lie along each axis (of the largest group, where sides are
     uneven)."""
     # A step that is no int is the side itself, which an exported graph leaves open.
-    return tuple((side + step - 1) // step if isinstance(step, int) else 1 for side, step in zip(grid, stride))
+    return tuple(
+        (side + step - 1) // step if isinstance(step, int) else 1
+        for side, step in zip(grid, stride)
+    )
 
 
 def is_known(side: int, step: int) -> bool:
@@ -113,7 +116,9 @@ def _fill_up(tokens: torch.Tensor, stride: Grid) -> torch.Tensor:
     sides = sides_of(tokens)
     filled = [length * step for length, step in zip(lengths(sides, stride), stride)]
     missing = [full - side for full, side in zip(filled, sides)]
-    if all(is_known(side, step) and not lacking for side, step, lacking in zip(sides, stride, missing)):
+    if all(
+        is_known(side, step) and not lacking for side, step, lacking in zip(sides, stride, missing)
+    ):
         return tokens
     return nn.functional.pad(tokens, (0, 0, 0, missing[2], 0, missing[1], 0, missing[0]))
 
@@ -134,20 +139,29 @@ def local_tiles(h: int, w: int, t: int) -> tuple[list[Span], list[Span]]:
     t = t if isinstance(t, int) else USUAL_FRAMES
     length = math.isqrt(max(1, TILE_QUERIES // t) - 1) + 1  # the square root, rounded up
     return tuple(
-        [(tile, slice(max(tile.start - reach, 0), min(tile.stop + reach, side))) for tile in _cut(side, length)]
+        [
+            (tile, slice(max(tile.start - reach, 0), min(tile.stop + reach, side)))
+            for tile in _cut(side, length)
+        ]
         for side, reach in zip((h, w), local_reach(h, w))
     )
 
 
-def local_mask(queries: Tile, keys: Tile, h: int, w: int, device: torch.device | None = None) -> torch.Tensor:
+def local_mask(
+    queries: Tile, keys: Tile, h: int, w: int, device: torch.device | None = None
+) -> torch.Tensor:
     """Which patches of its region each patch of a tile sees, in all frames alike: bool `(queries,
     keys)`."""
     rows, columns = (
-        (torch.arange(q.start, q.stop, device=device)[:, None] - torch.arange(k.start, k.stop, device=device)).abs()
+        (
+            torch.arange(q.start, q.stop, device=device)[:, None]
+            - torch.arange(k.start, k.stop, device=device)
+        ).abs()
         <= reach
         for q, k, reach in zip(queries, keys, local_reach(h, w))
     )
-    return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2).flatten(0, 1)  # (q_h*q_w, k_h*k_w)
+    # (q_h*q_w, k_h*k_w)
+    return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
 def _cut(side: int, length: int) -> list[slice]:

@@ -84,8 +84,14 @@ def from_timm(state: State, source: str) -> tuple[dict, State]:
         raise ValueError(
             f"from_vit: {source!r} has no ViT's weights under timm's names (blocks.0.attn.qkv.weight, ...)."
         )
-    state = {name: value.float() for name, value in state.items() if not name.startswith(("head", "fc_norm"))}
-    renamed = rename_weights(state, TIMM_NAMES, TIMM_BLOCK, TIMM_BLOCK_NAMES, f"from_vit: {source!r} is no plain ViT")
+    state = {
+        name: value.float()
+        for name, value in state.items()
+        if not name.startswith(("head", "fc_norm"))
+    }
+    renamed = rename_weights(
+        state, TIMM_NAMES, TIMM_BLOCK, TIMM_BLOCK_NAMES, f"from_vit: {source!r} is no plain ViT"
+    )
     return fields_of(renamed, f"from_vit: {source!r}"), renamed
 
 
@@ -99,14 +105,17 @@ def fields_of(renamed: State, source: str) -> dict:
     patches = renamed["embeddings.position_embeddings"].shape[1] - 1
     rows = round(patches**0.5)
     if rows * rows != patches:
-        raise ValueError(f"{source}: position embeddings of {patches} patches, which make no square grid.")
+        raise ValueError(
+            f"{source}: position embeddings of {patches} patches, which make no square grid."
+        )
     image = [rows * patch[0], rows * patch[1]]
     return {
         "image_size": image[0] if image[0] == image[1] else image,
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
         "num_channels": channels,
         "hidden_size": hidden,
-        "num_hidden_layers": 1 + max(int(name.split(".")[2]) for name in renamed if name.startswith("encoder.layer.")),
+        "num_hidden_layers": 1
+        + max(int(name.split(".")[2]) for name in renamed if name.startswith("encoder.layer.")),
         "num_attention_heads": max(1, hidden // HEADS_OF),
         "intermediate_size": renamed["encoder.layer.0.intermediate.dense.weight"].shape[0],
         "qkv_bias": "encoder.layer.0.attention.attention.qkv.bias" in renamed,
@@ -117,14 +126,21 @@ def fields_of(renamed: State, source: str) -> dict:
 def from_transformers(model: PreTrainedModel) -> tuple[dict, State]:
     """Weights of a ViT, DeiT or DINOv2 of transformers, with or without a head."""
     config, model = model.config, model.base_model
-    if config.model_type not in ("vit", "deit", "dinov2") or getattr(config, "use_swiglu_ffn", False):
-        raise ValueError(f"from_vit: a {config.model_type!r} model with this config is no plain ViT, DeiT or DINOv2.")
+    if config.model_type not in ("vit", "deit", "dinov2") or getattr(
+        config, "use_swiglu_ffn", False
+    ):
+        raise ValueError(
+            f"from_vit: a {config.model_type!r} model with this config is no plain ViT, DeiT or DINOv2."
+        )
     state = {name: value.detach().float() for name, value in model.state_dict().items()}
     for name in ("pooler.dense.weight", "pooler.dense.bias", "embeddings.mask_token"):
         state.pop(name, None)
-    if state.pop("embeddings.distillation_token", None) is not None:  # DeiT: CLS, distillation token, patches
+    # DeiT: CLS, distillation token, patches
+    if state.pop("embeddings.distillation_token", None) is not None:
         positions = state["embeddings.position_embeddings"]
-        state["embeddings.position_embeddings"] = torch.cat((positions[:, :1], positions[:, 2:]), dim=1)
+        state["embeddings.position_embeddings"] = torch.cat(
+            (positions[:, :1], positions[:, 2:]), dim=1
+        )
     outside = (
         "embeddings.cls_token",
         "embeddings.position_embeddings",
@@ -159,7 +175,9 @@ def _join_qkv(state: State) -> State:
     return joined
 
 
-def rename_weights(state: State, names: dict, block: str, block_names: dict, complaint: str) -> State:
+def rename_weights(
+    state: State, names: dict, block: str, block_names: dict, complaint: str
+) -> State:
     """Give weights our names and multiply LayerScale into the projections.
 
     `block` matches how a block's names begin and captures its number. Raises ValueError, which
@@ -197,7 +215,8 @@ def fold_colours(fields: dict, state: State, num_channels: int | None) -> None:
     """
     name = "embeddings.patch_embeddings.projection.weight"
     if num_channels == 1 < fields["num_channels"]:
-        state[name] = state[name].sum(dim=1, keepdim=True)  # (d, 3, height, width) -> (d, 1, height, width)
+        # (d, 3, height, width) -> (d, 1, height, width)
+        state[name] = state[name].sum(dim=1, keepdim=True)
         fields["num_channels"] = 1
 
 
@@ -205,7 +224,9 @@ def refuse_contradictions(fields: dict, overrides: dict) -> None:
     """Raise ValueError for config fields that say something else than the ViT's weights."""
     for name in SETTLED:
         if overrides.get(name, fields[name]) != fields[name]:
-            raise ValueError(f"from_vit: {name}={overrides[name]!r}, but the ViT has {fields[name]!r}.")
+            raise ValueError(
+                f"from_vit: {name}={overrides[name]!r}, but the ViT has {fields[name]!r}."
+            )
 
 
 def start_steps(state: State, earlier_steps: tuple[str, ...]) -> State:
@@ -224,6 +245,12 @@ def load_shared(model: nn.Module, state: State) -> None:
     """Load `state`, in which only what no ViT has is missing: the extra dense layers and the time
     embeddings."""
     incompatible = model.load_state_dict(state, strict=False)
-    missing = [n for n in incompatible.missing_keys if not n.split(".")[-2].endswith("_dense") and "time_" not in n]
+    missing = [
+        n
+        for n in incompatible.missing_keys
+        if not n.split(".")[-2].endswith("_dense") and "time_" not in n
+    ]
     if missing or incompatible.unexpected_keys:
-        raise ValueError(f"from_vit: missing {missing}, unknown {incompatible.unexpected_keys} in the ViT's weights.")
+        raise ValueError(
+            f"from_vit: missing {missing}, unknown {incompatible.unexpected_keys} in the ViT's weights."
+        )

@@ -137,7 +137,10 @@ def _drops_paths(this: Pass) -> bool:
 def _has_own_attention(this: Pass) -> bool:
     name = this.network.config._attn_implementation
     function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
-    return function is not eager_attention_forward and function.__module__.split(".")[0] != "transformers"
+    return (
+        function is not eager_attention_forward
+        and function.__module__.split(".")[0] != "transformers"
+    )
 
 
 # Anything out of the ordinary: then the network runs module by module.

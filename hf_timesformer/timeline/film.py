@@ -27,26 +27,36 @@ def write_overlay(
     short_side: int | None = None,
     progress: Callable[[float], None] = lambda seconds: None,
 ) -> Path:
-    """The video as H.264 with the classes of each moment, their scores and the time drawn on every frame.
+    """The video as H.264 with the classes of each moment, their scores and the time drawn on every
+    frame.
 
-    The scores are those of the window whose cell the frame lies in, and without segments there its best class in
-    brackets; a regression's numbers stand there as they are. `short_side` scales the frames, None keeps their size.
-    Raises VideoDecodeError.
+    The scores are those of the window whose cell the frame lies in, and without segments there its
+    best class in brackets; a regression's numbers stand there as they are. `short_side` scales the
+    frames, None keeps their size. Raises VideoDecodeError.
     """
     stream = FrameStream(timeline.video, short_side=short_side)
-    return write_film(path, (_drawn(frame, timeline, progress) for frame in stream), stream.frame_rate)
+    return write_film(
+        path, (_drawn(frame, timeline, progress) for frame in stream), stream.frame_rate
+    )
 
 
-def cut_film(path: Path, source: str | os.PathLike, start: float, end: float, *, short_side: int = 360) -> Path:
-    """The frames of `source` from `start` to `end` seconds as H.264, whatever the source is encoded in, without sound.
+def cut_film(
+    path: Path, source: str | os.PathLike, start: float, end: float, *, short_side: int = 360
+) -> Path:
+    """The frames of `source` from `start` to `end` seconds as H.264, whatever the source is encoded
+    in, without sound.
 
     Raises VideoDecodeError for a source that cannot be read, and where no frame lies there.
     """
     return write_film(path, _piece(source, start, end, short_side))
 
 
-def _piece(source: str | os.PathLike, start: float, end: float, short_side: int) -> Iterator[tuple[float, np.ndarray]]:
-    """Frames with their seconds since `start`, decoded a few seconds at a time from the key frame before each."""
+def _piece(
+    source: str | os.PathLike, start: float, end: float, short_side: int
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Frames with their seconds since `start`, decoded a few seconds at a time from the key frame
+    before each.
+    """
     begin = start
     while begin < end:
         times: list[float] = []
@@ -67,8 +77,12 @@ def _piece(source: str | os.PathLike, start: float, end: float, short_side: int)
         begin = until
 
 
-def write_film(path: Path, frames: Iterator[tuple[float, np.ndarray]], rate: float | None = None) -> Path:
-    """Frames `(seconds, uint8 (h, w, 3))` in order as H.264 with these times; ValueError where there is none."""
+def write_film(
+    path: Path, frames: Iterator[tuple[float, np.ndarray]], rate: float | None = None
+) -> Path:
+    """Frames `(seconds, uint8 (h, w, 3))` in order as H.264 with these times; ValueError where
+    there is none.
+    """
     path = Path(path)
     with av.open(str(path), "w") as container:
         whole_rate = Fraction(rate or 30).limit_denominator(65535)
@@ -81,7 +95,9 @@ def write_film(path: Path, frames: Iterator[tuple[float, np.ndarray]], rate: flo
             height, width = (side - side % 2 for side in pixels.shape[:2])  # 4:2:0 needs even sides
             if latest < 0:
                 stream.height, stream.width = height, width
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(pixels[:height, :width]), format="rgb24"
+            )
             picture.pts = max(round(seconds / TIME_BASE), latest + 1)
             picture.time_base = TIME_BASE
             latest = picture.pts
@@ -92,7 +108,9 @@ def write_film(path: Path, frames: Iterator[tuple[float, np.ndarray]], rate: flo
     return path
 
 
-def _drawn(frame: StreamedFrame, timeline: Timeline, progress: Callable[[float], None]) -> tuple[float, np.ndarray]:
+def _drawn(
+    frame: StreamedFrame, timeline: Timeline, progress: Callable[[float], None]
+) -> tuple[float, np.ndarray]:
     """A frame with a dark band at its foot and the answer on it."""
     picture = Image.fromarray(frame.pixels.permute(1, 2, 0).numpy())  # (3, h, w) -> (h, w, 3)
     size = max(10, picture.height // 16)
@@ -101,15 +119,24 @@ def _drawn(frame: StreamedFrame, timeline: Timeline, progress: Callable[[float],
     top = picture.height - band.height
     picture.paste(Image.blend(picture.crop((0, top, *picture.size)), band, 0.6), (0, top))
     draw = ImageDraw.Draw(picture)
-    draw.text((size // 3, top + size // 6), caption(timeline, frame.seconds), fill="white", font=font)
+    draw.text(
+        (size // 3, top + size // 6), caption(timeline, frame.seconds), fill="white", font=font
+    )
     stamp = f"{int(frame.seconds // 60)}:{frame.seconds % 60:04.1f}"
-    draw.text((picture.width - draw.textlength(stamp, font) - size // 3, top + size // 6), stamp, "white", font)
+    draw.text(
+        (picture.width - draw.textlength(stamp, font) - size // 3, top + size // 6),
+        stamp,
+        "white",
+        font,
+    )
     progress(frame.seconds)
     return frame.seconds, np.array(picture)
 
 
 def caption(timeline: Timeline, seconds: float) -> str:
-    """What is said of that moment: the classes whose segments it lies in, else the best class in brackets."""
+    """What is said of that moment: the classes whose segments it lies in, else the best class in
+    brackets.
+    """
     cell = int(np.searchsorted(timeline.cells, seconds, side="right")) - 1
     scores = timeline.scores[min(max(cell, 0), len(timeline.scores) - 1)]
     if timeline.is_regression:

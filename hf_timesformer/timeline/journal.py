@@ -1,4 +1,6 @@
-"""The windows of a video that are done, kept on disk while the rest is made, so that a killed run goes on."""
+"""The windows of a video that are done, kept on disk while the rest is made, so that a killed run
+goes on.
+"""
 
 import base64
 import json
@@ -10,10 +12,11 @@ import numpy as np
 
 
 class Journal:
-    """A file of one JSON line a window, after a first line with the settings that the windows were made with.
+    """A file of one JSON line a window, after a first line with the settings that the windows were
+    made with.
 
-    `resume=True` reads what is there; else the file begins anew. A last line that a kill cut short is dropped.
-    Raises ValueError where the file was made with other settings.
+    `resume=True` reads what is there; else the file begins anew. A last line that a kill cut short
+    is dropped. Raises ValueError where the file was made with other settings.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, resume: bool):

@@ -29,7 +29,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """How videos are labelled: windows, batches, what becomes a segment, whether CLS features are kept."""
+    """How videos are labelled: windows, batches, what becomes a segment, whether CLS features are
+    kept.
+    """
 
     window: float = 2.0
     stride: float = 1.0
@@ -49,22 +51,26 @@ def label_video(
     about: dict[str, Any] | None = None,
     progress: Callable[[float, float | None], None] = lambda seconds, length: None,
 ) -> Timeline:
-    """The timeline of one video. Memory does not grow with its length, but for the scores themselves.
+    """The timeline of one video. Memory does not grow with its length, but for the scores
+    themselves.
 
-    Args:
-        source: path of the video, or a folder of numbered pictures.
-        model: in eval mode, on its device, in its dtype.
-        settings: windows and rules.
-        journal: a file that keeps what is done; with `resume` the windows in it are not run again.
-        about: what else decides the scores (the model's name, ...): it stands in the journal and in the timeline.
-        progress: called with the seconds that are done and the length that the container claims, None if it does not.
+    Args: source: path of the video, or a folder of numbered pictures. model: in eval mode, on its
+        device, in its dtype. settings: windows and rules. journal: a file that keeps what is done;
+        with `resume` the windows in it are not run again. about: what else decides the scores (the
+        model's name, ...): it stands in the journal and in the timeline. progress: called with the
+        seconds that are done and the length that the container claims, None if it does not.
 
-    Raises VideoDecodeError where nothing of the video can be decoded, ValueError for a journal of other settings.
+    Raises VideoDecodeError where nothing of the video can be decoded, ValueError for a journal of
+    other settings.
     """
     settings = settings or LabelSettings()
     windows = Windows(settings.window, settings.stride, processor.num_frames)
     looked = describe_windows(settings, processor, about)
-    done = Journal(journal, looked | _fingerprint(source), resume=resume) if journal is not None else None
+    done = (
+        Journal(journal, looked | _fingerprint(source), resume=resume)
+        if journal is not None
+        else None
+    )
     scores = list(done.scores) if done is not None else []
     features = list(done.features) if done is not None else []
     first = len(scores)
@@ -108,14 +114,20 @@ def label_video(
         settings=looked | asdict(settings.rules),
     )
     if not timeline.is_regression:
-        timeline.segments = find_segments(timeline.scores, timeline.cells, timeline.labels, settings.rules)
+        timeline.segments = find_segments(
+            timeline.scores, timeline.cells, timeline.labels, settings.rules
+        )
     return timeline
 
 
 def describe_windows(
-    settings: LabelSettings, processor: TimeSformerVideoProcessor, about: dict[str, Any] | None = None
+    settings: LabelSettings,
+    processor: TimeSformerVideoProcessor,
+    about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Whatever decides the scores of the windows, by name. The rules do not: they apply to finished scores."""
+    """Whatever decides the scores of the windows, by name. The rules do not: they apply to finished
+    scores.
+    """
     return {
         **(about or {}),
         "window": settings.window,
@@ -142,8 +154,8 @@ class _End:
 def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
     """The items of an iterator that runs in a thread of its own, up to `count` ahead of the caller.
 
-    Decoding leaves Python free, so the network runs meanwhile. An exception of the iterator is raised here. A caller
-    that stops early stops the thread.
+    Decoding leaves Python free, so the network runs meanwhile. An exception of the iterator is
+    raised here. A caller that stops early stops the thread.
     """
     waiting: queue.Queue[Item | _End] = queue.Queue(count)
     stopped = threading.Event()
@@ -162,7 +174,8 @@ def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
                 if stopped.is_set():
                     return
             put(_End())
-        except BaseException as error:  # whatever it is, it is the caller's, who waits in the other thread
+        # whatever it is, it is the caller's, who waits in the other thread
+        except BaseException as error:
             put(_End(error))
 
     thread = threading.Thread(target=work, name="decode ahead", daemon=True)

@@ -18,10 +18,11 @@ from .writers import (
 
 
 def write_outputs(base: Path, timeline: Timeline, features: Path | None = None) -> list[Path]:
-    """Write every file but the film, `base` with a suffix each, and return their paths; the JSON comes last.
+    """Write every file but the film, `base` with a suffix each, and return their paths; the JSON
+    comes last.
 
-    So a JSON that is there means that all the others are. The picture is left out where matplotlib (extra `viz`) is
-    not installed. `features` is the Parquet file for the CLS features.
+    So a JSON that is there means that all the others are. The picture is left out where matplotlib
+    (extra `viz`) is not installed. `features` is the Parquet file for the CLS features.
     """
 
     def named(suffix: str) -> Path:
@@ -50,5 +51,8 @@ def write_film_of(
     """The video with the answer drawn on it, as `base.overlay.mp4`."""
     path = base.with_name(f"{base.name}.overlay.mp4")
     return write_overlay(
-        path, timeline, short_side=short_side, progress=lambda seconds: progress(seconds, timeline.seconds)
+        path,
+        timeline,
+        short_side=short_side,
+        progress=lambda seconds: progress(seconds, timeline.seconds),
     )

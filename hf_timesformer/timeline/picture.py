@@ -15,23 +15,33 @@ DPI = 100
 
 
 def class_colours(timeline: Timeline) -> dict[str, tuple[float, float, float]]:
-    """A colour for each class that has a segment or is among the best, RGB from 0 to 1, the same in every picture."""
+    """A colour for each class that has a segment or is among the best, RGB from 0 to 1, the same in
+    every picture.
+    """
     palette = [
         (0.12, 0.47, 0.71), (1.00, 0.50, 0.05), (0.17, 0.63, 0.17), (0.84, 0.15, 0.16), (0.58, 0.40, 0.74),
         (0.55, 0.34, 0.29), (0.89, 0.47, 0.76), (0.50, 0.50, 0.50), (0.74, 0.74, 0.13), (0.09, 0.75, 0.81),
     ]  # fmt: skip
-    return {label: palette[index % len(palette)] for index, label in enumerate(shown_classes(timeline))}
+    return {
+        label: palette[index % len(palette)] for index, label in enumerate(shown_classes(timeline))
+    }
 
 
 def shown_classes(timeline: Timeline) -> list[str]:
-    """The classes that a picture shows: those with segments, the longest first, then those with the highest scores."""
+    """The classes that a picture shows: those with segments, the longest first, then those with the
+    highest scores.
+    """
     lengths: dict[str, float] = {}
     for segment in timeline.segments:
         lengths[segment.label] = lengths.get(segment.label, 0.0) + segment.end - segment.start
     with_segments = sorted(lengths, key=lambda label: -lengths[label])
-    by_score = [timeline.labels[index] for index in np.argsort(-timeline.scores.max(axis=0), kind="stable")]
+    by_score = [
+        timeline.labels[index] for index in np.argsort(-timeline.scores.max(axis=0), kind="stable")
+    ]
     rest = [label for label in by_score if label not in lengths]
-    room = len(timeline.labels) if timeline.is_regression else max(0, MAX_CLASSES - len(with_segments))
+    room = (
+        len(timeline.labels) if timeline.is_regression else max(0, MAX_CLASSES - len(with_segments))
+    )
     return with_segments + rest[:room]
 
 
@@ -52,10 +62,19 @@ def draw_timeline(timeline: Timeline) -> Image.Image:
     if not timeline.is_regression:
         lines.set_ylim(0, 1.02)
     lines.set_ylabel("value" if timeline.is_regression else "score")
-    lines.legend(loc="upper center", bbox_to_anchor=(0.5, 1.17), ncols=MAX_CLASSES, fontsize=8, frameon=False)
+    lines.legend(
+        loc="upper center", bbox_to_anchor=(0.5, 1.17), ncols=MAX_CLASSES, fontsize=8, frameon=False
+    )
     for segment in timeline.segments:
         width = segment.end - segment.start
-        band.barh(0, width, left=segment.start, color=colours[segment.label], edgecolor="white", linewidth=0.5)
+        band.barh(
+            0,
+            width,
+            left=segment.start,
+            color=colours[segment.label],
+            edgecolor="white",
+            linewidth=0.5,
+        )
         if width > 0.06 * timeline.seconds:
             band.text(
                 segment.start + width / 2, 0, segment.label, ha="center", va="center", fontsize=7, clip_on=True,

@@ -1,7 +1,8 @@
 """From scores over time to segments: smoothing, hysteresis, merging. Plain arithmetic on arrays.
 
-Scores of one class, a high threshold of 0.5 and a low one of 0.3: the segment begins where the score reaches 0.5 and
-goes on until it falls below 0.3, so a score that wavers around 0.5 makes one segment and not four:
+Scores of one class, a high threshold of 0.5 and a low one of 0.3: the segment begins where the
+score reaches 0.5 and goes on until it falls below 0.3, so a score that wavers around 0.5 makes one
+segment and not four:
 
     score      0.1   0.4   0.6   0.4   0.55   0.45   0.2   0.4
     segment                 |------------------------|
@@ -25,20 +26,23 @@ class Segment:
     def to_dict(self) -> dict[str, Any]:
         """As plain values, times to the millisecond."""
         row = asdict(self)
-        return row | {"start": round(self.start, 3), "end": round(self.end, 3), "score": round(self.score, 6)}
+        return row | {
+            "start": round(self.start, 3),
+            "end": round(self.end, 3),
+            "score": round(self.score, 6),
+        }
 
 
 @dataclass(frozen=True)
 class SegmentRules:
     """How scores become segments.
 
-    Args:
-        threshold: a class begins where its score reaches this ...
-        low_threshold: ... and ends where it falls below this.
-        smoothing: windows that a score is averaged over before that, an odd number; 1 leaves scores alone.
-        merge: segments of one class that are at most so many seconds apart become one.
-        min_seconds: segments that are shorter, after merging, are left out.
-        exclusive: one class at a time: another class that reaches the threshold with a higher score ends the first.
+    Args: threshold: a class begins where its score reaches this ... low_threshold: ... and ends
+        where it falls below this. smoothing: windows that a score is averaged over before that, an
+        odd number; 1 leaves scores alone. merge: segments of one class that are at most so many
+        seconds apart become one. min_seconds: segments that are shorter, after merging, are left
+        out. exclusive: one class at a time: another class that reaches the threshold with a higher
+        score ends the first.
 
     Raises ValueError for rules that contradict themselves.
     """
@@ -60,10 +64,14 @@ class SegmentRules:
         if self.smoothing < 1 or self.smoothing % 2 == 0:
             raise ValueError(f"smoothing must be an odd number of windows, got {self.smoothing}")
         if self.merge < 0 or self.min_seconds < 0:
-            raise ValueError(f"merge and min_seconds must not be negative, got {self.merge} and {self.min_seconds}")
+            raise ValueError(
+                f"merge and min_seconds must not be negative, got {self.merge} and {self.min_seconds}"
+            )
 
 
-def find_segments(scores: np.ndarray, cells: np.ndarray, labels: list[str], rules: SegmentRules) -> list[Segment]:
+def find_segments(
+    scores: np.ndarray, cells: np.ndarray, labels: list[str], rules: SegmentRules
+) -> list[Segment]:
     """The segments of a video in order of time.
 
     Args:
@@ -72,7 +80,9 @@ def find_segments(scores: np.ndarray, cells: np.ndarray, labels: list[str], rule
         labels: the names of the classes.
     """
     if len(cells) != len(scores) + 1 or scores.shape[1] != len(labels):
-        raise ValueError(f"scores {scores.shape} do not fit {len(cells)} borders and {len(labels)} labels")
+        raise ValueError(
+            f"scores {scores.shape} do not fit {len(cells)} borders and {len(labels)} labels"
+        )
     smooth = smoothed(scores, rules.smoothing)
     active = _one_at_a_time(smooth, rules) if rules.exclusive else _each_alone(smooth, rules)
     segments = []
@@ -86,9 +96,13 @@ def find_segments(scores: np.ndarray, cells: np.ndarray, labels: list[str], rule
 
 
 def smoothed(scores: np.ndarray, width: int) -> np.ndarray:
-    """The centred mean over `width` windows, `(windows, labels)`; at the ends over those that there are."""
+    """The centred mean over `width` windows, `(windows, labels)`; at the ends over those that there
+    are.
+    """
     half = width // 2
-    sums = np.concatenate((np.zeros((1, scores.shape[1])), np.cumsum(scores, axis=0, dtype=np.float64)))
+    sums = np.concatenate(
+        (np.zeros((1, scores.shape[1])), np.cumsum(scores, axis=0, dtype=np.float64))
+    )
     numbers = np.arange(len(scores))
     begin, end = np.maximum(numbers - half, 0), np.minimum(numbers + half + 1, len(scores))
     return (sums[end] - sums[begin]) / (end - begin)[:, None]
@@ -127,11 +141,14 @@ def _runs(active: np.ndarray) -> list[tuple[int, int]]:
 
 def _lengths(cells: np.ndarray, begin: int, end: int) -> np.ndarray:
     lengths = np.diff(cells[begin : end + 1])
-    return lengths if lengths.sum() > 0 else np.ones(end - begin)  # a video of one picture lasts no time
+    # a video of one picture lasts no time
+    return lengths if lengths.sum() > 0 else np.ones(end - begin)
 
 
 def merged(segments: list[Segment], gap: float) -> list[Segment]:
-    """Segments of one class that are at most `gap` seconds apart as one, its score their mean by length."""
+    """Segments of one class that are at most `gap` seconds apart as one, its score their mean by
+    length.
+    """
     joined: list[Segment] = []
     latest: dict[str, Segment] = {}
     for segment in sorted(segments, key=lambda one: one.start):
@@ -141,6 +158,8 @@ def merged(segments: list[Segment], gap: float) -> list[Segment]:
             before.score = float(np.average((before.score, segment.score), weights=lengths))
             before.end = segment.end
         else:
-            latest[segment.label] = Segment(segment.start, segment.end, segment.label, segment.score)
+            latest[segment.label] = Segment(
+                segment.start, segment.end, segment.label, segment.score
+            )
             joined.append(latest[segment.label])
     return joined

@@ -1,4 +1,6 @@
-"""Frames that come one after another, from a file, a camera or anything else, to predictions over time."""
+"""Frames that come one after another, from a file, a camera or anything else, to predictions over
+time.
+"""
 
 import time
 from collections import deque
@@ -18,11 +20,12 @@ from .windows import Windows
 
 @dataclass
 class WindowPrediction:
-    """What the model says of one window, from `start` to `end` in the seconds of the frames that were pushed.
+    """What the model says of one window, from `start` to `end` in the seconds of the frames that
+    were pushed.
 
-    `scores` float32 `(labels,)`: probabilities, or a regression's numbers. `answers` are the same with their names,
-    the best first (see `inference.name_scores`). `features` float32 `(hidden,)` is CLS of the last block, None where
-    it was not asked for.
+    `scores` float32 `(labels,)`: probabilities, or a regression's numbers. `answers` are the same
+    with their names, the best first (see `inference.name_scores`). `features` float32 `(hidden,)`
+    is CLS of the last block, None where it was not asked for.
     """
 
     number: int
@@ -35,7 +38,9 @@ class WindowPrediction:
 
 @dataclass
 class _OpenWindow:
-    """A window that still waits for frames; `frames` holds the views of those it has, `(views, c, h, w)` each."""
+    """A window that still waits for frames; `frames` holds the views of those it has,
+    `(views, c, h, w)` each.
+    """
 
     number: int
     moments: np.ndarray
@@ -49,22 +54,21 @@ class StreamClassifier:
         for prediction in stream(frames_with_times):
             print(prediction.start, prediction.end, prediction.answers[0])
 
-    or, frame by frame, `stream.push(frame, seconds)` and at the end `stream.finish()`; each returns the predictions of
-    the windows that were completed by it.
+    or, frame by frame, `stream.push(frame, seconds)` and at the end `stream.finish()`; each returns
+    the predictions of the windows that were completed by it.
 
-    Args:
-        model: in eval mode, on its device, in its dtype.
-        processor: its frames a clip, sizes, crops and normalisation are used; its sampling is not: a window takes
-            the frames that are shown at the middles of its `num_frames` equal parts.
-        window, stride: a window of so many seconds begins every so many seconds, the first with the first frame.
-        batch_size: windows that run together. Predictions come once so many are complete.
-        max_delay: for live sources. A window that is complete more than so many seconds after it happened, by
-            `clock`, is dropped and counted in `dropped`; None drops none.
-        clock: seconds that pass; the first frame is taken to be pushed in the moment it was taken.
-        with_features: predictions carry CLS of the last block.
-        first: number of the first window to run; earlier ones are passed over.
+    Args: model: in eval mode, on its device, in its dtype. processor: its frames a clip, sizes,
+        crops and normalisation are used; its sampling is not: a window takes the frames that are
+        shown at the middles of its `num_frames` equal parts. window, stride: a window of so many
+        seconds begins every so many seconds, the first with the first frame. batch_size: windows
+        that run together. Predictions come once so many are complete. max_delay: for live sources.
+        A window that is complete more than so many seconds after it happened, by `clock`, is
+        dropped and counted in `dropped`; None drops none. clock: seconds that pass; the first frame
+        is taken to be pushed in the moment it was taken. with_features: predictions carry CLS of
+        the last block. first: number of the first window to run; earlier ones are passed over.
 
-    A frame is what the processor takes: a PIL image, an array or tensor of `(H, W, 3)` or `(3, H, W)`, values 0 to
+    A frame is what the processor takes: a PIL image, an array or tensor of `(H, W, 3)` or
+    `(3, H, W)`, values 0 to
     255. `push` raises ValueError for a time that is earlier than the last one.
     """
 
@@ -84,7 +88,9 @@ class StreamClassifier:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if with_features and not hasattr(model, "timesformer"):
-            raise ValueError(f"with_features needs a TimeSformer model; {type(model).__name__} gives logits alone")
+            raise ValueError(
+                f"with_features needs a TimeSformer model; {type(model).__name__} gives logits alone"
+            )
         self.windows = Windows(window, stride, processor.num_frames)
         self.model, self.processor = model, processor
         self.dropped = 0
@@ -92,7 +98,8 @@ class StreamClassifier:
         self._with_features = with_features
         self._origin: float | None = None  # the time of the first frame, in the caller's seconds
         self._begun_at = 0.0  # the same moment on the clock
-        self._held: tuple[float, Any] | None = None  # the frame that is shown until the next one comes
+        # the frame that is shown until the next one comes
+        self._held: tuple[float, Any] | None = None
         self._step = 0.0  # from the last but one frame to the last
         self._next = first  # the number of the next window to open
         self._open: deque[_OpenWindow] = deque()
@@ -116,7 +123,9 @@ class StreamClassifier:
         now = seconds - self._origin
         if self._held is not None:
             if now < self._held[0]:
-                raise ValueError(f"frames must come in order: {seconds} s after {self._held[0] + self._origin} s")
+                raise ValueError(
+                    f"frames must come in order: {seconds} s after {self._held[0] + self._origin} s"
+                )
             self._step = now - self._held[0]
             self._open_until(now - MAX_TOLERANCE)
             self._show_until(now - MAX_TOLERANCE)
@@ -126,10 +135,12 @@ class StreamClassifier:
 
     @torch.inference_mode()
     def finish(self, end: float | None = None) -> list[WindowPrediction]:
-        """The predictions that are left, up to the end of the stream, where the last frame stops being shown.
+        """The predictions that are left, up to the end of the stream, where the last frame stops
+        being shown.
 
-        `end` is in the seconds of `push`; None takes the last frame to last as long as the one before it. Windows
-        that run past the end are filled with the last frame. A stream without frames has no predictions.
+        `end` is in the seconds of `push`; None takes the last frame to last as long as the one
+        before it. Windows that run past the end are filled with the last frame. A stream without
+        frames has no predictions.
         """
         if self._held is None:
             return []
@@ -149,16 +160,23 @@ class StreamClassifier:
             self._next += 1
 
     def _show_until(self, now: float) -> None:
-        """Give the held frame to every open window that looks at a moment before `now` and has none for it yet."""
+        """Give the held frame to every open window that looks at a moment before `now` and has none
+        for it yet.
+        """
         views = None
         for window in self._open:
-            while len(window.frames) < len(window.moments) and window.moments[len(window.frames)] < now:
+            while (
+                len(window.frames) < len(window.moments)
+                and window.moments[len(window.frames)] < now
+            ):
                 if views is None:
                     views = self._make_views(self._held[1])
                 window.frames.append(views)
 
     def _close_until(self, now: float) -> None:
-        """Move the windows that end before `now` to those that are complete, or drop them where they are late."""
+        """Move the windows that end before `now` to those that are complete, or drop them where
+        they are late.
+        """
         while self._open and self.windows.end(self._open[0].number) <= now:
             window = self._open.popleft()
             if self._is_late(window):
@@ -172,9 +190,15 @@ class StreamClassifier:
         return self._clock() - self._begun_at - self.windows.end(window.number) > self._max_delay
 
     def _make_views(self, frame: Any) -> torch.Tensor:
-        """The crops of one frame, scaled but not normalised: `(views, c, h, w)`, in the frame's own type."""
+        """The crops of one frame, scaled but not normalised: `(views, c, h, w)`, in the frame's own
+        type.
+        """
         views = self.processor(
-            [[frame]], do_sample_frames=False, do_rescale=False, do_normalize=False, return_tensors="pt"
+            [[frame]],
+            do_sample_frames=False,
+            do_rescale=False,
+            do_normalize=False,
+            return_tensors="pt",
         )["pixel_values"]
         # one view: (1, 1, c, h, w); several: (1, views, 1, c, h, w)
         return views.flatten(0, -4)
@@ -182,7 +206,10 @@ class StreamClassifier:
     def _run_batches(self, at_least: int) -> list[WindowPrediction]:
         predictions = []
         while len(self._complete) >= at_least:
-            batch, self._complete = self._complete[: self._batch_size], self._complete[self._batch_size :]
+            batch, self._complete = (
+                self._complete[: self._batch_size],
+                self._complete[self._batch_size :],
+            )
             predictions += self._run(batch)
         return predictions
 
@@ -198,7 +225,8 @@ class StreamClassifier:
             num_crops=1,
             return_tensors="pt",
         )
-        pixel_values = inputs["pixel_values"].unflatten(0, (-1, num_views))  # (b*v, t, c, h, w) -> (b, v, ...)
+        # (b*v, t, c, h, w) -> (b, v, ...)
+        pixel_values = inputs["pixel_values"].unflatten(0, (-1, num_views))
         logits, features = self._forward(pixel_values)
         scores = scores_of(logits, self.model.config).cpu()
         predictions = []
@@ -217,7 +245,9 @@ class StreamClassifier:
         return predictions
 
     def _forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, np.ndarray | None]:
-        """Logits `(b, labels)` and, where asked for, CLS `(b, hidden)`: the mean over the views of `(b, v, ...)`."""
+        """Logits `(b, labels)` and, where asked for, CLS `(b, hidden)`: the mean over the views of
+        `(b, v, ...)`.
+        """
         parameter = next(self.model.parameters(), None)  # an exported graph has none
         if parameter is not None:
             pixel_values = pixel_values.to(parameter.device, parameter.dtype)

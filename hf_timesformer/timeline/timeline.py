@@ -13,9 +13,10 @@ from .windows import Windows
 class Timeline:
     """Scores over time of one video, and the segments that follow from them.
 
-    `scores` float32 `(windows, labels)`, `features` `(windows, hidden)` or None, `seconds` the length of the video;
-    `frame_rate` frames a second, None where unknown; `gaps` stretches that could not be decoded, `(from, to)` in
-    seconds, `to` None for the end; `settings` is how it was made, for the files.
+    `scores` float32 `(windows, labels)`, `features` `(windows, hidden)` or None, `seconds` the
+    length of the video; `frame_rate` frames a second, None where unknown; `gaps` stretches that
+    could not be decoded, `(from, to)` in seconds, `to` None for the end; `settings` is how it was
+    made, for the files.
     """
 
     video: str

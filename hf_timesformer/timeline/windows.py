@@ -10,8 +10,9 @@ Windows of 2 seconds every 1 second, 4 frames each (x), over a video of 4.5 seco
                                                            :      last frame of the video stands for the rest
     cells     |    0         |    1    |    2    |    3    |
 
-A window looks at the middle of each of its `num_frames` equal parts. Neighbouring windows whose moments coincide, as
-here, share frames. A window speaks for its cell, the time around its middle that no other window is nearer to.
+A window looks at the middle of each of its `num_frames` equal parts. Neighbouring windows whose
+moments coincide, as here, share frames. A window speaks for its cell, the time around its middle
+that no other window is nearer to.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of `window` seconds every `stride` seconds with `num_frames` frames each, counted from 0.
+    """Windows of `window` seconds every `stride` seconds with `num_frames` frames each, counted
+    from 0.
 
     Raises ValueError for lengths that are not positive.
     """
@@ -55,7 +57,9 @@ class Windows:
 
     def moments(self, number: int) -> np.ndarray:
         """The times that the window looks at: float64 `(num_frames,)`, in seconds."""
-        return self.start(number) + (np.arange(self.num_frames) + 0.5) * self.window / self.num_frames
+        return (
+            self.start(number) + (np.arange(self.num_frames) + 0.5) * self.window / self.num_frames
+        )
 
     def all_moments(self, first: int = 0) -> Iterator[float]:
         """The times that any window from `first` on looks at, ascending, each once, without end."""
@@ -78,7 +82,9 @@ class Windows:
         return 1 + max(0, ceil((seconds - self.window) / self.stride - SAME))
 
     def cells(self, seconds: float) -> np.ndarray:
-        """The borders of the windows' cells in a video of that length: float64 `(windows + 1,)`, from 0 to its end."""
+        """The borders of the windows' cells in a video of that length: float64 `(windows + 1,)`,
+        from 0 to its end.
+        """
         middles = self.window / 2 + np.arange(self.count(seconds)) * self.stride
         borders = (middles[1:] + middles[:-1]) / 2
         return np.clip(np.concatenate(([0.0], borders, [seconds])), 0, seconds)

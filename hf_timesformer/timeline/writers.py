@@ -9,20 +9,26 @@ import numpy as np
 from .timeline import Timeline
 
 
-# Label Studio counts frames at the rate that its labelling page is told (`<Video frameRate="25">` by default).
+# Label Studio counts frames at the rate that its labelling page is told (`<Video frameRate="25">`
+# by default).
 DEFAULT_RATE = 25.0
 TOP = 5  # classes of a window that the JSON names
 
 
 def write_json(path: Path, timeline: Timeline) -> Path:
-    """Everything: how it was made, segments, and of each window the classes with the highest scores (all numbers)."""
+    """Everything: how it was made, segments, and of each window the classes with the highest scores
+    (all numbers).
+    """
     content = {
         "video": timeline.video,
         "seconds": round(timeline.seconds, 3),
         **timeline.settings,
         "labels": timeline.labels,
         "segments": [segment.to_dict() for segment in timeline.segments],
-        "not_decoded": [[round(begin, 3), None if end is None else round(end, 3)] for begin, end in timeline.gaps],
+        "not_decoded": [
+            [round(begin, 3), None if end is None else round(end, 3)]
+            for begin, end in timeline.gaps
+        ],
         "windows": [
             {"start": round(start, 3), "end": round(end, 3), "scores": _named(timeline, scores)}
             for (start, end), scores in zip(timeline.window_rows(), timeline.scores)
@@ -33,7 +39,11 @@ def write_json(path: Path, timeline: Timeline) -> Path:
 
 
 def _named(timeline: Timeline, scores: np.ndarray) -> dict[str, float]:
-    order = np.arange(len(scores)) if timeline.is_regression else np.argsort(-scores, kind="stable")[:TOP]
+    order = (
+        np.arange(len(scores))
+        if timeline.is_regression
+        else np.argsort(-scores, kind="stable")[:TOP]
+    )
     return {timeline.labels[index]: round(float(scores[index]), 6) for index in order}
 
 
@@ -44,7 +54,9 @@ def write_segments_csv(path: Path, timeline: Timeline) -> Path:
         writer.writerow(["start", "end", "label", "score"])
         for segment in timeline.segments:
             row = segment.to_dict()
-            writer.writerow([f"{row['start']:.3f}", f"{row['end']:.3f}", row["label"], f"{row['score']:.6f}"])
+            writer.writerow(
+                [f"{row['start']:.3f}", f"{row['end']:.3f}", row["label"], f"{row['score']:.6f}"]
+            )
     return path
 
 
@@ -59,12 +71,19 @@ def write_scores_csv(path: Path, timeline: Timeline) -> Path:
 
 
 def write_webvtt(path: Path, timeline: Timeline) -> Path:
-    """Subtitles that any player shows: a cue for each segment; for a regression, the numbers of each window's cell."""
-    cues = [(segment.start, segment.end, f"{segment.label} {segment.score:.0%}") for segment in timeline.segments]
+    """Subtitles that any player shows: a cue for each segment; for a regression, the numbers of
+    each window's cell.
+    """
+    cues = [
+        (segment.start, segment.end, f"{segment.label} {segment.score:.0%}")
+        for segment in timeline.segments
+    ]
     if timeline.is_regression:
         cells = timeline.cells
         for begin, end, scores in zip(cells, cells[1:], timeline.scores):
-            text = ", ".join(f"{label} {score:.4g}" for label, score in zip(timeline.labels, scores))
+            text = ", ".join(
+                f"{label} {score:.4g}" for label, score in zip(timeline.labels, scores)
+            )
             cues.append((float(begin), float(end), text))
     lines = ["WEBVTT", ""]
     for begin, end, text in cues:
@@ -88,10 +107,11 @@ def _cue_text(text: str) -> str:
 
 
 def write_label_studio(path: Path, timeline: Timeline) -> Path:
-    """A task with predictions for Label Studio's `<Video name="video">` with `<TimelineLabels name="timeline">`.
+    """A task with predictions for Label Studio's `<Video name="video">` with
+    `<TimelineLabels name="timeline">`.
 
-    Frames count from 1 and both ends are included. They are those of the video's own frame rate: the labelling page
-    must say `frameRate` as the task's data does.
+    Frames count from 1 and both ends are included. They are those of the video's own frame rate:
+    the labelling page must say `frameRate` as the task's data does.
     """
     rate = timeline.frame_rate or DEFAULT_RATE
     result = [
@@ -102,7 +122,12 @@ def write_label_studio(path: Path, timeline: Timeline) -> Path:
             "type": "timelinelabels",
             "score": round(segment.score, 6),
             "value": {
-                "ranges": [{"start": round(segment.start * rate) + 1, "end": max(1, round(segment.end * rate))}],
+                "ranges": [
+                    {
+                        "start": round(segment.start * rate) + 1,
+                        "end": max(1, round(segment.end * rate)),
+                    }
+                ],
                 "timelinelabels": [segment.label],
             },
         }
@@ -114,13 +139,18 @@ def write_label_studio(path: Path, timeline: Timeline) -> Path:
         "score": round(float(np.mean(scores)), 6) if scores else 0.0,
         "result": result,
     }
-    task = {"data": {"video": timeline.video, "frameRate": round(rate, 6)}, "predictions": [prediction]}
+    task = {
+        "data": {"video": timeline.video, "frameRate": round(rate, 6)},
+        "predictions": [prediction],
+    }
     path.write_text(json.dumps([task], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 
 def write_features(path: Path, timelines: list[Timeline]) -> Path:
-    """CLS features of every window of some videos as Parquet: `video`, `window`, `start`, `end`, `features`."""
+    """CLS features of every window of some videos as Parquet: `video`, `window`, `start`, `end`,
+    `features`.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -134,6 +164,8 @@ def write_features(path: Path, timelines: list[Timeline]) -> Path:
             columns["features"].append(timeline.features[number])
     width = len(columns["features"][0]) if columns["features"] else 0
     types = {"features": pyarrow.list_(pyarrow.float32(), width)}
-    table = pyarrow.table({name: pyarrow.array(rows, types.get(name)) for name, rows in columns.items()})
+    table = pyarrow.table(
+        {name: pyarrow.array(rows, types.get(name)) for name, rows in columns.items()}
+    )
     pyarrow.parquet.write_table(table, path)
     return path

@@ -1,1 +1,3 @@
-"""`Trainer` for clips: arguments, the run, where it starts from, the classifier's fit, checkpoints, recipes."""
+"""`Trainer` for clips: arguments, the run, where it starts from, the classifier's fit, checkpoints,
+recipes.
+"""

@@ -19,7 +19,8 @@ BASE_FOLDER = "base"  # in the output folder: the network that the adapter is fo
 def add_adapter(
     network: TimeSformerForVideoClassification, model: ModelArguments, args: VideoTrainingArguments
 ) -> nn.Module:
-    """The network with LoRA adapters that learn together with the classifier, or as it is without `--lora_r`.
+    """The network with LoRA adapters that learn together with the classifier, or as it is without
+    `--lora_r`.
 
     The network itself is saved to `base` in the output folder, which the adapter names as its base
     model. Blocks that `freeze_depth` freezes get no adapter. Raises ValueError where peft is
@@ -30,9 +31,13 @@ def add_adapter(
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ValueError("--lora_r needs the package peft: pip install peft (extra `peft`)") from error
+        raise ValueError(
+            "--lora_r needs the package peft: pip install peft (extra `peft`)"
+        ) from error
     if args.freeze != "none":
-        raise ValueError(f"--freeze {args.freeze} does not go with --lora_r, which freezes all but the adapters")
+        raise ValueError(
+            f"--freeze {args.freeze} does not go with --lora_r, which freezes all but the adapters"
+        )
     base = Path(args.output_dir) / BASE_FOLDER
     if args.should_save:
         network.save_pretrained(base)
@@ -49,7 +54,9 @@ def add_adapter(
         modules_to_save=["classifier"],
     )
     adapted = get_peft_model(network, config)
-    learning = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    learning = sum(
+        parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
+    )
     logger.info(
         "LoRA: %d parameters learn, the classifier's among them; the base model is in %s",
         learning,
@@ -59,7 +66,9 @@ def add_adapter(
 
 
 def merge_adapter(adapted: Any, folder: str | Path) -> PreTrainedModel:
-    """Merge an adapter into its network, and save that as a whole model in place of the adapter's files."""
+    """Merge an adapter into its network, and save that as a whole model in place of the adapter's
+    files.
+    """
     merged = adapted.merge_and_unload()
     for path in Path(folder).glob("adapter_*"):
         path.unlink()

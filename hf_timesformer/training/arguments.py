@@ -18,10 +18,14 @@ logger = logging.getLogger(__name__)
 class ModelArguments:
     """What to start from, and the clips that it takes."""
 
-    model: str | None = field(default=None, metadata={"help": "TimeSformer to fine-tune: a folder or Hub id."})
+    model: str | None = field(
+        default=None, metadata={"help": "TimeSformer to fine-tune: a folder or Hub id."}
+    )
     from_vit: str | None = field(
         default=None,
-        metadata={"help": "Image ViT to start from: a folder or Hub id, or .safetensors with timm's names."},
+        metadata={
+            "help": "Image ViT to start from: a folder or Hub id, or .safetensors with timm's names."
+        },
     )
     new_head: bool = field(
         default=False,
@@ -33,29 +37,47 @@ class ModelArguments:
     config_overrides: str | None = field(
         default=None, metadata={"help": "Config fields, such as hidden_size=96,drop_path_rate=0.1."}
     )
-    attention_type: str | None = field(default=None, metadata={"help": "Attention scheme (see TimeSformerConfig)."})
+    attention_type: str | None = field(
+        default=None, metadata={"help": "Attention scheme (see TimeSformerConfig)."}
+    )
     drop_path_rate: float | None = field(
         default=None,
         metadata={"help": "Stochastic depth of the last block, less in those before it."},
     )
-    attn_implementation: str | None = field(default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."})
-    num_frames: int | None = field(default=None, metadata={"help": "Frames a clip, if not the checkpoint's."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa, flash_attention_2, ..."}
+    )
+    num_frames: int | None = field(
+        default=None, metadata={"help": "Frames a clip, if not the checkpoint's."}
+    )
     image_size: list[int] | None = field(
         default=None,
         metadata={"help": "Size of the crops in pixels: one number, or height and width."},
     )
-    sampling: str | None = field(default=None, metadata={"help": "clip (a window) or segments (the whole video)."})
+    sampling: str | None = field(
+        default=None, metadata={"help": "clip (a window) or segments (the whole video)."}
+    )
     sampling_rate: int | None = field(
         default=None, metadata={"help": "Source frames from one frame of a clip to the next."}
     )
-    target_fps: float | None = field(default=None, metadata={"help": "Frame rate that sampling_rate is meant for."})
-    image_mean: list[float] | None = field(default=None, metadata={"help": "Mean of each channel, 0 to 1."})
-    image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation of each channel."})
+    target_fps: float | None = field(
+        default=None, metadata={"help": "Frame rate that sampling_rate is meant for."}
+    )
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of each channel, 0 to 1."}
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of each channel."}
+    )
     lora_r: int | None = field(
         default=None,
-        metadata={"help": "Rank of LoRA adapters, which learn with the classifier while the rest is frozen."},
+        metadata={
+            "help": "Rank of LoRA adapters, which learn with the classifier while the rest is frozen."
+        },
     )
-    lora_alpha: float | None = field(default=None, metadata={"help": "Scale of the adapters: 2 * --lora_r."})
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "Scale of the adapters: 2 * --lora_r."}
+    )
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in the adapters."})
     lora_targets: list[str] = field(
         default_factory=lambda: ["qkv"], metadata={"help": "Names of the layers that get adapters."}
@@ -76,11 +98,15 @@ class DataArguments(DatasetArguments):
     )
     validation_fraction: float = field(
         default=0.1,
-        metadata={"help": "Share of the training clips held out where there is no validation split; 0: none."},
+        metadata={
+            "help": "Share of the training clips held out where there is no validation split; 0: none."
+        },
     )
     balanced_sampling: bool = field(
         default=False,
-        metadata={"help": "Draw clips of every class equally often: those of rare classes several times an epoch."},
+        metadata={
+            "help": "Draw clips of every class equally often: those of rare classes several times an epoch."
+        },
     )
     group_by: str | None = field(
         default=None,
@@ -95,13 +121,19 @@ class DataArguments(DatasetArguments):
     )
     inverse_short_side: bool = field(
         default=False,
-        metadata={"help": "Draw the inverse of the short side uniformly: small ones come more often."},
+        metadata={
+            "help": "Draw the inverse of the short side uniformly: small ones come more often."
+        },
     )
     random_resized_crop: list[float] | None = field(
         default=None,
-        metadata={"help": "Range of the share of a frame that a crop covers, such as 0.3 1, in place of the jitter."},
+        metadata={
+            "help": "Range of the share of a frame that a crop covers, such as 0.3 1, in place of the jitter."
+        },
     )
-    flip: bool = field(default=True, metadata={"help": "Mirror half of the clips; ssv2 is never mirrored."})
+    flip: bool = field(
+        default=True, metadata={"help": "Mirror half of the clips; ssv2 is never mirrored."}
+    )
     shuffle_buffer: int = field(
         default=256,
         metadata={"help": "Clips of tar shards that each worker shuffles at a time, in memory."},
@@ -117,10 +149,14 @@ class DataArguments(DatasetArguments):
         default=None,
         metadata={"help": "Where to list clips that the annotations name and the disk lacks."},
     )
-    color_jitter: float = field(default=0.0, metadata={"help": "Strength of brightness, contrast, saturation jitter."})
+    color_jitter: float = field(
+        default=0.0, metadata={"help": "Strength of brightness, contrast, saturation jitter."}
+    )
     rand_augment: list[int] | None = field(
         default=None,
-        metadata={"help": "Operations of RandAugment and their strength from 0 to 30, such as 2 9."},
+        metadata={
+            "help": "Operations of RandAugment and their strength from 0 to 30, such as 2 9."
+        },
     )
     random_erasing: float = field(
         default=0.0,
@@ -129,7 +165,9 @@ class DataArguments(DatasetArguments):
     mixup: float = field(default=0.0, metadata={"help": "alpha of mixup; 0: none."})
     cutmix: float = field(
         default=0.0,
-        metadata={"help": "alpha of CutMix; 0: none. With --mixup each batch is mixed in one of both ways."},
+        metadata={
+            "help": "alpha of CutMix; 0: none. With --mixup each batch is mixed in one of both ways."
+        },
     )
     repeated_augmentation: int = field(
         default=1,
@@ -144,7 +182,9 @@ class DataArguments(DatasetArguments):
     )
     preview: int = field(
         default=0,
-        metadata={"help": "Write contact sheets of so many augmented training clips to --output_dir first."},
+        metadata={
+            "help": "Write contact sheets of so many augmented training clips to --output_dir first."
+        },
     )
     recipe: str | None = field(
         default="small-set",
@@ -154,7 +194,9 @@ class DataArguments(DatasetArguments):
 
 @dataclass
 class VideoTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with what fine-tuning on clips needs beyond them, and defaults that suit it."""
+    """`TrainingArguments` with what fine-tuning on clips needs beyond them, and defaults that suit
+    it.
+    """
 
     freeze: str = field(
         default="none",
@@ -166,7 +208,9 @@ class VideoTrainingArguments(TrainingArguments):
     )
     freeze_depth: float = field(
         default=0.0,
-        metadata={"help": "Share of the blocks, from the first on, that does not learn, nor do the embeddings."},
+        metadata={
+            "help": "Share of the blocks, from the first on, that does not learn, nor do the embeddings."
+        },
     )
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the classifier, if not --learning_rate."}
@@ -219,11 +263,15 @@ class VideoTrainingArguments(TrainingArguments):
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "Evaluate and save an exponential moving average of the weights, such as 0.999."},
+        metadata={
+            "help": "Evaluate and save an exponential moving average of the weights, such as 0.999."
+        },
     )
     early_stopping_patience: int | None = field(
         default=None,
-        metadata={"help": "Stop once so many evaluations in a row have not been better than the best one before."},
+        metadata={
+            "help": "Stop once so many evaluations in a row have not been better than the best one before."
+        },
     )
     lr_milestones: list[float] | None = field(
         default=None,
@@ -248,9 +296,15 @@ class VideoTrainingArguments(TrainingArguments):
             "const": "last",
         },
     )
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Clips a device evaluates at once."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: `no`, `steps` or `epoch`."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: `no`, `steps`, `epoch` or `best`."})
+    per_device_eval_batch_size: int = field(
+        default=8, metadata={"help": "Clips a device evaluates at once."}
+    )
+    eval_strategy: str = field(
+        default="epoch", metadata={"help": "When to evaluate: `no`, `steps` or `epoch`."}
+    )
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to save: `no`, `steps`, `epoch` or `best`."}
+    )
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints to keep; the best and the last always stay."}
     )
@@ -276,26 +330,37 @@ class VideoTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(
         default="top1_accuracy", metadata={"help": "Metric that says which model is the best."}
     )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps, or every such share of all."})
-    dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that decode, for each device."})
+    logging_steps: float = field(
+        default=10, metadata={"help": "Log every so many steps, or every such share of all."}
+    )
+    dataloader_num_workers: int = field(
+        default=2, metadata={"help": "Processes that decode, for each device."}
+    )
     remove_unused_columns: bool = field(
         default=False,
-        metadata={"help": "Whether columns of a plain data set that the model does not take are removed."},
+        metadata={
+            "help": "Whether columns of a plain data set that the model does not take are removed."
+        },
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False,
-        metadata={"help": "Whether DDP looks in each step for parameters without a gradient. This network has none."},
+        metadata={
+            "help": "Whether DDP looks in each step for parameters without a gradient. This network has none."
+        },
     )
 
     def __post_init__(self):
         if self.load_best_model_at_end is None:
             self.load_best_model_at_end = self._evaluations_have_checkpoints()
-        self.use_cpu |= not torch.accelerator.is_available()  # else --bf16 is refused where there are CPUs only
+        # else --bf16 is refused where there are CPUs only
+        self.use_cpu |= not torch.accelerator.is_available()
         super().__post_init__()
         self.dataloader_pin_memory &= torch.accelerator.is_available()
 
     def _evaluations_have_checkpoints(self) -> bool:
-        """Whether each evaluation comes with a checkpoint, so that the best model can be loaded at the end."""
+        """Whether each evaluation comes with a checkpoint, so that the best model can be loaded at
+        the end.
+        """
         evaluations = IntervalStrategy(self.eval_strategy).value
         saves = SaveStrategy(self.save_strategy).value
         if "no" in (evaluations, saves):
@@ -322,7 +387,14 @@ class VideoTrainingArguments(TrainingArguments):
         return True
 
     def learning_rate_factor(self, batch_size: int) -> float:
-        """What the learning rates are multiplied by where each device takes `batch_size` clips at a time."""
+        """What the learning rates are multiplied by where each device takes `batch_size` clips at a
+        time.
+        """
         if self.reference_batch_size is None:
             return 1.0
-        return batch_size * self.gradient_accumulation_steps * self.world_size / self.reference_batch_size
+        return (
+            batch_size
+            * self.gradient_accumulation_steps
+            * self.world_size
+            / self.reference_batch_size
+        )

@@ -1,4 +1,5 @@
-"""Which checkpoints of a run are whole, which may be removed, and that a folder has one run at a time.
+"""Which checkpoints of a run are whole, which may be removed, and that a folder has one run at a
+time.
 
 A checkpoint of ours carries a mark: `incomplete` while it is being written, `data_order.json` from
 then on. What carries neither is somebody else's, and is never removed.
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 INCOMPLETE = "incomplete"  # stands in a checkpoint for as long as it is being written
 BAD_CLIPS = "bad_clips.json"
 DATA_ORDER = "data_order.json"
-EVALUATION_DUE = "evaluation_due"  # stands in a checkpoint that was saved when an evaluation was due, or was cut off
+# stands in a checkpoint that was saved when an evaluation was due, or was cut off
+EVALUATION_DUE = "evaluation_due"
 RUN_LOCK = "_run.lock"  # the underscore keeps Trainer from pushing it to the Hub
 WAIT_SECONDS = 20  # decoding workers outlive a killed run by some seconds, and hold its lock
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
@@ -80,7 +82,8 @@ def remove_half_written(output_dir: str | Path) -> None:
 
 
 def remove_old_checkpoints(output_dir: str | Path, keep: int | None, best: str | None) -> None:
-    """Remove all whole checkpoints of ours but the last `keep`; the best one stays and counts as one of them.
+    """Remove all whole checkpoints of ours but the last `keep`; the best one stays and counts as
+    one of them.
 
     Where `keep` is 1, the last one stays beside the best one, to resume from. None or 0 keeps all.
     """
@@ -120,7 +123,9 @@ def only_run_in(output_dir: str | Path) -> Iterator[None]:
             "launcher, or choose another --output_dir"
         ) from error
     except (OSError, NotImplementedError) as error:
-        logger.warning("%s cannot be locked (%s): two runs in it would not notice each other", path, error)
+        logger.warning(
+            "%s cannot be locked (%s): two runs in it would not notice each other", path, error
+        )
     _held.add(path)
     try:
         yield

@@ -45,7 +45,8 @@ def fit_new_classifier(
     gather: Gather = _keep,
     label_smoothing: float = 0.0,
 ) -> None:
-    """Fit `model.classifier`, which must be linear, to the frozen network's features of all clips in `batches`.
+    """Fit `model.classifier`, which must be linear, to the frozen network's features of all clips
+    in `batches`.
 
     Every process gives its own batches, as many as the others; each ends with the same classifier.
     `gather` takes a tuple of tensors and gives those of all processes (`accelerator.gather`).
@@ -53,7 +54,9 @@ def fit_new_classifier(
     """
     classifier = find_classifier(model)
     if not isinstance(classifier, nn.Linear):
-        raise ValueError(f"only a linear classifier can be fitted, not a {type(classifier).__name__}")
+        raise ValueError(
+            f"only a linear classifier can be fitted, not a {type(classifier).__name__}"
+        )
     features, targets = collect_features(model, batches, gather=gather)
     weight, bias = fit_classifier(features, targets, label_smoothing=label_smoothing)
     right = (features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)
@@ -72,7 +75,8 @@ def fit_new_classifier(
 def collect_features(
     model: Any, batches: Iterable[Mapping[str, Any]], *, gather: Gather = _keep
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the classifier gets, `(N, d)`, and what it should give, `(N, classes)`, of all processes, on the CPU.
+    """What the classifier gets, `(N, d)`, and what it should give, `(N, classes)`, of all
+    processes, on the CPU.
 
     A batch has `pixel_values` `(B, T, C, H, W)` or `(B, views, T, C, H, W)` and `labels` `(B,)` or
     `(B, classes)`; N counts views. Clips whose label no loss counts are left out.
@@ -80,10 +84,12 @@ def collect_features(
     model.eval()
     found_features, found_targets = [], []
     for batch in batches:
-        views = batch["pixel_values"].flatten(0, -5)  # (B, [views,] T, C, H, W) -> (B * views, T, C, H, W)
+        # (B, [views,] T, C, H, W) -> (B * views, T, C, H, W)
+        views = batch["pixel_values"].flatten(0, -5)
         tokens = model.base_model(views, cls_only=True).last_hidden_state
         targets = _soft(batch["labels"], model.num_labels)
-        targets = targets.repeat_interleave(len(views) // len(targets), dim=0)  # (B, classes) -> (B * views, classes)
+        # (B, classes) -> (B * views, classes)
+        targets = targets.repeat_interleave(len(views) // len(targets), dim=0)
         features, targets = gather((tokens[:, 0].float(), targets))
         found_features.append(features.cpu())
         found_targets.append(targets.cpu())
@@ -96,13 +102,16 @@ def _soft(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Labels `(B,)` or `(B, classes)` as the latter; what no loss counts is zero."""
     if labels.ndim == 2:
         return labels.float()
-    return functional.one_hot(labels.clamp(min=0), num_classes).float() * (labels > NO_CLIP)[:, None]
+    return (
+        functional.one_hot(labels.clamp(min=0), num_classes).float() * (labels > NO_CLIP)[:, None]
+    )
 
 
 def fit_classifier(
     features: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight `(classes, d)` and bias `(classes,)` of the linear discriminants of `features (N, d)`, in float64.
+    """Weight `(classes, d)` and bias `(classes,)` of the linear discriminants of `features (N, d)`,
+    in float64.
 
     Clips of class `c` are taken as normally distributed about its mean, all classes with one
     covariance, shrunk by `SHRINKAGE` towards its mean variance (Friedman 1989, "Regularized
@@ -111,7 +120,8 @@ def fit_classifier(
     minimises the cross-entropy to the targets, smoothed by `label_smoothing`.
     """
     features, targets = features.double(), targets.double()
-    counts = targets.sum(dim=0).clamp(min=0.5)  # a class without clips gets a mean, too: that of all
+    # a class without clips gets a mean, too: that of all
+    counts = targets.sum(dim=0).clamp(min=0.5)
     priors = counts / counts.sum()
     center = features.mean(dim=0)
     centered = features - center
@@ -119,7 +129,9 @@ def fit_classifier(
     within = centered.T @ centered / len(features) - means.T @ (priors[:, None] * means)
     variance = within.diagonal().mean().clamp(min=1e-6)
     identity = torch.eye(len(within), dtype=within.dtype)
-    weight = torch.linalg.solve((1 - SHRINKAGE) * within + SHRINKAGE * variance * identity, means.T).T
+    weight = torch.linalg.solve(
+        (1 - SHRINKAGE) * within + SHRINKAGE * variance * identity, means.T
+    ).T
     bias = priors.log() - (weight * means).sum(dim=1) / 2 - weight @ center
     scale = _best_scale(
         features @ weight.T + bias,
@@ -129,7 +141,9 @@ def fit_classifier(
 
 
 def _best_scale(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """The factor on the logits, between 0 and 1, of the smallest mean cross-entropy: it is convex in the factor."""
+    """The factor on the logits, between 0 and 1, of the smallest mean cross-entropy: it is convex
+    in the factor.
+    """
 
     def slope(scale: float) -> float:
         return ((scale * logits).softmax(dim=-1) - targets).mul(logits).sum().item()

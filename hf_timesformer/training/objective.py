@@ -1,4 +1,6 @@
-"""What training minimises, and the metrics of an evaluation, for each kind of problem in `data.targets`."""
+"""What training minimises, and the metrics of an evaluation, for each kind of problem in
+`data.targets`.
+"""
 
 import math
 
@@ -31,7 +33,8 @@ def clip_loss(
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The loss of a batch as a scalar, in float32: a sum over the clips that count, divided by their number.
+    """The loss of a batch as a scalar, in float32: a sum over the clips that count, divided by
+    their number.
 
     Cross-entropy to one class, binary cross-entropy (the mean over the classes) to several, the
     squared error to a number. Places that `targets.is_counted` leaves out add nothing.
@@ -49,7 +52,9 @@ def clip_loss(
     logits = logits.float()
     if problem_type == MULTI_LABEL:
         targets = torch.where(counted[:, None], labels, 0.0)
-        each = functional.binary_cross_entropy_with_logits(logits, targets, weight=class_weights, reduction="none")
+        each = functional.binary_cross_entropy_with_logits(
+            logits, targets, weight=class_weights, reduction="none"
+        )
         total = (each.mean(dim=1) * counted).sum()
     elif problem_type == REGRESSION:
         error = logits[:, 0] - torch.where(counted, labels, 0.0)
@@ -69,7 +74,8 @@ def clip_loss(
 
 
 def balanced_weights(counts: np.ndarray) -> torch.Tensor:
-    """A weight for each class by its number of clips `(classes,)`: all classes then weigh the same in the loss.
+    """A weight for each class by its number of clips `(classes,)`: all classes then weigh the same
+    in the loss.
 
     The mean weight over the clips is 1. Counts 30 and 10 give the weights 2/3 and 2. A class
     without clips gets 1.
@@ -82,7 +88,8 @@ def balanced_weights(counts: np.ndarray) -> torch.Tensor:
 
 
 class ClipMetrics:
-    """`compute_metrics` of a trainer: the metrics of a kind of problem, one clip a video, and how many there were.
+    """`compute_metrics` of a trainer: the metrics of a kind of problem, one clip a video, and how
+    many there were.
 
     One class: top-1, top-5 and mean class accuracy. Several: mean average precision, F1. A number:
     its mean absolute error. Clips that could not be read are counted apart. Where the network's
@@ -94,11 +101,17 @@ class ClipMetrics:
         self.problem_type = problem_type
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        logits = (
+            prediction.predictions[0]
+            if isinstance(prediction.predictions, tuple)
+            else prediction.predictions
+        )
         labels = prediction.label_ids
         counted = is_counted(labels)
         if not counted.any():
-            raise ValueError("no validation clip can be read, so nothing can be evaluated; see the warnings above")
+            raise ValueError(
+                "no validation clip can be read, so nothing can be evaluated; see the warnings above"
+            )
         counts = {
             "videos": int(counted.sum()),
             "videos_unreadable": int(is_unreadable(labels).sum()),
@@ -122,7 +135,9 @@ class ClipMetrics:
         return classification_metrics(logits, labels)
 
     def _wrong_answers(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
-        """Answers `(clips, classes)` to `labels` than which none is worse; of a number the error is infinite."""
+        """Answers `(clips, classes)` to `labels` than which none is worse; of a number the error is
+        infinite.
+        """
         if self.problem_type == REGRESSION:
             return np.full((len(labels), 1), np.inf)
         if self.problem_type == MULTI_LABEL:

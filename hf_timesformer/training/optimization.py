@@ -18,7 +18,9 @@ _EMBEDDINGS = re.compile(r"cls_token|position_embeddings|time_embeddings")
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
 # What wrappers put into the names of the parameters that they wrap: FSDP1, torch.compile,
 # recomputation, DDP.
-_WRAPPERS = re.compile(r"(^|(?<=\.))(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module|module)\.")
+_WRAPPERS = re.compile(
+    r"(^|(?<=\.))(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module|module)\."
+)
 _FLAT = "_flat_param"  # how FSDP1 names what it has merged
 
 
@@ -46,14 +48,17 @@ def freeze_parameters(model: nn.Module, freeze: str, freeze_depth: float = 0.0) 
     for name, parameter in model.named_parameters():
         is_head = _HEAD.search(name) is not None
         is_video = _VIDEO_PARAMETERS.search(name) is not None
-        is_kept = freeze_depth > 0 and _depth(name, num_layers) <= frozen_blocks and _is_below_norm(name)
+        is_kept = (
+            freeze_depth > 0 and _depth(name, num_layers) <= frozen_blocks and _is_below_norm(name)
+        )
         learns = freeze == "none" or is_head or (freeze == "spatial" and is_video)
         parameter.requires_grad = learns and not is_kept
     for module in model.modules():
         drop_path: Any = getattr(module, "drop_path", None)
         learns = any(parameter.requires_grad for parameter in module.parameters())
         if drop_path is not None and not learns:
-            drop_path.rate = 0.0  # stochastic depth is for what learns; else it only blurs the features
+            # stochastic depth is for what learns; else it only blurs the features
+            drop_path.rate = 0.0
 
 
 def parameter_groups(
@@ -133,7 +138,9 @@ def plain_name(name: str) -> str:
 
 
 def _is_below_norm(name: str) -> bool:
-    """Whether a parameter lies in the embeddings or a block, not in the final LayerNorm or the classifier."""
+    """Whether a parameter lies in the embeddings or a block, not in the final LayerNorm or the
+    classifier.
+    """
     return ".embeddings." in name or _LAYER.search(name) is not None
 
 
@@ -156,7 +163,9 @@ def step_schedule(
     factor: float,
     num_warmup_steps: int = 0,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then every group's learning rate times `factor` at each of `milestones` (in steps)."""
+    """Linear warm-up, then every group's learning rate times `factor` at each of `milestones` (in
+    steps).
+    """
 
     def scale(step: int) -> float:
         warmup = min(1.0, (step + 1) / (num_warmup_steps + 1))

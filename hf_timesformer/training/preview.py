@@ -22,7 +22,8 @@ def write_preview(
     clips: TrainingClips, collator: ClipCollator, count: int, folder: str | Path, *, names: Sequence[str],
     batch_size: int,
 ) -> list[Path]:  # fmt: skip
-    """Write `preview_1.png` and so on: `count` clips of an epoch that training does not come to, a row of frames each.
+    """Write `preview_1.png` and so on: `count` clips of an epoch that training does not come to, a
+    row of frames each.
 
     They are batches as the network gets them, mixed where batches are mixed, with the normalisation
     taken back. The caption tells the class, or the classes with their shares. Returns the files.
@@ -35,8 +36,14 @@ def write_preview(
     for begin in range(0, len(keys), per_batch):
         items: list[Any] = [clips[key] for key in keys[begin : begin + per_batch]]
         batch = collator(items)
-        for pixel_values, label, name in zip(batch["pixel_values"], batch["labels"], batch["video_ids"]):
-            rows.append(_draw_row(pixel_values, f"{name}: {_caption(label, names, collator.problem_type)}", clips))
+        for pixel_values, label, name in zip(
+            batch["pixel_values"], batch["labels"], batch["video_ids"]
+        ):
+            rows.append(
+                _draw_row(
+                    pixel_values, f"{name}: {_caption(label, names, collator.problem_type)}", clips
+                )
+            )
         if len(rows) >= count:
             break
     paths: list[Path] = []
@@ -52,7 +59,9 @@ def _caption(label: torch.Tensor, names: Sequence[str], problem_type: str) -> st
     if label.ndim == 0:
         return names[int(label)] if problem_type == SINGLE_LABEL else f"{label.item():g}"
     shares = [(share, names[number]) for number, share in enumerate(label.tolist()) if share > 0]
-    return ", ".join(f"{name} {share:.2f}" if share < 1 else name for share, name in sorted(shares, reverse=True))
+    return ", ".join(
+        f"{name} {share:.2f}" if share < 1 else name for share, name in sorted(shares, reverse=True)
+    )
 
 
 def _draw_row(pixel_values: torch.Tensor, caption: str, clips: TrainingClips) -> np.ndarray:

@@ -21,7 +21,8 @@ def list_recipes(folder: Path = RECIPES) -> dict[str, str]:
 
 
 def find_recipe(name: str, *folders: Path) -> Path:
-    """The file of a recipe given by path, or by name in one of `folders` or among the package's own.
+    """The file of a recipe given by path, or by name in one of `folders` or among the package's
+    own.
 
     Raises ValueError that lists the names there are.
     """
@@ -77,8 +78,11 @@ def given_on_command_line(parser: ArgumentParser, argv: Sequence[str]) -> set[st
     return {action.dest for action in parser._actions if flags & set(action.option_strings)}
 
 
-def apply_recipe(parser: ArgumentParser, argv: Sequence[str], default: str | None = None) -> str | None:
-    """Make the values of the recipe that `argv` names the defaults of `parser`; what it set, in one line to print.
+def apply_recipe(
+    parser: ArgumentParser, argv: Sequence[str], default: str | None = None
+) -> str | None:
+    """Make the values of the recipe that `argv` names the defaults of `parser`; what it set, in one
+    line to print.
 
     Without `--recipe`, `default` is used; with `--recipe none`, none. Raises ValueError for a
     recipe that cannot be.
@@ -97,4 +101,6 @@ def apply_recipe(parser: ArgumentParser, argv: Sequence[str], default: str | Non
     parser.set_defaults(**values)
     used = ", ".join(f"{key}={value}" for key, value in values.items() if key not in given)
     overridden = ", ".join(key for key in values if key in given)
-    return f"recipe {path.stem} sets {used}" + (f"; the command line sets {overridden} instead" if overridden else "")
+    return f"recipe {path.stem} sets {used}" + (
+        f"; the command line sets {overridden} instead" if overridden else ""
+    )

@@ -1,4 +1,5 @@
-"""Arguments of `Trainer` and `TrainingArguments` that would do nothing, or something else, in `VideoTrainer`.
+"""Arguments of `Trainer` and `TrainingArguments` that would do nothing, or something else, in
+`VideoTrainer`.
 
 Each is refused by name. All others are honoured; a test holds that every public argument is one or
 the other.
@@ -22,14 +23,24 @@ def _given(value: Any) -> bool:
 
 
 REFUSED = {
-    "neftune_noise_alpha": Refusal(_given, "it adds noise to the embeddings of text tokens, which a video has not"),
+    "neftune_noise_alpha": Refusal(
+        _given, "it adds noise to the embeddings of text tokens, which a video has not"
+    ),
     "use_liger_kernel": Refusal(_given, "there are no Liger kernels for TimeSformer"),
     "liger_kernel_config": Refusal(_given, "there are no Liger kernels for TimeSformer"),
     "use_cache": Refusal(_given, "nothing is generated token by token"),
-    "batch_eval_metrics": Refusal(_given, "the metrics need all clips at once (their mean over classes)"),
-    "eval_do_concat_batches": Refusal(lambda value: not value, "the metrics need all clips at once"),
-    "parallelism_config": Refusal(_given, "context and tensor parallelism are not there for clips: take FSDP"),
-    "label_names": Refusal(lambda value: value not in (None, ["labels"]), "the labels of a batch are called 'labels'"),
+    "batch_eval_metrics": Refusal(
+        _given, "the metrics need all clips at once (their mean over classes)"
+    ),
+    "eval_do_concat_batches": Refusal(
+        lambda value: not value, "the metrics need all clips at once"
+    ),
+    "parallelism_config": Refusal(
+        _given, "context and tensor parallelism are not there for clips: take FSDP"
+    ),
+    "label_names": Refusal(
+        lambda value: value not in (None, ["labels"]), "the labels of a batch are called 'labels'"
+    ),
     "do_predict": Refusal(_given, "use `timesformer evaluate` or `predict()`"),
 }
 # Of data sets of clips only: their order follows from the seed and the epoch alone, so that a run
@@ -48,7 +59,9 @@ def refuse(args: TrainingArguments, *, has_clips: bool) -> None:
     table = REFUSED | (REFUSED_FOR_CLIPS if has_clips else {})
     for name, refusal in table.items():
         if refusal.applies(getattr(args, name, None)):
-            raise ValueError(f"--{name} {getattr(args, name)} does not go with VideoTrainer: {refusal.reason}")
+            raise ValueError(
+                f"--{name} {getattr(args, name)} does not go with VideoTrainer: {refusal.reason}"
+            )
     for name in REFUSED_ACCELERATOR:
         if has_clips and getattr(args.accelerator_config, name, None):
             raise ValueError(

@@ -1,4 +1,6 @@
-"""A training run from the clips on disk to the model in the output folder: what `timesformer train` does."""
+"""A training run from the clips on disk to the model in the output folder: what `timesformer train`
+does.
+"""
 
 import copy
 import logging
@@ -43,14 +45,23 @@ from .trainer import VideoTrainer
 logger = logging.getLogger(__name__)
 
 
-def find_splits(data: DataArguments, args: VideoTrainingArguments) -> tuple[FoundVideos, FoundVideos | None]:
+def find_splits(
+    data: DataArguments, args: VideoTrainingArguments
+) -> tuple[FoundVideos, FoundVideos | None]:
     """The clips to train on and, unless held out later or not wanted, those to evaluate on."""
-    missing_file = data.missing_file if args.process_index == 0 else None  # all find the same: one writes it down
+    # all find the same: one writes it down
+    missing_file = data.missing_file if args.process_index == 0 else None
     options = data.reader_options
     group_by = data.group_by
-    if data.dataset == "csv" and group_by and has_column(Path(data.data_dir).expanduser(), group_by):
+    if (
+        data.dataset == "csv"
+        and group_by
+        and has_column(Path(data.data_dir).expanduser(), group_by)
+    ):
         options["group_column"], group_by = group_by, "group"
-    train = find_videos(data.dataset, data.data_dir, data.train_split, missing_file=missing_file, **options)
+    train = find_videos(
+        data.dataset, data.data_dir, data.train_split, missing_file=missing_file, **options
+    )
     splits = available_splits(data.dataset, data.data_dir, **options)
     validation_split = data.validation_split or ("validation" if "validation" in splits else None)
     if validation_split:
@@ -67,15 +78,23 @@ def find_splits(data: DataArguments, args: VideoTrainingArguments) -> tuple[Foun
             f"{data.data_dir} has no validation split, and clips in tar shards cannot be held out: "
             "give --validation_split, or --validation_fraction 0 to train without evaluation"
         )
-    kept, held_out = hold_out(train.videos, data.validation_fraction, seed=args.seed, group_by=group_by)
-    logger.info("no validation split: %d of %d clips are held out", len(held_out), len(train.videos))
+    kept, held_out = hold_out(
+        train.videos, data.validation_fraction, seed=args.seed, group_by=group_by
+    )
+    logger.info(
+        "no validation split: %d of %d clips are held out", len(held_out), len(train.videos)
+    )
     if not len(held_out):
-        logger.warning("no class has two clips, so none can be held out: training goes without evaluation")
+        logger.warning(
+            "no class has two clips, so none can be held out: training goes without evaluation"
+        )
         return train, None
     return replace(train, videos=kept), replace(train, videos=held_out)
 
 
-def make_source(found: FoundVideos, data: DataArguments, args: VideoTrainingArguments, training: bool) -> ClipSource:
+def make_source(
+    found: FoundVideos, data: DataArguments, args: VideoTrainingArguments, training: bool
+) -> ClipSource:
     """Rows on disk or tar shards as the source that the batches are read from."""
     if found.shards is None:
         shares = draw_shares(found.videos, balanced=data.balanced_sampling) if training else None
@@ -91,7 +110,9 @@ def make_source(found: FoundVideos, data: DataArguments, args: VideoTrainingArgu
         )
     sizes = found.shard_sizes or count_clips(found.shards)
     processes = (data.stream_processes if training else None) or args.world_size
-    batch = args.train_batch_size // data.repeated_augmentation if training else args.eval_batch_size
+    batch = (
+        args.train_batch_size // data.repeated_augmentation if training else args.eval_batch_size
+    )
     total_batch = batch * args.world_size
     if processes % args.world_size or total_batch % processes:
         raise ValueError(
@@ -99,14 +120,18 @@ def make_source(found: FoundVideos, data: DataArguments, args: VideoTrainingArgu
             f"and divide their batch of {total_batch} clips"
         )
     workers = max(args.dataloader_num_workers, 1)
-    layout = StreamLayout(sum(sizes), total_batch // processes, num_processes=processes, num_workers=workers)
+    layout = StreamLayout(
+        sum(sizes), total_batch // processes, num_processes=processes, num_workers=workers
+    )
     if training:
         warn_of_few_shards(len(sizes), layout)
     buffer = data.shuffle_buffer if training else 0
     return ShardSource(found.videos, sizes, layout, shuffle_buffer=buffer, seed=data_seed(args))
 
 
-def make_augmentation(processor: TimeSformerVideoProcessor, data: DataArguments) -> ClipAugmentation:
+def make_augmentation(
+    processor: TimeSformerVideoProcessor, data: DataArguments
+) -> ClipAugmentation:
     """Training augmentation for crops of the processor's size."""
     height, width = processor.crop_size["height"], processor.crop_size["width"]
     side = min(height, width)
@@ -133,7 +158,9 @@ def _pair_of(values: list | None, name: str) -> tuple | None:
 
 
 def choose_checkpoint(args: VideoTrainingArguments) -> str | None:
-    """The checkpoint to go on from, if any. Raises ValueError where an old run's checkpoints are in the way."""
+    """The checkpoint to go on from, if any. Raises ValueError where an old run's checkpoints are in
+    the way.
+    """
     if args.resume_from_checkpoint:
         checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
         return None if checkpoint is None else str(checkpoint)
@@ -146,7 +173,8 @@ def choose_checkpoint(args: VideoTrainingArguments) -> str | None:
 
 
 def settle_arguments(model: ModelArguments, args: VideoTrainingArguments) -> VideoTrainingArguments:
-    """A copy of `args` without what makes no sense for that start; each thing left out is said in the log.
+    """A copy of `args` without what makes no sense for that start; each thing left out is said in
+    the log.
 
     Freezing needs pretrained weights. Fitting the classifier first needs a new classifier on a
     pretrained network. A learning rate of its own for temporal attention is for one that no
@@ -159,10 +187,14 @@ def settle_arguments(model: ModelArguments, args: VideoTrainingArguments) -> Vid
         logger.info("nothing is pretrained, so nothing is frozen")
         args.freeze_depth = 0.0
     if args.probe_passes and not has_new_head:
-        logger.info("the classifier is not a new one on a pretrained network: it is not fitted before the training")
+        logger.info(
+            "the classifier is not a new one on a pretrained network: it is not fitted before the training"
+        )
         args.probe_passes, args.refit_classifier = 0, False
     if args.temporal_learning_rate and not model.from_vit:
-        logger.info("not from an image ViT: temporal attention and time embeddings learn at --learning_rate, too")
+        logger.info(
+            "not from an image ViT: temporal attention and time embeddings learn at --learning_rate, too"
+        )
         args.temporal_learning_rate = None
     return args
 
@@ -182,7 +214,8 @@ def make_network(
         from_vit=model.from_vit,
         new_head=model.new_head,
         config_overrides=overrides,
-        drop_path_rate=overrides.get("drop_path_rate", model.drop_path_rate),  # a recipe may have the other one
+        # a recipe may have the other one
+        drop_path_rate=overrides.get("drop_path_rate", model.drop_path_rate),
         attention_type=model.attention_type,
         num_frames=model.num_frames,
         image_size=read_size(model.image_size),
@@ -199,13 +232,19 @@ def make_network(
         "image_mean",
         "image_std",
     )
-    settings = {name: getattr(model, name) for name in names} | {"image_size": read_size(model.image_size)}
+    settings = {name: getattr(model, name) for name in names} | {
+        "image_size": read_size(model.image_size)
+    }
     processor = make_processor(network.config, model.model or model.from_vit, **settings)
     return network, label_ids, processor
 
 
-def save_results(trainer: VideoTrainer, metrics: dict, model: ModelArguments, data: DataArguments) -> None:
-    """Write the model, the processor, `train_results.json` and the learning curve to the output folder."""
+def save_results(
+    trainer: VideoTrainer, metrics: dict, model: ModelArguments, data: DataArguments
+) -> None:
+    """Write the model, the processor, `train_results.json` and the learning curve to the output
+    folder.
+    """
     args = trainer.args
     trainer.save_model()
     if model.lora_r is not None and model.lora_merge and args.should_save:
@@ -218,16 +257,22 @@ def save_results(trainer: VideoTrainer, metrics: dict, model: ModelArguments, da
         "data_dir": data.data_dir,
         "recipe": extract_hyperparameters_from_trainer(trainer),
     }
-    trainer.log_metrics("train", {name: value for name, value in metrics.items() if isinstance(value, (int, float))})
+    trainer.log_metrics(
+        "train", {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    )
     trainer.save_metrics("train", metrics)
     if args.process_index == 0:
         draw_curve(trainer.state.log_history, Path(args.output_dir) / "training_curve.png")
-        logger.info("model, processor, train_results.json and training_curve.png are in %s", args.output_dir)
+        logger.info(
+            "model, processor, train_results.json and training_curve.png are in %s", args.output_dir
+        )
     if args.push_to_hub:
         trainer.push_to_hub()
 
 
-def train(model_args: ModelArguments, data_args: DataArguments, args: VideoTrainingArguments) -> VideoTrainer:
+def train(
+    model_args: ModelArguments, data_args: DataArguments, args: VideoTrainingArguments
+) -> VideoTrainer:
     """The whole run, from the clips on disk to the model in the output folder; returns its trainer.
 
     Raises ValueError for data, a start or arguments that cannot be.
@@ -247,7 +292,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: VideoTrain
     return trainer
 
 
-def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: VideoTrainingArguments) -> VideoTrainer:
+def make_trainer(
+    model_args: ModelArguments, data_args: DataArguments, args: VideoTrainingArguments
+) -> VideoTrainer:
     """A trainer with the network, the clips and the metrics that the arguments ask for."""
     train_videos, validation_videos = find_splits(data_args, args)
     problem_type = train_videos.problem_type
@@ -283,7 +330,9 @@ def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: Vid
     logger.info("%d clips to train on, %d classes", len(training), len(train_videos.class_names))
     if data_args.preview and args.should_save:
         size = args.train_batch_size
-        sheets = write_preview(training, collator, data_args.preview, args.output_dir, names=names, batch_size=size)
+        sheets = write_preview(
+            training, collator, data_args.preview, args.output_dir, names=names, batch_size=size
+        )
         logger.info(
             "%d training clips as the network sees them: %s",
             data_args.preview,
@@ -315,14 +364,17 @@ def data_seed(args: VideoTrainingArguments) -> int:
 
 
 def draw_clips(found: FoundVideos, count: int, seed: int) -> FoundVideos:
-    """`count` of the clips, drawn with the seed, of each class in proportion; all of them where there are no more.
+    """`count` of the clips, drawn with the seed, of each class in proportion; all of them where
+    there are no more.
 
     Raises ValueError for tar shards, or a count below 1.
     """
     if count < 1:
         raise ValueError(f"max_train_samples must be at least 1, got {count}")
     if found.shards is not None:
-        raise ValueError("--max_train_samples does not go with tar shards: name fewer of them, such as train-000*.tar")
+        raise ValueError(
+            "--max_train_samples does not go with tar shards: name fewer of them, such as train-000*.tar"
+        )
     if count >= len(found.videos):
         return found
     generator = np.random.default_rng(seed)
@@ -343,21 +395,28 @@ def draw_clips(found: FoundVideos, count: int, seed: int) -> FoundVideos:
 def settle_evaluation(
     args: VideoTrainingArguments, problem_type: str, *, has_validation: bool
 ) -> VideoTrainingArguments:
-    """A copy of `args` without evaluations where there are no clips for them, and with a metric that there is."""
+    """A copy of `args` without evaluations where there are no clips for them, and with a metric
+    that there is.
+    """
     args = copy.copy(args)
     if not has_validation:
         args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
     if args.early_stopping_patience is not None:
         if str(args.eval_strategy) == str(IntervalStrategy.NO):
-            raise ValueError("--early_stopping_patience needs clips to evaluate on, and an --eval_strategy")
-        args.restore_callback_states_from_checkpoint = True  # how long it has been without a better one
+            raise ValueError(
+                "--early_stopping_patience needs clips to evaluate on, and an --eval_strategy"
+            )
+        # how long it has been without a better one
+        args.restore_callback_states_from_checkpoint = True
     if problem_type != SINGLE_LABEL and args.metric_for_best_model == BEST_METRICS[SINGLE_LABEL]:
         args.metric_for_best_model = BEST_METRICS[problem_type]
         args.greater_is_better = problem_type != REGRESSION
     return args
 
 
-def find_class_weights(kind: str, found: FoundVideos, label_ids: list[int], num_labels: int) -> torch.Tensor | None:
+def find_class_weights(
+    kind: str, found: FoundVideos, label_ids: list[int], num_labels: int
+) -> torch.Tensor | None:
     """The weight of each class in the loss `(num_labels,)`, or None where all weigh the same.
 
     Raises ValueError for clips that have no classes, or whose classes nobody can count beforehand.
@@ -365,9 +424,15 @@ def find_class_weights(kind: str, found: FoundVideos, label_ids: list[int], num_
     if kind == "none":
         return None
     if found.problem_type == REGRESSION or found.shards is not None:
-        what = "the targets are numbers" if found.shards is None else "nobody has counted the classes of tar shards"
+        what = (
+            "the targets are numbers"
+            if found.shards is None
+            else "nobody has counted the classes of tar shards"
+        )
         raise ValueError(f"--class_weights {kind} does not go with these data: {what}")
     column = found.videos[LABEL_COLUMNS[found.problem_type]]
-    classes = [label for labels in column for label in (labels if isinstance(labels, list) else [labels])]
+    classes = [
+        label for labels in column for label in (labels if isinstance(labels, list) else [labels])
+    ]
     counts = np.bincount(np.asarray(label_ids)[classes], minlength=num_labels)
     return balanced_weights(counts)

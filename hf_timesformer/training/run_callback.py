@@ -1,4 +1,6 @@
-"""What happens between the steps of Trainer's loop: epochs, averages, SIGTERM, and answers that are not finite."""
+"""What happens between the steps of Trainer's loop: epochs, averages, SIGTERM, and answers that are
+not finite.
+"""
 
 from typing import Any
 
@@ -22,7 +24,9 @@ class RunCallback(TrainerCallback):
         # sampler.
         self.trainer.set_data_epoch(int(state.epoch or 0))
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
         self.trainer.update_average()
         # After the last step of an epoch `on_epoch_end` comes at once, and says whether an
         # evaluation is due.
@@ -31,7 +35,9 @@ class RunCallback(TrainerCallback):
             self._stop_where_told(args, state, control)
         return control
 
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+    def on_epoch_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
         control.should_log = True  # also of the shortest epoch
         self._stop_where_told(args, state, control)
         return control
@@ -54,14 +60,18 @@ class RunCallback(TrainerCallback):
         metrics: dict[str, float],
         **kwargs: Any,
     ) -> TrainerControl:
-        self.non_finite = max((value for name, value in metrics.items() if name.endswith(NON_FINITE)), default=0)
+        self.non_finite = max(
+            (value for name, value in metrics.items() if name.endswith(NON_FINITE)), default=0
+        )
         if self.non_finite and args.on_non_finite == "stop" and self.trainer.is_in_train:
             if args.save_strategy == "no":
                 self._stop_for_non_finite(state)
             control.should_save = True
         return control
 
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.trainer._leaves_after_save:
             raise self.trainer.stopped_here()
         if self.non_finite and args.on_non_finite == "stop":

@@ -35,13 +35,18 @@ def load_network(
     ValueError where the labels, or the kind of problem, do not match.
     """
     if model and from_vit:
-        raise ValueError("--model (a TimeSformer) and --from_vit (an image ViT) exclude each other: give one of them")
+        raise ValueError(
+            "--model (a TimeSformer) and --from_vit (an image ViT) exclude each other: give one of them"
+        )
     labels: dict[str, dict] = {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: i for i, name in enumerate(class_names)},
     }
-    overrides = (config_overrides or {}) | {name: value for name, value in settings.items() if value is not None}
-    if problem_type != SINGLE_LABEL or len(class_names) == 1:  # transformers takes one label for a regression
+    overrides = (config_overrides or {}) | {
+        name: value for name, value in settings.items() if value is not None
+    }
+    # transformers takes one label for a regression
+    if problem_type != SINGLE_LABEL or len(class_names) == 1:
         overrides["problem_type"] = problem_type
     identity = list(range(len(class_names)))
     if from_vit:
@@ -62,12 +67,18 @@ def _load_checkpoint(
     config = TimeSformerConfig.from_pretrained(model)
     # The embeddings stay as long as the checkpoint has them; the network resizes them to the clips
     # that it sees.
-    overrides = {name: value for name, value in overrides.items() if name not in ("num_frames", "image_size")}
-    is_unnamed = has_no_names(list(config.id2label.values())) and len(class_names) == config.num_labels
+    overrides = {
+        name: value for name, value in overrides.items() if name not in ("num_frames", "image_size")
+    }
+    is_unnamed = (
+        has_no_names(list(config.id2label.values())) and len(class_names) == config.num_labels
+    )
     known = config.problem_type or SINGLE_LABEL
     wanted = overrides.get("problem_type", SINGLE_LABEL)
     if known != wanted and not new_head:
-        raise ValueError(f"the checkpoint was trained for {known}, the data are for {wanted}: pass --new_head")
+        raise ValueError(
+            f"the checkpoint was trained for {known}, the data are for {wanted}: pass --new_head"
+        )
     if wanted == SINGLE_LABEL and known != wanted:
         overrides["problem_type"] = wanted
     if not new_head and not is_unnamed:
@@ -91,7 +102,8 @@ def make_processor(
     image_size: int | Sequence[int] | None = None,
     **settings: Any,
 ) -> TimeSformerVideoProcessor:
-    """The processor of the run: the settings given, then those of the checkpoint or ViT at `source`, then defaults.
+    """The processor of the run: the settings given, then those of the checkpoint or ViT at
+    `source`, then defaults.
 
     Raises ValueError for a size that the patches of the network do not divide.
     """
@@ -112,18 +124,24 @@ def make_processor(
         "image_std",
         "resample",
     )
-    values = {"num_frames": config.num_frames} | {name: saved[name] for name in names if saved.get(name) is not None}
+    values = {"num_frames": config.num_frames} | {
+        name: saved[name] for name in names if saved.get(name) is not None
+    }
     values |= {name: value for name, value in settings.items() if value is not None}
     crop = {"height": size[0], "width": size[1]}
     return TimeSformerVideoProcessor(**values, size={"shortest_edge": min(size)}, crop_size=crop)
 
 
 def read_size(values: int | Sequence[int] | None) -> int | list[int] | None:
-    """`--image_size` as the config has it: one number, or `[height, width]`. ValueError for more than two numbers."""
+    """`--image_size` as the config has it: one number, or `[height, width]`. ValueError for more
+    than two numbers.
+    """
     if values is None or isinstance(values, int):  # a recipe has one number
         return values
     if len(values) > 2:
-        raise ValueError(f"--image_size takes one number, or height and width, got {' '.join(map(str, values))}")
+        raise ValueError(
+            f"--image_size takes one number, or height and width, got {' '.join(map(str, values))}"
+        )
     return values[0] if len(values) == 1 else list(values)
 
 
@@ -140,14 +158,18 @@ def _saved_settings(source: str | None) -> dict[str, Any]:
 
 
 def parse_overrides(text: str | None) -> dict[str, Any]:
-    """`hidden_size=96,drop_path_rate=0.1` as a dict with numbers as numbers. Raises ValueError for another form."""
+    """`hidden_size=96,drop_path_rate=0.1` as a dict with numbers as numbers. Raises ValueError for
+    another form.
+    """
     values = {}
     for part in (text or "").split(","):
         name, equals, value = part.partition("=")
         if not part.strip():
             continue
         if not equals:
-            raise ValueError(f"config_overrides takes name=value pairs with commas between, got {part!r}")
+            raise ValueError(
+                f"config_overrides takes name=value pairs with commas between, got {part!r}"
+            )
         try:
             values[name.strip()] = json.loads(value)
         except json.JSONDecodeError:

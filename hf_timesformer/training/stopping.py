@@ -1,4 +1,5 @@
-"""SIGTERM while a run trains: it saves where it stands and leaves, so that the same command can go on.
+"""SIGTERM while a run trains: it saves where it stands and leaves, so that the same command can go
+on.
 
 Cluster schedulers and spot machines send SIGTERM some seconds before they kill. A run that is told
 to stop neither evaluates, nor fits its classifier, nor writes a final model, nor publishes.
@@ -55,7 +56,8 @@ class StopRequest:
 
 
 def ignore_sigterm_in_worker(start: Callable[[int], None] | None, worker_id: int) -> None:
-    """A DataLoader's `worker_init_fn`: the worker leaves SIGTERM to its parent, which still needs the worker's clips.
+    """A DataLoader's `worker_init_fn`: the worker leaves SIGTERM to its parent, which still needs
+    the worker's clips.
 
     A scheduler sends the signal to all processes of a job, and PyTorch's loader raises where a
     worker dies of it. `start`, if any, is the `worker_init_fn` that comes first.

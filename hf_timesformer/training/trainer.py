@@ -1,4 +1,6 @@
-"""`transformers.Trainer` for clips: its data order, its losses and learning rates, and checkpoints that are whole."""
+"""`transformers.Trainer` for clips: its data order, its losses and learning rates, and checkpoints
+that are whole.
+"""
 
 import functools
 import logging
@@ -37,7 +39,8 @@ RATES = ("learning_rate", "head_learning_rate", "temporal_learning_rate")
 
 
 class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, PublishMixin, Trainer):
-    """Trainer whose epochs follow from the seed alone, that counts broken clips and the time spent waiting for data.
+    """Trainer whose epochs follow from the seed alone, that counts broken clips and the time spent
+    waiting for data.
 
     `train_dataset` and `eval_dataset` are `TrainingClips` and `EvaluationClips`, or any data sets
     that Trainer takes, whose items hold `pixel_values` and `labels`. `class_weights` `(classes,)`
@@ -49,7 +52,8 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
 
     optimizer: Any
     lr_scheduler: Any
-    loss_is_scaled_for_ga = True  # compute_loss divides by the clips of the whole step, over all its batches
+    # compute_loss divides by the clips of the whole step, over all its batches
+    loss_is_scaled_for_ga = True
 
     def __init__(
         self, model: Any = None, args: VideoTrainingArguments | None = None, *, class_weights: Any = None,
@@ -60,7 +64,9 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         if not isinstance(args, VideoTrainingArguments):
             raise TypeError(f"VideoTrainer takes VideoTrainingArguments, not {type(args).__name__}")
         if args.enable_jit_checkpoint:
-            logger.info("enable_jit_checkpoint is what happens in any case: SIGTERM saves and leaves")
+            logger.info(
+                "enable_jit_checkpoint is what happens in any case: SIGTERM saves and leaves"
+            )
             args.enable_jit_checkpoint = False
         refuse(args, has_clips=isinstance(kwargs.get("train_dataset"), TrainingClips))
         self._init_checkpoints()
@@ -68,25 +74,38 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         self._sampler = None
         self._steps_per_epoch = 0
         super().__init__(model, args, **kwargs)
-        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        self.class_weights = (
+            None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        )
         self._check_problem()
         self._check_average()
         self.train_faults = FaultTally(self.num_train_clips, limit=args.max_bad_fraction)
-        self.eval_faults = FaultTally(self.num_train_clips, limit=math.inf, remedy="left out of the evaluation")
+        self.eval_faults = FaultTally(
+            self.num_train_clips, limit=math.inf, remedy="left out of the evaluation"
+        )
         self._clock = WaitClock()
         self._is_own_optimizer = self.optimizer is None
         self.add_callback(RunCallback(self))
 
     @property
     def problem_type(self) -> str:
-        """What the network is trained for: the config's `problem_type`, by default one class a clip."""
-        return getattr(self.accelerator.unwrap_model(self.model).config, "problem_type", None) or SINGLE_LABEL
+        """What the network is trained for: the config's `problem_type`, by default one class a
+        clip.
+        """
+        return (
+            getattr(self.accelerator.unwrap_model(self.model).config, "problem_type", None)
+            or SINGLE_LABEL
+        )
 
     def _check_problem(self) -> None:
         if self.problem_type == REGRESSION and self.class_weights is not None:
-            raise ValueError("class_weights are for classes, and the network is trained to give a number")
+            raise ValueError(
+                "class_weights are for classes, and the network is trained to give a number"
+            )
         if self.problem_type != SINGLE_LABEL and self.args.label_smoothing_factor:
-            logger.info("labels are not smoothed: that is for one class a clip (%s)", self.problem_type)
+            logger.info(
+                "labels are not smoothed: that is for one class a clip (%s)", self.problem_type
+            )
             self.args.label_smoothing_factor = 0.0
 
     # Data
@@ -114,7 +133,9 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         return self._sampler
 
     def make_train_dataloader(self, clips: torch.utils.data.Dataset) -> torch.utils.data.DataLoader:
-        """What `get_train_dataloader` makes of `train_dataset`, of other clips from the same source."""
+        """What `get_train_dataloader` makes of `train_dataset`, of other clips from the same
+        source.
+        """
         return self._get_dataloader(
             dataset=clips,
             description="Training",
@@ -150,7 +171,9 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
             self._sampler.set_epoch(epoch)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
-        if isinstance(eval_dataset, EvaluationClips) and isinstance(eval_dataset.source, ShardSource):
+        if isinstance(eval_dataset, EvaluationClips) and isinstance(
+            eval_dataset.source, ShardSource
+        ):
             return eval_dataset.source.make_sampler(self.data_seed)
         return super()._get_eval_sampler(eval_dataset)
 
@@ -162,8 +185,12 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Trainer's own, timed; what the batches carry beside tensors is taken out and counted here."""
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list, Any]:
+        """Trainer's own, timed; what the batches carry beside tensors is taken out and counted
+        here.
+        """
         with self._clock:
             batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
@@ -171,7 +198,9 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
             self.train_faults.add(batch.pop("faults", ()))
         return batches, num_items
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+    def _get_num_items_in_batch(
+        self, batch_samples: list, device: torch.device
+    ) -> torch.Tensor | None:
         """The clips that count in one step, of all processes; at least 1."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
@@ -183,15 +212,22 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
 
     # Evaluation
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
-        """Trainer's own, without what the batch carries beside tensors. Raises RunStopped after SIGTERM."""
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple:
+        """Trainer's own, without what the batch carries beside tensors. Raises RunStopped after
+        SIGTERM.
+        """
         self.leave_if_stopped()
         self.eval_faults.add(inputs.pop("faults", ()))
         inputs.pop("video_ids", None)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's own, with the loss of the clips that count: Trainer's counts those twice that fill up batches.
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Trainer's own, with the loss of the clips that count: Trainer's counts those twice that
+        fill up batches.
 
         It leaves the random generators as they are, so that training does not depend on when it is
         evaluated.
@@ -243,7 +279,8 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         return (loss, {"logits": outputs["logits"].float()}) if return_outputs else loss
 
     def _share_of_step(self) -> int:
-        """What a process' part of the loss is multiplied by, where the clips of all processes divide it.
+        """What a process' part of the loss is multiplied by, where the clips of all processes
+        divide it.
 
         DDP, FSDP and DeepSpeed average the gradients over the processes; their sum is wanted.
         """
@@ -276,7 +313,9 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         return self.optimizer
 
     def _scaled_learning_rates(self) -> dict[str, Any]:
-        """The learning rates for the total batch of this run, in place of `reference_batch_size`; says so."""
+        """The learning rates for the total batch of this run, in place of `reference_batch_size`;
+        says so.
+        """
         args = self.args
         rates = {name: getattr(args, name) for name in RATES}
         factor = args.learning_rate_factor(self._train_batch_size)
@@ -297,7 +336,8 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
         """Trainer's own; the steps of an epoch are kept, for milestones in epochs."""
         values = super().set_initial_training_values(*args, **kwargs)
-        self._steps_per_epoch = values[1]  # (epochs, steps an epoch, ...), in transformers 5.20 to 5.24
+        # (epochs, steps an epoch, ...), in transformers 5.20 to 5.24
+        self._steps_per_epoch = values[1]
         return values
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -369,15 +409,21 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
                 self.refit_classifier()
             return output
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> tuple:
-        """Trainer's own, after the fit of a new classifier, or what is to be taken over of a checkpoint."""
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> tuple:
+        """Trainer's own, after the fit of a new classifier, or what is to be taken over of a
+        checkpoint.
+        """
         if self.args.auto_find_batch_size and self._is_own_optimizer:
             self.optimizer = None  # its rates were for the batch before, which did not fit
         if resume_from_checkpoint is not None:
             self._take_over(Path(resume_from_checkpoint))
         elif self._fits:
             self.fit_classifier()
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, resume_from_checkpoint
+        )
         self.start_average(resume_from_checkpoint)
         return prepared
 
@@ -386,7 +432,9 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         ignore_keys_for_eval: Any = None,
     ) -> TrainOutput:  # fmt: skip
         self._due = (resume_from_checkpoint, trial, ignore_keys_for_eval)
-        return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
+        return super()._inner_training_loop(
+            batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval
+        )
 
     def catch_up(self) -> None:
         """Do the evaluation that was due when the checkpoint that this run goes on from was saved."""

@@ -1,4 +1,6 @@
-"""The part of `VideoTrainer` that keeps an exponential moving average of the weights, which evaluates and is saved."""
+"""The part of `VideoTrainer` that keeps an exponential moving average of the weights, which
+evaluates and is saved.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-RAW_WEIGHTS = "weights_in_training.safetensors"  # beside the averages, which are the checkpoint's model
+# beside the averages, which are the checkpoint's model
+RAW_WEIGHTS = "weights_in_training.safetensors"
 
 
 class WeightAverageMixin:
-    """For `VideoTrainer`: with `--ema_decay`, evaluations, checkpoints and the final model have averaged weights.
+    """For `VideoTrainer`: with `--ema_decay`, evaluations, checkpoints and the final model have
+    averaged weights.
 
     Training itself goes on with the weights as they are. After each step
 
@@ -34,14 +38,20 @@ class WeightAverageMixin:
         if not 0 < decay < 1:
             raise ValueError(f"ema_decay lies between 0 and 1, such as 0.999; got {decay}")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("--ema_decay does not go with FSDP or DeepSpeed, which spread the weights over processes")
+            raise ValueError(
+                "--ema_decay does not go with FSDP or DeepSpeed, which spread the weights over processes"
+            )
 
     def _learning_weights(self) -> dict[str, torch.Tensor]:
         model = self.accelerator.unwrap_model(self.model)
-        return {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
+        return {
+            name: weight.data for name, weight in model.named_parameters() if weight.requires_grad
+        }
 
     def start_average(self, checkpoint: str | None) -> None:
-        """Begin with the weights as they are; those of a checkpoint are averages, and its raw weights lie beside."""
+        """Begin with the weights as they are; those of a checkpoint are averages, and its raw
+        weights lie beside.
+        """
         if self.args.ema_decay is None:
             return
         weights = self._learning_weights()
@@ -83,7 +93,9 @@ class WeightAverageMixin:
     def save_raw_weights(self, folder: Path) -> None:
         """Write the weights that training goes on with beside a checkpoint's averages."""
         if self._average:
-            raw = {name: weight.contiguous().cpu() for name, weight in self._learning_weights().items()}
+            raw = {
+                name: weight.contiguous().cpu() for name, weight in self._learning_weights().items()
+            }
             save_file(raw, folder / RAW_WEIGHTS)
 
     def end_average(self) -> None:

@@ -1,4 +1,6 @@
-"""The part of `VideoTrainer` that saves checkpoints, goes on from them, and leaves when it is told to."""
+"""The part of `VideoTrainer` that saves checkpoints, goes on from them, and leaves when it is told
+to.
+"""
 
 import json
 import logging
@@ -26,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointMixin:
-    """For `VideoTrainer`: checkpoints that are whole before anyone takes them for whole, and SIGTERM."""
+    """For `VideoTrainer`: checkpoints that are whole before anyone takes them for whole, and
+    SIGTERM.
+    """
 
     def _init_checkpoints(self) -> None:
         self._stop = StopRequest()
@@ -47,7 +51,9 @@ class CheckpointMixin:
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._finish_checkpoint(folder)
-            remove_old_checkpoints(folder.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
+            remove_old_checkpoints(
+                folder.parent, self.args.save_total_limit, self.state.best_model_checkpoint
+            )
         if self._folder_to_push is not None and not self._leaves_after_save:
             super()._push_from_checkpoint(self._folder_to_push)
         self._folder_to_push = None
@@ -73,7 +79,9 @@ class CheckpointMixin:
 
     @contextmanager
     def _keeping_checkpoints(self) -> Iterator[None]:
-        """Trainer removes no checkpoint: it would do so before the next is whole, and take any folder for one."""
+        """Trainer removes no checkpoint: it would do so before the next is whole, and take any
+        folder for one.
+        """
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             yield
@@ -94,7 +102,9 @@ class CheckpointMixin:
             remove_half_written(self.args.output_dir)
 
     def _take_over(self, checkpoint: Path) -> None:
-        """Take over what Trainer does not know of a checkpoint; say where going on from it will not be exact."""
+        """Take over what Trainer does not know of a checkpoint; say where going on from it will not
+        be exact.
+        """
         if not (checkpoint / DATA_ORDER).is_file():
             logger.warning(
                 "%s does not say in which order its run read the clips, so resuming is not exact",
@@ -111,7 +121,11 @@ class CheckpointMixin:
                 "%s was saved with --save_only_model: optimizer and schedule start anew, resuming is not exact",
                 checkpoint,
             )
-        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name)]
+        changed = [
+            f"{name} {before.get(name)} -> {now[name]}"
+            for name in now
+            if now[name] != before.get(name)
+        ]
         if changed:
             logger.warning(
                 "clips will not come in the order of the run of %s: %s",
@@ -122,7 +136,11 @@ class CheckpointMixin:
     def _data_order(self) -> dict[str, Any]:
         """What the order of the clips follows from; if it changes, resuming is not exact."""
         source = getattr(self.train_dataset, "source", None)
-        streams = [source.layout.num_processes, source.layout.num_workers] if isinstance(source, ShardSource) else None
+        streams = (
+            [source.layout.num_processes, source.layout.num_workers]
+            if isinstance(source, ShardSource)
+            else None
+        )
         return {
             "seed": self.data_seed,
             "clips": self.num_train_clips,
@@ -133,7 +151,9 @@ class CheckpointMixin:
         }
 
     def _catch_up(self, checkpoint: Path, trial: Any, ignore_keys: list[str] | None) -> None:
-        """Do the evaluation that was due when that checkpoint was saved, as if the run had not been stopped."""
+        """Do the evaluation that was due when that checkpoint was saved, as if the run had not been
+        stopped.
+        """
         if not (checkpoint / EVALUATION_DUE).exists():
             return
         metrics = self._evaluate(trial, ignore_keys)

@@ -1,4 +1,6 @@
-"""The part of `VideoTrainer` that fits the classifier to the frozen network, before and after the training."""
+"""The part of `VideoTrainer` that fits the classifier to the frozen network, before and after the
+training.
+"""
 
 import copy
 import logging
@@ -44,7 +46,8 @@ class ClassifierFitMixin:
         return obstacle is None
 
     def fit_classifier(self) -> None:
-        """Fit the model's classifier to `probe_passes` augmented passes over the clips and their evaluation views.
+        """Fit the model's classifier to `probe_passes` augmented passes over the clips and their
+        evaluation views.
 
         All processes must call it; each ends with the same classifier.
         """
@@ -61,7 +64,8 @@ class ClassifierFitMixin:
             self._sampler = sampler  # of the clips that are trained on, whose epochs follow
 
     def fitting_batches(self, passes: int) -> Iterator[dict[str, Any]]:
-        """The clips of the epochs after the last, which training itself does not see, then their evaluation views.
+        """The clips of the epochs after the last, which training itself does not see, then their
+        evaluation views.
 
         Where the trainer has a processor, the views are the three crops of every clip that an
         evaluation would cut: objects look smaller there than in random crops of enlarged frames
@@ -91,7 +95,9 @@ class ClassifierFitMixin:
                         bar.update()
 
     def refit_classifier(self) -> None:
-        """Fit the classifier to the network that training ends with, unless it evaluates worse than the best one."""
+        """Fit the classifier to the network that training ends with, unless it evaluates worse than
+        the best one.
+        """
         classifier = find_classifier(self.model)
         before = copy.deepcopy(classifier.state_dict())
         self.fit_classifier()

@@ -4,7 +4,9 @@ import time
 
 
 class WaitClock:
-    """Seconds inside its `with` blocks, as a percentage of all seconds: since it was last asked, and in all."""
+    """Seconds inside its `with` blocks, as a percentage of all seconds: since it was last asked,
+    and in all.
+    """
 
     def __init__(self):
         self.waited = self.waited_before = 0.0

@@ -43,15 +43,25 @@ class TimeSformerPipeline(VideoClassificationPipeline):
         settings and frames.
         """
         is_ours = isinstance(self.video_processor, TimeSformerVideoProcessor)
-        if is_ours and isinstance(inputs, list) and inputs and (all(map(is_frame, inputs)) or are_pictures(inputs)):
+        if (
+            is_ours
+            and isinstance(inputs, list)
+            and inputs
+            and (all(map(is_frame, inputs)) or are_pictures(inputs))
+        ):
             return super().__call__([inputs], **kwargs)[0]
         return super().__call__(inputs, **kwargs)
 
-    def preprocess(self, video: Any, num_frames: int | None = None, **settings: Any) -> BatchFeature:
+    def preprocess(
+        self, video: Any, num_frames: int | None = None, **settings: Any
+    ) -> BatchFeature:
         """`pixel_values` of one video by the processor; `num_frames` defaults to the model's."""
         if not isinstance(self.video_processor, TimeSformerVideoProcessor):
             return super().preprocess(video, num_frames=num_frames, **settings)
-        settings = {"do_sample_frames": True, "num_frames": num_frames or self.model.config.num_frames} | settings
+        settings = {
+            "do_sample_frames": True,
+            "num_frames": num_frames or self.model.config.num_frames,
+        } | settings
         if "fps" in settings:  # so many frames a second, instead of a number of frames
             del settings["num_frames"]
         return self.video_processor(video, return_tensors="pt", **settings).to(self.dtype)

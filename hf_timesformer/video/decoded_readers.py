@@ -1,4 +1,5 @@
-"""Readers that somebody else opened: what `datasets` makes of a video column that it decodes itself.
+"""Readers that somebody else opened: what `datasets` makes of a video column that it decodes
+itself.
 
 `torchcodec.decoders.VideoDecoder` (datasets 4 and later) and `torchvision.io.VideoReader`
 (earlier), told by what they can do, so that neither package is imported here.
@@ -35,7 +36,8 @@ def _is_torchvision(video: object) -> bool:
 
 
 def file_of_reader(reader: Any) -> str | bytes | None:
-    """The local file or the bytes that `datasets` opened a decoder on; None where that is not known.
+    """The local file or the bytes that `datasets` opened a decoder on; None where that is not
+    known.
 
     Then our own decoder reads it, as safely and exactly as any other file.
     """
@@ -69,7 +71,11 @@ def read_frames(
     check_segment(start, end)
     name = f"<{type(reader).__name__}>"
     try:
-        known = _torchcodec_metadata(reader) if _is_torchcodec(reader) else _torchvision_metadata(reader)
+        known = (
+            _torchcodec_metadata(reader)
+            if _is_torchcodec(reader)
+            else _torchvision_metadata(reader)
+        )
     except READER_ERRORS as error:
         raise VideoDecodeError(name, "damaged", f"cannot be read: {error}") from error
     metadata, times = known
@@ -78,7 +84,11 @@ def read_frames(
     chosen = choose_frames(name, metadata, choose)
     wanted = [numbers[index] for index in chosen]
     try:
-        frames = _torchcodec_frames(reader, wanted) if _is_torchcodec(reader) else _torchvision_frames(reader, wanted)
+        frames = (
+            _torchcodec_frames(reader, wanted)
+            if _is_torchcodec(reader)
+            else _torchvision_frames(reader, wanted)
+        )
     except READER_ERRORS as error:
         raise VideoDecodeError(name, "damaged", f"cannot be decoded: {error}") from error
     metadata._times = None
@@ -90,14 +100,17 @@ def read_frames(
 def _torchcodec_metadata(decoder: Any) -> tuple[TimedVideoMetadata, FrameTimes | None]:
     about = decoder.metadata
     count, fps = about.num_frames, about.average_fps
-    metadata = TimedVideoMetadata(total_num_frames=count, fps=fps, width=about.width, height=about.height)
+    metadata = TimedVideoMetadata(
+        total_num_frames=count, fps=fps, width=about.width, height=about.height
+    )
     metadata.video_backend = "torchcodec"
     return metadata, FrameTimes.evenly(count, fps) if fps else None
 
 
 def _torchcodec_frames(decoder: Any, numbers: list[int]) -> torch.Tensor:
     frames = decoder.get_frames_at(numbers).data.cpu()
-    is_last = frames.shape[-1] == 3 and frames.shape[1] != 3  # a decoder made with dimension_order="NHWC"
+    # a decoder made with dimension_order="NHWC"
+    is_last = frames.shape[-1] == 3 and frames.shape[1] != 3
     return frames.movedim(-1, 1) if is_last else frames
 
 
@@ -106,7 +119,9 @@ def _torchvision_metadata(reader: Any) -> tuple[TimedVideoMetadata, FrameTimes |
     reader.seek(0)
     seconds = np.array([frame["pts"] for frame in reader])
     rates = reader.get_metadata().get("video", {}).get("fps") or [None]
-    metadata = TimedVideoMetadata(total_num_frames=len(seconds), fps=rates[0], video_backend="torchvision")
+    metadata = TimedVideoMetadata(
+        total_num_frames=len(seconds), fps=rates[0], video_backend="torchvision"
+    )
     return metadata, FrameTimes(seconds - seconds[:1].sum(), 1e-6) if len(seconds) else None
 
 
@@ -120,5 +135,7 @@ def _torchvision_frames(reader: Any, numbers: list[int]) -> torch.Tensor:
         if not missing:
             break
     if missing:
-        raise ValueError(f"frame {min(missing)} did not come again when it was read from the beginning")
+        raise ValueError(
+            f"frame {min(missing)} did not come again when it was read from the beginning"
+        )
     return torch.stack([found[number] for number in numbers])

@@ -15,7 +15,14 @@ from .decoding_pictures import decode_pictures, describe_pictures, open_pictures
 from .decoding_pixels import FrameWriter
 from .decoding_scan import ScannedVideo, allowed_gap
 from .decoding_segment import TimedVideoMetadata, check_segment, known_times, segment_of_video
-from .decoding_source import LIBRARY_ERRORS, DecodeLimits, Source, VideoDecodeError, VideoFile, open_source
+from .decoding_source import (
+    LIBRARY_ERRORS,
+    DecodeLimits,
+    Source,
+    VideoDecodeError,
+    VideoFile,
+    open_source,
+)
 from .decoding_timeline import DamagedUnit, Timeline, decode_units
 
 
@@ -33,12 +40,11 @@ def probe_video(
 ) -> VideoMetadata:
     """Count the frames of a video from its packets and read its rate and size, without decoding it.
 
-    Width and height are those that the container declares, before rotation. With `start` or `end` (seconds) the
-    segment is described as a video of its own, as `decode_video` sees it.
+    Width and height are those that the container declares, before rotation. With `start` or `end`
+    (seconds) the segment is described as a video of its own, as `decode_video` sees it.
 
-    Raises:
-        VideoDecodeError: the source cannot be read as a video, is over a limit, or has no frame in the segment.
-        ValueError: `start` and `end` make no segment.
+    Raises: VideoDecodeError: the source cannot be read as a video, is over a limit, or has no frame
+        in the segment. ValueError: `start` and `end` make no segment.
     """
     check_segment(start, end)
     with open_pictures(source, limits or DecodeLimits(), frame_rate) as pictures:
@@ -62,42 +68,47 @@ def decode_video(
     end: float | None = None,
     frame_rate: float | None = None,
 ) -> tuple[torch.Tensor, VideoMetadata]:
-    """Decode the frames with the given numbers (presentation order, from 0; any order, repeats allowed).
+    """Decode the frames with the given numbers (presentation order, from 0; any order, repeats
+    allowed).
 
-    Args:
-        source: a path, the bytes of a file, or a binary file object (read from its beginning). A folder of numbered
-            pictures is a video, too, and so is a list of them (`FrameFiles.from_list`).
-        indices: frame numbers, or a function from the video's metadata (`TimedVideoMetadata`) to frame numbers.
-        short_side: scale so that the shorter side has this many pixels (antialiased bilinear); None keeps the pixels
-            as they are, bit-equal to a full decode.
-        frame_rate: frames a second of a folder or list of pictures, which has none of its own.
+    Args: source: a path, the bytes of a file, or a binary file object (read from its beginning). A
+        folder of numbered pictures is a video, too, and so is a list of them
+        (`FrameFiles.from_list`). indices: frame numbers, or a function from the video's metadata
+        (`TimedVideoMetadata`) to frame numbers. short_side: scale so that the shorter side has this
+        many pixels (antialiased bilinear); None keeps the pixels as they are, bit-equal to a full
+        decode. frame_rate: frames a second of a folder or list of pictures, which has none of its
+        own.
 
-    Returns:
-        uint8 RGB frames `(T, 3, H, W)`, as displayed (rotated), and the `VideoMetadata` with `frames_indices` set.
+    Returns: uint8 RGB frames `(T, 3, H, W)`, as displayed (rotated), and the `VideoMetadata` with
+        `frames_indices` set.
 
-    Raises:
-        VideoDecodeError: the video cannot be read, is damaged before a frame asked for, is over a limit, or has no
-            frame in the segment.
-        ValueError: `short_side`, or `start` and `end`, make no sense.
+    Raises: VideoDecodeError: the video cannot be read, is damaged before a frame asked for, is over
+        a limit, or has no frame in the segment. ValueError: `short_side`, or `start` and `end`,
+        make no sense.
     """
     check_segment(start, end)
     if size_change not in ("scale", "refuse"):
         raise ValueError(f'size_change must be "scale" or "refuse"; got {size_change!r}')
     if short_side is not None and operator.index(short_side) < 1:
-        raise ValueError(f"short_side must be at least 1 pixel, or None to keep the size; got {short_side}")
+        raise ValueError(
+            f"short_side must be at least 1 pixel, or None to keep the size; got {short_side}"
+        )
     with open_pictures(source, limits or DecodeLimits(), frame_rate) as pictures:
         if pictures is not None:
             return decode_pictures(pictures, indices, short_side, start, end)
     with open_source(source, limits or DecodeLimits(), allow_urls) as video:
         with open_counted(video) as (stream, counted):
             metadata, segment = describe_segment(stream, counted, video, start, end)
-            numbers = checked_numbers(indices(metadata) if callable(indices) else indices, metadata, video)
+            numbers = checked_numbers(
+                indices(metadata) if callable(indices) else indices, metadata, video
+            )
             places = [segment[number] for number in numbers]
             writer = FrameWriter(places, short_side, size_change, video)
             if not decode_what_is_needed(stream, counted, writer, video):
                 writer = FrameWriter(places, short_side, size_change, video)
         if writer.missing:
-            # Not to be trusted, or damaged: a fresh decoder, from the first packet, everything in between.
+            # Not to be trusted, or damaged: a fresh decoder, from the first packet, everything in
+            # between.
             with video.open_stream() as (container, stream):
                 decode_in_sequence(container, stream, counted, writer, video)
     frames = writer.frames
@@ -110,14 +121,21 @@ def decode_video(
 
 @contextmanager
 def open_counted(video: VideoFile) -> Iterator[tuple[av.VideoStream, IndexedVideo | ScannedVideo]]:
-    """Open a video and number its frames: from the container's index where that tells enough, else by a scan."""
+    """Open a video and number its frames: from the container's index where that tells enough, else
+    by a scan.
+    """
     with video.open_stream() as (container, stream):
         has_index = IndexedVideo.has_index(container, stream, video)
-        counted = IndexedVideo.of(container, stream, video) if has_index else ScannedVideo(container, stream, video)
+        counted = (
+            IndexedVideo.of(container, stream, video)
+            if has_index
+            else ScannedVideo(container, stream, video)
+        )
         if counted is not None:
             yield stream, counted
             return
-    # The index was not enough, and packets have been read to find that out: from the beginning again.
+    # The index was not enough, and packets have been read to find that out: from the beginning
+    # again.
     with video.open_stream() as (container, stream):
         yield stream, ScannedVideo(container, stream, video)
 
@@ -151,7 +169,9 @@ def describe_segment(
 
 
 def closed(metadata: TimedVideoMetadata) -> TimedVideoMetadata:
-    """The metadata as it leaves this module: the file is closed, so nothing more can be asked of it."""
+    """The metadata as it leaves this module: the file is closed, so nothing more can be asked of
+    it.
+    """
     metadata._times = None
     return metadata
 
@@ -162,16 +182,23 @@ def checked_numbers(indices: Sequence[int], metadata: VideoMetadata, video: Vide
     count = metadata.total_num_frames
     for number in numbers:
         if not 0 <= number < count:
-            raise VideoDecodeError(video.name, "index", f"has frames 0 to {count - 1}; frame {number} was asked for")
+            raise VideoDecodeError(
+                video.name, "index", f"has frames 0 to {count - 1}; frame {number} was asked for"
+            )
     return numbers
 
 
 def decode_what_is_needed(
-    stream: av.VideoStream, counted: IndexedVideo | ScannedVideo, writer: FrameWriter, video: VideoFile
+    stream: av.VideoStream,
+    counted: IndexedVideo | ScannedVideo,
+    writer: FrameWriter,
+    video: VideoFile,
 ) -> bool:
-    """Decode only what the wanted frames need; where no timeline tells that, or decoding fails, frames stay missing.
+    """Decode only what the wanted frames need; where no timeline tells that, or decoding fails,
+    frames stay missing.
 
-    Returns False where the frames do not come in the order foretold: then nothing written so far is to be trusted.
+    Returns False where the frames do not come in the order foretold: then nothing written so far is
+    to be trusted.
 
     Raises:
         VideoDecodeError: a frame that is asked for is lost to damage.
@@ -183,7 +210,8 @@ def decode_what_is_needed(
             return True
         if timeline.is_whole:
             writer.clamp(timeline.stop)
-        # Encoder versions stand in the first packet, and FFmpeg's decoders work around some of them.
+        # Encoder versions stand in the first packet, and FFmpeg's decoders work around some of
+        # them.
         is_ready = is_ready or timeline.begins_video(writer.missing)
         if not is_ready and not show_first_unit(decoder, counted.first_unit(), writer):
             return True
@@ -194,8 +222,12 @@ def decode_what_is_needed(
     return True
 
 
-def show_first_unit(decoder: av.VideoCodecContext, unit: av.Packet | None, writer: FrameWriter) -> bool:
-    """Decode the first unit of a video for what the decoder and the writer learn from it; False where it fails."""
+def show_first_unit(
+    decoder: av.VideoCodecContext, unit: av.Packet | None, writer: FrameWriter
+) -> bool:
+    """Decode the first unit of a video for what the decoder and the writer learn from it; False
+    where it fails.
+    """
     if unit is None:
         return False
     try:
@@ -208,9 +240,14 @@ def show_first_unit(decoder: av.VideoCodecContext, unit: av.Packet | None, write
 
 
 def decode_by_timeline(
-    decoder: av.VideoCodecContext, timeline: Timeline, count: int, writer: FrameWriter, video: VideoFile
+    decoder: av.VideoCodecContext,
+    timeline: Timeline,
+    count: int,
+    writer: FrameWriter,
+    video: VideoFile,
 ) -> bool:
-    """Decode what one timeline has of the missing frames; False where they do not come in the order foretold.
+    """Decode what one timeline has of the missing frames; False where they do not come in the order
+    foretold.
 
     Damage costs what may be predicted from it, up to the next start; decoding goes on there.
     """
@@ -232,7 +269,8 @@ def decode_by_timeline(
                     # In the tail it may be as good as it gets: a decode of the whole video decides.
                     is_in_tail = count - number <= allowed_gap(count)
                     (timeline.fail_from if is_in_tail else timeline.lose_from)(unit)
-                    # Pictures that are shown before it, but decoded after it, have been written already.
+                    # Pictures that are shown before it, but decoded after it, have been written
+                    # already.
                     writer.take_back(timeline.numbers_from(unit, units.stop))
                 elif number >= timeline.numbers[units.start] and unit not in timeline.lost:
                     writer.see(number, frame)
@@ -257,8 +295,9 @@ def decode_in_sequence(
 ) -> None:
     """Decode from the first packet on and count the frames that come out.
 
-    A few frames may be missing at the end (`allowed_gap`): then the last one stands for them. A decoder that falls
-    further behind the packets than it must to reorder has dropped pictures, and later frames would get wrong numbers.
+    A few frames may be missing at the end (`allowed_gap`): then the last one stands for them. A
+    decoder that falls further behind the packets than it must to reorder has dropped pictures, and
+    later frames would get wrong numbers.
 
     Raises:
         VideoDecodeError: a frame that is asked for lies behind damage.
@@ -279,7 +318,9 @@ def decode_in_sequence(
                 raise InvalidDataError(0, f"pictures are missing near frame {position}")
             for frame in decoder.decode(packet):
                 is_in_tail = count - position <= allowed_gap(count)
-                is_damaged = not is_in_tail and (frame.is_corrupt or (is_damaged and not frame.key_frame))
+                is_damaged = not is_in_tail and (
+                    frame.is_corrupt or (is_damaged and not frame.key_frame)
+                )
                 if is_damaged and position in writer.missing:
                     raise InvalidDataError(0, f"frame {position} is damaged")
                 writer.see(position, frame)

@@ -1,4 +1,6 @@
-"""What the first bytes of a packet tell of its picture: whether decoding can begin there, whether it is shown."""
+"""What the first bytes of a packet tell of its picture: whether decoding can begin there, whether
+it is shown.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -7,11 +9,13 @@ import av
 from .decoding_packets import HIDDEN, START
 
 
-# Decoders whose `skip_frame="NONREF"` leaves out exactly the pictures that no other picture is predicted from. HEVC is
-# not here: its sub-layer non-reference pictures may serve pictures of higher sub-layers.
+# Decoders whose `skip_frame="NONREF"` leaves out exactly the pictures that no other picture is
+# predicted from. HEVC is not here: its sub-layer non-reference pictures may serve pictures of
+# higher sub-layers.
 SKIPPING_CODECS = {"h264", "mpeg4", "mpeg1video", "mpeg2video"}
 
-# Codecs in which pictures that follow a start in the file may be shown before it (HEVC's leading pictures).
+# Codecs in which pictures that follow a start in the file may be shown before it (HEVC's leading
+# pictures).
 LEADING_CODECS = {"hevc"}
 
 # Decoders that give nothing until the first key frame when a recording begins between two of them.
@@ -19,7 +23,9 @@ WAITING_CODECS = {"h264", "hevc"}
 
 
 def judge_of(codec: str, extradata: bytes) -> Callable[[av.Packet], int]:
-    """The function that marks a packet of this codec with `START` and `HIDDEN`; 0 for all where nothing is known."""
+    """The function that marks a packet of this codec with `START` and `HIDDEN`; 0 for all where
+    nothing is known.
+    """
     is_start = START_TESTS.get(codec)
     is_hidden = HIDDEN_TESTS.get(codec)
 
@@ -37,7 +43,9 @@ def judge_of(codec: str, extradata: bytes) -> Callable[[av.Packet], int]:
 def is_idr(packet: av.Packet, extradata: bytes) -> bool:
     """H.264: the first coded slice is of an IDR picture (an open GOP's I picture is not)."""
     data = memoryview(packet)
-    for at in _nal_units(data, (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" and len(extradata) > 4 else 0):
+    for at in _nal_units(
+        data, (extradata[4] & 3) + 1 if extradata[:1] == b"\x01" and len(extradata) > 4 else 0
+    ):
         kind = data[at] & 31
         if 1 <= kind <= 5:
             return kind == 5
@@ -47,12 +55,15 @@ def is_idr(packet: av.Packet, extradata: bytes) -> bool:
 def is_hevc_start(packet: av.Packet, extradata: bytes) -> bool:
     """HEVC: the first coded slice is of an IDR or a CRA picture.
 
-    What follows a CRA picture in the file and in time never refers to anything before it (H.265, 7.4.2.2). Only its
-    leading pictures may: they are shown before it, and frames before a start are never taken from a decode that
-    began there. BLA pictures stand where streams were joined and have lost theirs: they are not taken.
+    What follows a CRA picture in the file and in time never refers to anything before it (H.265,
+    7.4.2.2). Only its leading pictures may: they are shown before it, and frames before a start are
+    never taken from a decode that began there. BLA pictures stand where streams were joined and
+    have lost theirs: they are not taken.
     """
     data = memoryview(packet)
-    for at in _nal_units(data, (extradata[21] & 3) + 1 if extradata[:1] == b"\x01" and len(extradata) > 21 else 0):
+    for at in _nal_units(
+        data, (extradata[21] & 3) + 1 if extradata[:1] == b"\x01" and len(extradata) > 21 else 0
+    ):
         kind = data[at] >> 1 & 63
         if kind < 32:
             return kind in (19, 20, 21)
@@ -60,7 +71,9 @@ def is_hevc_start(packet: av.Packet, extradata: bytes) -> bool:
 
 
 def _nal_units(data: memoryview, length_size: int) -> Iterator[int]:
-    """Yield where each NAL unit begins: after length fields of `length_size` bytes, or (0) after start codes."""
+    """Yield where each NAL unit begins: after length fields of `length_size` bytes, or (0) after
+    start codes.
+    """
     at = 0
     if length_size:
         while at + length_size < len(data):
@@ -109,7 +122,9 @@ def _vp9_header(first: int, second: int) -> tuple[int, bool, bool, bool]:
 
 
 def is_av1_start(packet: av.Packet, extradata: bytes) -> bool:
-    """AV1: the first frame is a shown key frame, which replaces all references, with its sequence header before it."""
+    """AV1: the first frame is a shown key frame, which replaces all references, with its sequence
+    header before it.
+    """
     has_sequence = False
     for kind, header in _av1_units(memoryview(packet)):
         if kind == AV1_SEQUENCE_HEADER:
@@ -123,7 +138,9 @@ def is_av1_start(packet: av.Packet, extradata: bytes) -> bool:
 def is_av1_hidden(packet: av.Packet) -> bool:
     """AV1: whether a packet shows no picture (a temporal unit that is whole shows exactly one)."""
     return not any(
-        header >> 7 or header >> 4 & 1 for kind, header in _av1_units(memoryview(packet)) if kind in AV1_FRAMES
+        header >> 7 or header >> 4 & 1
+        for kind, header in _av1_units(memoryview(packet))
+        if kind in AV1_FRAMES
     )
 
 
@@ -132,10 +149,11 @@ AV1_FRAMES = (3, 6)  # a frame header alone, or with its data
 
 
 def _av1_units(data: memoryview) -> Iterator[tuple[int, int]]:
-    """Yield kind and first payload byte of each OBU (AV1 specification, 5.3); stop where the sizes make no sense.
+    """Yield kind and first payload byte of each OBU (AV1 specification, 5.3); stop where the sizes
+    make no sense.
 
-    A frame's first byte: show_existing_frame (1 bit), frame_type (2), show_frame (1), unless the sequence is of still
-    pictures, which no video is.
+    A frame's first byte: show_existing_frame (1 bit), frame_type (2), show_frame (1), unless the
+    sequence is of still pictures, which no video is.
     """
     at = 0
     while at < len(data):
@@ -156,7 +174,8 @@ def _av1_units(data: memoryview) -> Iterator[tuple[int, int]]:
         at += size
 
 
-# Per codec: does a packet that is marked as key frame really stand on its own? The mark alone is not enough.
+# Per codec: does a packet that is marked as key frame really stand on its own? The mark alone is
+# not enough.
 START_TESTS: dict[str, Callable[[av.Packet, bytes], bool]] = {
     "h264": is_idr,
     "hevc": is_hevc_start,

@@ -1,19 +1,21 @@
-"""A video whose container has an index of all its pictures (mp4, mov): only what wanted frames need is read.
+"""A video whose container has an index of all its pictures (mp4, mov): only what wanted frames need
+is read.
 
-The index lists each picture in decoding order with its place in the file and whether it is a key frame. A worked
-example, 3 groups of pictures of 250, frame 300 wanted:
+The index lists each picture in decoding order with its place in the file and whether it is a key
+frame. A worked example, 3 groups of pictures of 250, frame 300 wanted:
 
     index entry     0 ... 249    250 ... 499    500 ... 749
     key frame       x            x              x
 
-As many frames are shown before a key frame that begins a closed group as entries stand before it. So the group of
-entry 250 has the frames 250 to 499. Its packets are read (and the next key frame, which must be a start too), their
-times put in order, and the 51st is frame 300. Where a key frame is no start (an open group of pictures), the group
-before it or after it is read as well. HEVC's groups may begin with leading pictures, shown before their key frame:
-there the neighbours of a group are read with it, which settles their order.
+As many frames are shown before a key frame that begins a closed group as entries stand before it.
+So the group of entry 250 has the frames 250 to 499. Its packets are read (and the next key frame,
+which must be a start too), their times put in order, and the 51st is frame 300. Where a key frame
+is no start (an open group of pictures), the group before it or after it is read as well. HEVC's
+groups may begin with leading pictures, shown before their key frame: there the neighbours of a
+group are read with it, which settles their order.
 
-An edit list may cut entries away (`discarded`). Had the first two entries been cut away in the example, frame 300
-would be entry 302.
+An edit list may cut entries away (`discarded`). Had the first two entries been cut away in the
+example, frame 300 would be entry 302.
 """
 
 from collections.abc import Collection, Iterator
@@ -29,18 +31,23 @@ from .decoding_source import LIBRARY_ERRORS, VideoDecodeError, VideoFile
 from .decoding_timeline import Timeline, timeline_of_packets
 
 
-# Codecs with a frame for each picture of the index. VP8 and VP9 may have hidden ones; MPEG-4 can pack two in one.
+# Codecs with a frame for each picture of the index. VP8 and VP9 may have hidden ones; MPEG-4 can
+# pack two in one.
 INDEXED_CODECS = {"h264", "hevc", "libdav1d", "av1", "mjpeg"}
 # Codecs without any prediction between pictures.
 INTRA_CODECS = {"mjpeg"}
 
 
 class IndexedVideo:
-    """What the index of a video tells of it; `num_frames`, `num_packets`, `num_before` as in `ScannedVideo`."""
+    """What the index of a video tells of it; `num_frames`, `num_packets`, `num_before` as in
+    `ScannedVideo`.
+    """
 
     num_before = 0
 
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream, video: VideoFile):
+    def __init__(
+        self, container: av.container.InputContainer, stream: av.VideoStream, video: VideoFile
+    ):
         self._container, self._stream, self._video = container, stream, video
         codec = stream.codec_context
         self._codec = codec.name
@@ -55,13 +62,18 @@ class IndexedVideo:
         self._is_start: dict[int, bool] = {}
 
     @staticmethod
-    def has_index(container: av.container.InputContainer, stream: av.VideoStream, video: VideoFile) -> bool:
+    def has_index(
+        container: av.container.InputContainer, stream: av.VideoStream, video: VideoFile
+    ) -> bool:
         """Whether the container lists every picture of the stream; reads no packet.
 
         Raises:
             VideoDecodeError: the index has more entries than the limit of frames.
         """
-        if "mov" not in container.format.name.split(",") or stream.codec_context.name not in INDEXED_CODECS:
+        if (
+            "mov" not in container.format.name.split(",")
+            or stream.codec_context.name not in INDEXED_CODECS
+        ):
             return False
         count = len(stream.index_entries)
         if count > video.limits.max_frames:
@@ -89,7 +101,9 @@ class IndexedVideo:
         return table is not None and min(table.pts) == table.pts[0]
 
     def timelines(self, wanted: Collection[int]) -> Iterator[Timeline | None]:
-        """The timelines of the groups that hold the frames `wanted`, in order; None for one that cannot be told."""
+        """The timelines of the groups that hold the frames `wanted`, in order; None for one that
+        cannot be told.
+        """
         first = stop = 0  # the run of entries that is being put together
         settled = 0  # entries before this one lie in it, with the neighbours that they need
         for number in sorted(wanted):
@@ -107,14 +121,17 @@ class IndexedVideo:
             yield self._timeline(first, stop)
 
     def first_unit(self) -> av.Packet | None:
-        """The first packet of the file, from which a decoder learns the encoder's version and the frame size."""
+        """The first packet of the file, from which a decoder learns the encoder's version and the
+        frame size.
+        """
         return next(self._packets_from(0), None)
 
     def times(self) -> FrameTimes | None:
-        """When each frame is shown: from the index where it is evenly spaced, else by a scan of all packets.
+        """When each frame is shown: from the index where it is evenly spaced, else by a scan of all
+        packets.
 
-        The index has decoding times. Where these are evenly spaced, so are the times of presentation (`confirms` holds
-        single frames to that).
+        The index has decoding times. Where these are evenly spaced, so are the times of
+        presentation (`confirms` holds single frames to that).
         """
         stamps = np.array([entry.timestamp for entry in self._entries], dtype=np.int64)
         steps = np.diff(stamps)
@@ -138,11 +155,19 @@ class IndexedVideo:
                 unit = timeline.unit_of(number)
                 if unit is not None:
                     ticks[number] = int(timeline.times[unit])
-        seconds = {number: (tick - ticks[0]) * float(self._stream.time_base) for number, tick in ticks.items()}
-        return all(number in seconds and abs(seconds[number] - times.seconds[number]) < 1e-6 for number in numbers)
+        seconds = {
+            number: (tick - ticks[0]) * float(self._stream.time_base)
+            for number, tick in ticks.items()
+        }
+        return all(
+            number in seconds and abs(seconds[number] - times.seconds[number]) < 1e-6
+            for number in numbers
+        )
 
     def _entry_of(self, number: int) -> int:
-        """The entry with as many shown ones before it: that of frame `number`, or one near it in the same group."""
+        """The entry with as many shown ones before it: that of frame `number`, or one near it in
+        the same group.
+        """
         return number + int(np.searchsorted(self._shown_before_discarded, number, side="right"))
 
     def _key_before(self, entry: int) -> int:
@@ -172,7 +197,9 @@ class IndexedVideo:
         return first, stop
 
     def _is_start_at(self, key: int) -> bool:
-        """Whether the key frame of entry `key` is one at which decoding can begin; reads that one packet."""
+        """Whether the key frame of entry `key` is one at which decoding can begin; reads that one
+        packet.
+        """
         if self._codec in INTRA_CODECS:
             return True
         if key not in self._is_start:
@@ -204,7 +231,9 @@ class IndexedVideo:
         return table if len(table) == stop - first else None
 
     def _packets_from(self, key: int) -> Iterator[av.Packet]:
-        """The packets of the file from the key frame of entry `key` on; none where a seek does not find it."""
+        """The packets of the file from the key frame of entry `key` on; none where a seek does not
+        find it.
+        """
         entry = self._entries[key]
         packets = packets_of(self._container, self._stream)
         passed = 0
@@ -235,14 +264,18 @@ def discarded_entries(entries: av.index.IndexEntries, are_at_the_ends: bool) -> 
     """
     count = len(entries)
     if not are_at_the_ends:
-        return np.flatnonzero(np.fromiter((entry.flags & 2 for entry in entries), dtype=np.uint8, count=count))
+        return np.flatnonzero(
+            np.fromiter((entry.flags & 2 for entry in entries), dtype=np.uint8, count=count)
+        )
     head = _discarded_until_shown(entries, range(count))
     tail = _discarded_until_shown(entries, range(count - 1, -1, -1))
     return np.array(sorted({*head, *tail}), dtype=np.int64)
 
 
 def _discarded_until_shown(entries: av.index.IndexEntries, numbers: range) -> list[int]:
-    """The discarded entries in this order, up to the first `MAX_REORDER` in succession that are shown."""
+    """The discarded entries in this order, up to the first `MAX_REORDER` in succession that are
+    shown.
+    """
     found = []
     num_shown = 0
     for number in numbers:
@@ -257,38 +290,50 @@ def _discarded_until_shown(entries: av.index.IndexEntries, numbers: range) -> li
 
 
 def is_fragmented(video: VideoFile) -> bool:
-    """Whether an mp4 has movie fragments (`moof` boxes), whose pictures are not in the index from the beginning."""
+    """Whether an mp4 has movie fragments (`moof` boxes), whose pictures are not in the index from
+    the beginning.
+    """
     return any(kind == b"moof" for kind, _, _ in _boxes(video, 0, video.size))
 
 
 def has_plain_edits(video: VideoFile) -> bool:
-    """Whether no track of an mp4 is put together from more than one stretch, as its edit lists (`elst`) say.
+    """Whether no track of an mp4 is put together from more than one stretch, as its edit lists
+    (`elst`) say.
 
-    Edits that show nothing (media time -1) do not count. False where the boxes are not as they should be.
+    Edits that show nothing (media time -1) do not count. False where the boxes are not as they
+    should be.
     """
     for kind, begin, end in _boxes(video, 0, video.size):
         if kind == b"moov":
             tracks = [inside for inside in _boxes(video, begin, end) if inside[0] == b"trak"]
-            edits = [edit for track in tracks for edit in _boxes(video, *track[1:]) if edit[0] == b"edts"]
-            lists = [found for edit in edits for found in _boxes(video, *edit[1:]) if found[0] == b"elst"]
+            edits = [
+                edit for track in tracks for edit in _boxes(video, *track[1:]) if edit[0] == b"edts"
+            ]
+            lists = [
+                found for edit in edits for found in _boxes(video, *edit[1:]) if found[0] == b"elst"
+            ]
             return bool(tracks) and all(_num_stretches(video, *found[1:]) <= 1 for found in lists)
     return False
 
 
 def _num_stretches(video: VideoFile, begin: int, end: int) -> int:
-    """How many entries of an `elst` box (ISO/IEC 14496-12, 8.6.6) show something; a long list is not read."""
+    """How many entries of an `elst` box (ISO/IEC 14496-12, 8.6.6) show something; a long list is
+    not read.
+    """
     data = video.read_at(begin, min(end - begin, 256))
-    size, at, width = (20, 8, 8) if data[:1] == b"\1" else (12, 4, 4)  # of an entry, and of its media time
+    # of an entry, and of its media time
+    size, at, width = (20, 8, 8) if data[:1] == b"\1" else (12, 4, 4)
     count = int.from_bytes(data[4:8], "big")
     times = [data[8 + k * size + at :][:width] for k in range(min(count, 8))]
     return count if count > len(times) else sum(time != b"\xff" * width for time in times)
 
 
 def _boxes(video: VideoFile, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, and begin and end of the content, of the boxes in a stretch of an mp4; ends where the sizes make no sense.
+    """Kind, and begin and end of the content, of the boxes in a stretch of an mp4; ends where the
+    sizes make no sense.
 
-    A box begins with its size (4 bytes) and kind (4). Where the size is 1, a longer size follows (8); 0 means to the
-    end of the file.
+    A box begins with its size (4 bytes) and kind (4). Where the size is 1, a longer size follows
+    (8); 0 means to the end of the file.
     """
     at = begin
     while at + 8 <= end:

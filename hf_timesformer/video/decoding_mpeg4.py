@@ -1,8 +1,10 @@
-"""MPEG-4 part 2 without its packing: single pictures with their kind and their place in presentation order.
+"""MPEG-4 part 2 without its packing: single pictures with their kind and their place in
+presentation order.
 
-AVI has no presentation times, and many encoders pack a B picture into the packet of the picture before it, with an
-empty placeholder packet later. FFmpeg's decoder undoes that on the fly, one packet late; so does this, beforehand, and
-then pictures that are not needed can be left out. Whatever is not understood fully gives None: then all is decoded.
+AVI has no presentation times, and many encoders pack a B picture into the packet of the picture
+before it, with an empty placeholder packet later. FFmpeg's decoder undoes that on the fly, one
+packet late; so does this, beforehand, and then pictures that are not needed can be left out.
+Whatever is not understood fully gives None: then all is decoded.
 
 A worked example, six packets as DivX packs them (`_` is the placeholder, `[..]` one packet):
 
@@ -12,8 +14,8 @@ A worked example, six packets as DivX packs them (`_` is the placeholder, `[..]`
     shown            I  B  P  B  P  P                   a B picture at once, any other when the next of its like comes
     frame number     0    2 1         4 3         5
 
-So frame 3 is picture 4: the second half of packet 3. A picture marked as not coded (kind N) is fed to the decoder,
-which keeps its clock by it, but gives no frame and has no number.
+So frame 3 is picture 4: the second half of packet 3. A picture marked as not coded (kind N) is fed
+to the decoder, which keeps its clock by it, but gives no frame and has no number.
 """
 
 import re
@@ -28,7 +30,8 @@ from .decoding_packets import PacketTable
 
 
 VOP_START = b"\0\0\1\xb6"
-# FFmpeg's decoder takes a packet of at most this many bytes for the placeholder of a packed picture.
+# FFmpeg's decoder takes a packet of at most this many bytes for the placeholder of a packed
+# picture.
 PLACEHOLDER_SIZE = 19
 # What DivX leaves where it dropped a picture: no picture, no error.
 DROPPED = b"\x7f"
@@ -39,9 +42,11 @@ PACKED = re.compile(rb"DivX[0-9]+(?:Build|b)[0-9]+p")
 
 @dataclass
 class Found:
-    """One coded picture in a packet: where it begins (with the headers before it) and ends, and its kind I, P, B, S.
+    """One coded picture in a packet: where it begins (with the headers before it) and ends, and its
+    kind I, P, B, S.
 
-    Kind N is a picture marked as not coded: it gives no frame, but the decoder must see it to keep its clock.
+    Kind N is a picture marked as not coded: it gives no frame, but the decoder must see it to keep
+    its clock.
     """
 
     packet: int
@@ -52,7 +57,9 @@ class Found:
 
 @dataclass
 class Pictures:
-    """All pictures in decoding order, integers `(pictures,)` each: places, kinds as character codes, frame numbers."""
+    """All pictures in decoding order, integers `(pictures,)` each: places, kinds as character
+    codes, frame numbers.
+    """
 
     packets: np.ndarray
     begins: np.ndarray
@@ -65,7 +72,9 @@ class Pictures:
 
 
 class PictureSplitter:
-    """Fed packet by packet in decoding order, finds the pictures in them; keeps where they are, not their bytes."""
+    """Fed packet by packet in decoding order, finds the pictures in them; keeps where they are, not
+    their bytes.
+    """
 
     def __init__(self, extradata: bytes):
         self._extradata = extradata
@@ -100,7 +109,9 @@ class PictureSplitter:
         return Pictures(places[:, 0], places[:, 1], places[:, 2], kinds, numbers)
 
     def _understand(self, data: bytes, found: list[Found] | None) -> bool:
-        """Note the pictures that the decoder would take from this packet; False where that is not certain."""
+        """Note the pictures that the decoder would take from this packet; False where that is not
+        certain.
+        """
         if found is None:
             return False
         if self._stored is not None:  # this packet's turn decodes what the last one brought along
@@ -134,7 +145,9 @@ class PictureSplitter:
 
 
 class PictureUnits:
-    """The pictures of a table of packets as packets of their own; unit `k` is picture `k`, and so are its times."""
+    """The pictures of a table of packets as packets of their own; unit `k` is picture `k`, and so
+    are its times.
+    """
 
     def __init__(self, table: PacketTable, pictures: Pictures):
         self._table = table
@@ -164,7 +177,9 @@ def _can_be_packed(picture: Found) -> bool:
 
 
 def _pictures_in(data: bytes, packet: int) -> list[Found] | None:
-    """Cut a packet before each picture but the first; None where other headers stand between pictures."""
+    """Cut a packet before each picture but the first; None where other headers stand between
+    pictures.
+    """
     found = []
     begin, at = 0, data.find(VOP_START)
     while at >= 0:
@@ -178,7 +193,9 @@ def _pictures_in(data: bytes, packet: int) -> list[Found] | None:
 
 
 def _number(kinds: bytearray) -> np.ndarray | None:
-    """Number in presentation order: B pictures come out at once, any other when the next of its like does."""
+    """Number in presentation order: B pictures come out at once, any other when the next of its
+    like does.
+    """
     shown = array("q")
     held = -1  # the picture that waits for the next of its like
     num_references = 0
@@ -204,7 +221,9 @@ def _number(kinds: bytearray) -> np.ndarray | None:
 
 
 def _clock_bits(headers: bytes) -> int | None:
-    """How many bits a picture's time takes, from the video object layer header (ISO/IEC 14496-2, 6.2.3)."""
+    """How many bits a picture's time takes, from the video object layer header (ISO/IEC 14496-2,
+    6.2.3).
+    """
     start = re.search(rb"\x00\x00\x01[\x20-\x2f]", headers)
     if start is None:
         return None

@@ -1,7 +1,9 @@
-"""What is known of a run of packets, and their data on demand: packets are scanned once and need not be kept.
+"""What is known of a run of packets, and their data on demand: packets are scanned once and need
+not be kept.
 
-A packet of a long video is remembered in about 40 bytes (time, size, position, marks). Its data are read again, by
-seeking, when a frame needs them. Short videos are small enough to stay in memory, which saves the second reading.
+A packet of a long video is remembered in about 40 bytes (time, size, position, marks). Its data are
+read again, by seeking, when a frame needs them. Short videos are small enough to stay in memory,
+which saves the second reading.
 """
 
 from array import array
@@ -22,7 +24,8 @@ START = 16  # decoding can begin here: nothing from here on needs anything befor
 
 # Data are kept in memory up to this size, and read again beyond it.
 KEEP_BYTES = 16 << 20
-# Where a seek ends before the packet that is looked for, how many packets are passed over before another try.
+# Where a seek ends before the packet that is looked for, how many packets are passed over before
+# another try.
 MAX_PASSED = 2000
 # A second try seeks to so many seconds earlier.
 STEP_BACK = 10
@@ -33,9 +36,9 @@ NO_TIME = -(1 << 63)
 class PacketTable:
     """A run of packets of one stream, in decoding order.
 
-    `pts`, `sizes`, `positions` and `flags` have one entry a packet (`NO_TIME` for a missing time, -1 for an unknown
-    position). `judge` looks at a packet's data once, while it is at hand, and returns `HIDDEN` and `START` as they
-    apply.
+    `pts`, `sizes`, `positions` and `flags` have one entry a packet (`NO_TIME` for a missing time,
+    -1 for an unknown position). `judge` looks at a packet's data once, while it is at hand, and
+    returns `HIDDEN` and `START` as they apply.
     """
 
     def __init__(
@@ -90,7 +93,9 @@ class PacketTable:
 
     def num_shown(self) -> int:
         """How many packets are not cut away by an edit list."""
-        return len(self) - int(np.count_nonzero(np.frombuffer(self.flags, dtype=np.uint8) & DISCARD))
+        return len(self) - int(
+            np.count_nonzero(np.frombuffer(self.flags, dtype=np.uint8) & DISCARD)
+        )
 
     def read(self, start: int, stop: int) -> Iterator[av.Packet]:
         """The packets from `start` to `stop - 1`.
@@ -114,7 +119,9 @@ class PacketTable:
         return (pts, packet.size, position) == (self.pts[k], self.sizes[k], self.positions[k])
 
     def _packets_from(self, start: int) -> Iterator[av.Packet]:
-        """The stream's packets from number `start` on: by seeking, or from the beginning where that misses it."""
+        """The stream's packets from number `start` on: by seeking, or from the beginning where that
+        misses it.
+        """
         time = self._seek_times[start]
         step = int(STEP_BACK / self._stream.time_base) if self._stream.time_base else 0
         for target in () if time == NO_TIME else (time, time - step):
@@ -139,7 +146,9 @@ class PacketTable:
                     yield packet
 
 
-def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+def packets_of(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.Packet]:
     """The packets of `stream` that hold data, from where the container stands."""
     for packet in container.demux(stream):
         if packet.size:
@@ -154,8 +163,8 @@ def scan_packets(
 ) -> PacketTable:
     """All packets of the stream; a damaged end just ends the table.
 
-    Raises:
-        VideoDecodeError: no packet can be read, none is shown, or there are more than the limit of frames.
+    Raises: VideoDecodeError: no packet can be read, none is shown, or there are more than the limit
+        of frames.
     """
     table = PacketTable(container, stream, video, judge)
     try:
@@ -169,7 +178,9 @@ def scan_packets(
         raise
     except LIBRARY_ERRORS as error:
         if not len(table):
-            raise VideoDecodeError(video.name, "damaged", f"has no readable video packet: {error}") from error
+            raise VideoDecodeError(
+                video.name, "damaged", f"has no readable video packet: {error}"
+            ) from error
     video.check()
     if all(flags & DISCARD for flags in table.flags):
         raise VideoDecodeError(video.name, "damaged", "has no video frames")
@@ -178,5 +189,7 @@ def scan_packets(
 
 def too_many_frames(video: VideoFile) -> VideoDecodeError:
     """The error for a video of more frames than its limits allow."""
-    message = f"has more than the limit of {video.limits.max_frames} frames (DecodeLimits.max_frames)"
+    message = (
+        f"has more than the limit of {video.limits.max_frames} frames (DecodeLimits.max_frames)"
+    )
     return VideoDecodeError(video.name, "limit", message)

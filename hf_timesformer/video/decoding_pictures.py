@@ -1,4 +1,5 @@
-"""Videos that are pictures: a folder or a list of picture files, and animated WebP, which FFmpeg does not decode.
+"""Videos that are pictures: a folder or a list of picture files, and animated WebP, which FFmpeg
+does not decode.
 
 Read with Pillow. Frames are RGB as the other decoders give them: turned as their EXIF data says,
 transparency laid on white, more than 8 bits scaled to 8.
@@ -68,7 +69,10 @@ class PictureFiles:
 
     def _open(self, number: int, use: Callable[[PIL.Image.Image], object]):
         path = self._files.paths[number]
-        with open_source(path, self._limits, allow_urls=False) as opened, _named(self.name, f"picture {path}"):
+        with (
+            open_source(path, self._limits, allow_urls=False) as opened,
+            _named(self.name, f"picture {path}"),
+        ):
             opened.file.seek(0)
             with PIL.Image.open(opened.file, formats=PICTURE_FORMATS) as picture:
                 _check_pixels(picture, self.name, self._limits)
@@ -76,7 +80,9 @@ class PictureFiles:
 
 
 class AnimatedWebp:
-    """The frames of one WebP file; those before a frame are decoded for it, so ask in ascending order."""
+    """The frames of one WebP file; those before a frame are decoded for it, so ask in ascending
+    order.
+    """
 
     def __init__(self, file: BinaryIO, name: str, limits: DecodeLimits):
         self.name = name
@@ -102,7 +108,8 @@ class AnimatedWebp:
 
 
 def _webp_durations(content: bytes) -> list[int]:
-    """How long each frame of an animated WebP is shown, in milliseconds; empty for one that is still.
+    """How long each frame of an animated WebP is shown, in milliseconds; empty for one that is
+    still.
 
     The file is a list of chunks (4 letters, a size of 4 bytes, content padded to an even number of
     bytes). That of a frame, ANMF, has its duration in bytes 12 to 15 of the content.
@@ -126,7 +133,9 @@ def open_pictures(
     read.
     """
     if frame_rate is not None and not frame_rate > 0:
-        raise ValueError(f"frame_rate must be a positive number of frames a second, got {frame_rate!r}")
+        raise ValueError(
+            f"frame_rate must be a positive number of frames a second, got {frame_rate!r}"
+        )
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         source = FrameFiles.from_folder(source, frame_rate)
     if isinstance(source, FrameFiles):
@@ -136,7 +145,8 @@ def open_pictures(
         yield PictureFiles(source, limits)
     elif frame_rate is not None:
         message = (
-            f"frame_rate={frame_rate} is for folders and lists of pictures; {describe_source(source)} has its own"
+            f"frame_rate={frame_rate} is for folders and lists of pictures; "
+            f"{describe_source(source)} has its own"
         )
         raise ValueError(message)
     elif _begins_as_webp(source):
@@ -151,7 +161,9 @@ def open_pictures(
 
 
 def _begins_as_webp(source: Source) -> bool:
-    """Whether the first bytes are those of WebP; what cannot be looked at is left to FFmpeg's side to refuse."""
+    """Whether the first bytes are those of WebP; what cannot be looked at is left to FFmpeg's side
+    to refuse.
+    """
     if isinstance(source, (bytes, bytearray, memoryview)):
         head = bytes(source[:12])
     elif isinstance(source, (str, os.PathLike)):
@@ -171,13 +183,21 @@ def _begins_as_webp(source: Source) -> bool:
     return head[:4] == b"RIFF" and head[8:12] == b"WEBP"
 
 
-def describe_pictures(pictures: Pictures, start: float | None, end: float | None) -> tuple[TimedVideoMetadata, range]:
-    """The metadata of a segment of a video of pictures, and the numbers that its frames have in the whole."""
+def describe_pictures(
+    pictures: Pictures, start: float | None, end: float | None
+) -> tuple[TimedVideoMetadata, range]:
+    """The metadata of a segment of a video of pictures, and the numbers that its frames have in the
+    whole.
+    """
     times = pictures.times()
     numbers = frames_in_segment(pictures.name, lambda: times, pictures.count, start, end)
     height, width = pictures.size
     metadata = TimedVideoMetadata(
-        total_num_frames=pictures.count, fps=_mean_rate(times), width=width, height=height, video_backend="pillow"
+        total_num_frames=pictures.count,
+        fps=_mean_rate(times),
+        width=width,
+        height=height,
+        video_backend="pillow",
     )
     cut_metadata(metadata, times, numbers)
     return metadata, numbers
@@ -211,8 +231,12 @@ def decode_pictures(
         first = next(iter(read.values()))
         if read[index].shape != first.shape:
             (height, width), (first_height, first_width) = read[index].shape[1:], first.shape[1:]
-            message = f"changes its frame size: frame {numbers[index]} is {width}x{height}, others are "
-            raise VideoDecodeError(pictures.name, "frame-size", f"{message}{first_width}x{first_height}")
+            message = (
+                f"changes its frame size: frame {numbers[index]} is {width}x{height}, others are "
+            )
+            raise VideoDecodeError(
+                pictures.name, "frame-size", f"{message}{first_width}x{first_height}"
+            )
     empty = torch.empty((0, 3, *pictures.size), dtype=torch.uint8)
     frames = torch.stack([read[index] for index in chosen]) if chosen else empty
     metadata.frames_indices = chosen
@@ -221,7 +245,9 @@ def decode_pictures(
 
 
 def _to_rgb(picture: PIL.Image.Image, short_side: int | None) -> torch.Tensor:
-    """A picture of any mode to uint8 `(3, H, W)`; scaled as `FrameWriter` scales, with an antialiased triangle."""
+    """A picture of any mode to uint8 `(3, H, W)`; scaled as `FrameWriter` scales, with an
+    antialiased triangle.
+    """
     frames = frames_to_tensor([picture], num_channels=3)  # (1, c, h, w)
     frame = to_channels(to_levels(frames), 3)[0].round().to(torch.uint8)
     height, width = scaled_size(frame.shape[1], frame.shape[2], short_side)
@@ -234,7 +260,9 @@ def _to_rgb(picture: PIL.Image.Image, short_side: int | None) -> torch.Tensor:
 
 def _check_pixels(picture: PIL.Image.Image, name: str, limits: DecodeLimits) -> None:
     if picture.width * picture.height > limits.max_pixels:
-        message = f"has frames of {picture.width}x{picture.height} pixels, more than {limits.max_pixels}"
+        message = (
+            f"has frames of {picture.width}x{picture.height} pixels, more than {limits.max_pixels}"
+        )
         raise VideoDecodeError(name, "limit", f"{message} (DecodeLimits.max_pixels)")
 
 

@@ -11,15 +11,20 @@ from .decoding_source import VideoDecodeError, VideoFile
 
 logger = logging.get_logger(__name__)
 
-# PyAV's own default, so that frames of full size equal `to_ndarray("rgb24")`; and for scaling, swscale widens its
-# triangle to the scale, which is what "antialiased bilinear" means. Costlier flags come no nearer.
+# PyAV's own default, so that frames of full size equal `to_ndarray("rgb24")`; and for scaling,
+# swscale widens its triangle to the scale, which is what "antialiased bilinear" means. Costlier
+# flags come no nearer.
 FLAGS = Interpolation.BILINEAR
 
 
 class FrameWriter:
-    """Writes converted frames to their places in a uint8 tensor `(T, H, W, 3)`; other frames are never converted."""
+    """Writes converted frames to their places in a uint8 tensor `(T, H, W, 3)`; other frames are
+    never converted.
+    """
 
-    def __init__(self, numbers: list[int], short_side: int | None, size_change: str, video: VideoFile):
+    def __init__(
+        self, numbers: list[int], short_side: int | None, size_change: str, video: VideoFile
+    ):
         self.places: dict[int, list[int]] = {}
         for place, number in enumerate(numbers):
             self.places.setdefault(number, []).append(place)
@@ -78,13 +83,19 @@ class FrameWriter:
         message = f"changes its frame size: frame {number} is {frame.width}x{frame.height}, the first is {first}"
         if self._size_change == "refuse":
             raise VideoDecodeError(self._video.name, "frame-size", message)
-        logger.warning_once(f"{self._video.name}: changes its frame size; all frames are scaled to {first}")
+        logger.warning_once(
+            f"{self._video.name}: changes its frame size; all frames are scaled to {first}"
+        )
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         height, width = scaled_size(*self._size, self._short_side)
         if height * width > self._video.limits.max_pixels:
-            message = f"has frames of {width}x{height} pixels, more than {self._video.limits.max_pixels}"
-            raise VideoDecodeError(self._video.name, "limit", f"{message} (DecodeLimits.max_pixels)")
+            message = (
+                f"has frames of {width}x{height} pixels, more than {self._video.limits.max_pixels}"
+            )
+            raise VideoDecodeError(
+                self._video.name, "limit", f"{message} (DecodeLimits.max_pixels)"
+            )
         # One thread: swscale's pool would hang in a forked DataLoader worker.
         return self._reformatter.reformat(
             frame, width, height, format="rgb24", interpolation=FLAGS, threads=1
@@ -100,7 +111,9 @@ def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, i
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
-    """The 2x2 part `(a, b, c, d)` of the frame's display matrix, which maps (x, y) to (ax + cy, bx + dy)."""
+    """The 2x2 part `(a, b, c, d)` of the frame's display matrix, which maps (x, y) to (ax + cy, bx
+    + dy).
+    """
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             values = np.frombuffer(bytes(data), np.int32)

@@ -1,4 +1,6 @@
-"""A video whose packets have to be read to be counted: one scan of the file, from which its frames are numbered."""
+"""A video whose packets have to be read to be counted: one scan of the file, from which its frames
+are numbered.
+"""
 
 from collections.abc import Collection, Iterator
 
@@ -16,7 +18,8 @@ from .decoding_timeline import Timeline, timeline_of_packets, timeline_of_pictur
 
 logger = logging.get_logger(__name__)
 
-# Containers that store a presentation time for each picture. Elsewhere FFmpeg infers it, and infers it wrongly.
+# Containers that store a presentation time for each picture. Elsewhere FFmpeg infers it, and infers
+# it wrongly.
 TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm", "mpegts", "flv"}
 # Those among them whose times are held against MPEG-4's own account of the order.
 TIMED_MPEG4_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
@@ -27,12 +30,13 @@ BROADCAST_CONTAINERS = {"mpegts", "h264", "hevc"}
 class ScannedVideo:
     """What the packets of a video tell of it.
 
-    num_frames: how many frames it has
-    num_packets: how many packets may give one
-    num_before: how many packets come before the first key frame of a recording that begins between two
+    num_frames: how many frames it has num_packets: how many packets may give one num_before: how
+    many packets come before the first key frame of a recording that begins between two
     """
 
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream, video: VideoFile):
+    def __init__(
+        self, container: av.container.InputContainer, stream: av.VideoStream, video: VideoFile
+    ):
         codec = stream.codec_context.name
         formats = set(container.format.name.split(","))
         self._stream = stream
@@ -44,10 +48,15 @@ class ScannedVideo:
             self._scan_packets(container, stream, video, formats)
         self.num_packets = self._table.num_shown()
         self.num_frames = self.num_packets
-        if self._timeline is not None and self.num_packets - self._timeline.stop > allowed_gap(self.num_packets):
-            self.num_frames = self._timeline.stop  # many pictures marked as not coded: packets, but no frames
+        if self._timeline is not None and self.num_packets - self._timeline.stop > allowed_gap(
+            self.num_packets
+        ):
+            # many pictures marked as not coded: packets, but no frames
+            self.num_frames = self._timeline.stop
 
-    def _scan_pictures(self, container, stream: av.VideoStream, video: VideoFile, is_timed: bool) -> None:
+    def _scan_pictures(
+        self, container, stream: av.VideoStream, video: VideoFile, is_timed: bool
+    ) -> None:
         splitter = PictureSplitter(stream.codec_context.extradata or b"")
 
         def judge(packet: av.Packet) -> int:
@@ -57,9 +66,13 @@ class ScannedVideo:
         self._table = scan_packets(container, stream, video, judge)
         self._timeline = timeline_of_pictures(self._table, splitter, is_timed)
 
-    def _scan_packets(self, container, stream: av.VideoStream, video: VideoFile, formats: set[str]) -> None:
+    def _scan_packets(
+        self, container, stream: av.VideoStream, video: VideoFile, formats: set[str]
+    ) -> None:
         decoder = stream.codec_context
-        self._table = scan_packets(container, stream, video, judge_of(decoder.name, decoder.extradata or b""))
+        self._table = scan_packets(
+            container, stream, video, judge_of(decoder.name, decoder.extradata or b"")
+        )
         if decoder.name in WAITING_CODECS and formats & BROADCAST_CONTAINERS:
             self.num_before = _packets_before_key(self._table, video)
             self._table.drop_first(self.num_before)
@@ -72,11 +85,15 @@ class ScannedVideo:
             yield self._timeline
 
     def first_unit(self) -> av.Packet | None:
-        """The first unit of the timeline, from which a decoder learns the encoder's version and the frame size."""
+        """The first unit of the timeline, from which a decoder learns the encoder's version and the
+        frame size.
+        """
         return None if self._timeline is None else next(self._timeline.units.read(0, 1), None)
 
     def times(self) -> FrameTimes | None:
-        """When each frame is shown: by the packets' own times where all have one, else by the frame rate."""
+        """When each frame is shown: by the packets' own times where all have one, else by the frame
+        rate.
+        """
         pts = np.frombuffer(self._table.pts, dtype=np.int64)
         flags = np.frombuffer(self._table.flags, dtype=np.uint8)
         ticks = np.unique(pts[(flags & DISCARD == 0) & (pts != NO_TIME)])
@@ -98,7 +115,9 @@ def allowed_gap(count: int) -> int:
 
 
 def _packets_before_key(table: PacketTable, video: VideoFile) -> int:
-    """How many packets a recording has before its first key frame; FFmpeg's decoders give no frame for them."""
+    """How many packets a recording has before its first key frame; FFmpeg's decoders give no frame
+    for them.
+    """
     flags = np.frombuffer(table.flags, dtype=np.uint8)
     keys = np.flatnonzero(flags & KEY)
     if not len(keys) or not keys[0]:

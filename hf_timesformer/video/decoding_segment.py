@@ -1,7 +1,8 @@
 """When the frames of a video are shown, and which of them lie in a segment given in seconds.
 
-Times are seconds since the first frame of the video, whatever its container counts from. A segment from `start` to
-`end` has the frames with `start <= time < end`, so neighbouring segments share no frame and lose none:
+Times are seconds since the first frame of the video, whatever its container counts from. A segment
+from `start` to `end` has the frames with `start <= time < end`, so neighbouring segments share no
+frame and lose none:
 
     frame      0     1     2     3     4     5      10 frames a second
     time      0.0   0.1   0.2   0.3   0.4   0.5
@@ -22,23 +23,28 @@ from transformers.video_utils import VideoMetadata
 from .decoding_source import VideoDecodeError
 
 
-# Containers round times to their own tick (Matroska: 1 ms), and 1/3 s has no exact float. So a frame may be earlier
-# than its segment by half a tick, but never by more than this.
+# Containers round times to their own tick (Matroska: 1 ms), and 1/3 s has no exact float. So a
+# frame may be earlier than its segment by half a tick, but never by more than this.
 MAX_TOLERANCE = 0.0005
 
 
 @dataclass
 class FrameTimes:
-    """The time of each frame in seconds since the first: float64 `(num_frames,)`, and how far off each may be."""
+    """The time of each frame in seconds since the first: float64 `(num_frames,)`, and how far off
+    each may be.
+    """
 
     seconds: np.ndarray
     tolerance: float
 
     @classmethod
     def from_ticks(cls, ticks: np.ndarray, time_base: Fraction) -> "FrameTimes":
-        """From presentation times in units of `time_base` seconds: int64 `(num_frames,)`, ascending."""
+        """From presentation times in units of `time_base` seconds: int64 `(num_frames,)`,
+        ascending.
+        """
         since_first = ticks - ticks[0]
-        # Multiplied before it is divided: then frame 3 of 10 a second is 0.3 and not 0.30000000000000004.
+        # Multiplied before it is divided: then frame 3 of 10 a second is 0.3 and not
+        # 0.30000000000000004.
         seconds = since_first * time_base.numerator / time_base.denominator
         return cls(seconds, min(MAX_TOLERANCE, float(time_base) / 2))
 
@@ -68,17 +74,23 @@ class CountedVideo(Protocol):
 
 
 class TimedVideoMetadata(VideoMetadata):
-    """`VideoMetadata` that also knows when each frame is shown, while the `indices` function is asked."""
+    """`VideoMetadata` that also knows when each frame is shown, while the `indices` function is
+    asked.
+    """
 
     _times: Callable[[], np.ndarray] | None = None
 
     def frame_times(self) -> np.ndarray:
-        """Seconds from the first frame of the video or segment to each of its frames: float64 `(num_frames,)`.
+        """Seconds from the first frame of the video or segment to each of its frames: float64
+        `(num_frames,)`.
 
-        May read through the file, so it is there only while `decode_video` asks its `indices` function.
+        May read through the file, so it is there only while `decode_video` asks its `indices`
+        function.
         """
         if self._times is None:
-            raise ValueError("frame_times() is only there while decode_video calls its `indices` function")
+            raise ValueError(
+                "frame_times() is only there while decode_video calls its `indices` function"
+            )
         return self._times()
 
 
@@ -87,14 +99,26 @@ def check_segment(start: float | None, end: float | None) -> None:
     for name, value in (("start", start), ("end", end)):
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value) or value < 0:
-            raise ValueError(f"{name} must be a number of seconds from 0 on, or None; got {value!r}")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, Real)
+            or not isfinite(value)
+            or value < 0
+        ):
+            raise ValueError(
+                f"{name} must be a number of seconds from 0 on, or None; got {value!r}"
+            )
     if end is not None and end <= (start or 0):
-        raise ValueError(f"end must be later than start: start={start!r} and end={end!r} hold no frame")
+        raise ValueError(
+            f"end must be later than start: start={start!r} and end={end!r} hold no frame"
+        )
 
 
-def segment_of_video(name: str, video: CountedVideo, start: float | None, end: float | None) -> range:
-    """The frame numbers of a segment of `video`, called `name`; all of them where no segment is asked for.
+def segment_of_video(
+    name: str, video: CountedVideo, start: float | None, end: float | None
+) -> range:
+    """The frame numbers of a segment of `video`, called `name`; all of them where no segment is
+    asked for.
 
     Raises:
         VideoDecodeError: the video has no frame in the segment, or no times at all.
@@ -103,16 +127,23 @@ def segment_of_video(name: str, video: CountedVideo, start: float | None, end: f
         return range(video.num_frames)
     times = known_times(name, video.times())
     numbers = times.between(start, end)
-    edges = {numbers.start - 1, numbers.start, numbers.stop - 1, numbers.stop} & set(range(video.num_frames))
+    edges = {numbers.start - 1, numbers.start, numbers.stop - 1, numbers.stop} & set(
+        range(video.num_frames)
+    )
     if not video.confirms(times, edges):
         times = known_times(name, video.scanned_times())
     return frames_in_segment(name, lambda: times, video.num_frames, start, end)
 
 
 def frames_in_segment(
-    name: str, times: Callable[[], FrameTimes | None], count: int, start: float | None, end: float | None
+    name: str,
+    times: Callable[[], FrameTimes | None],
+    count: int,
+    start: float | None,
+    end: float | None,
 ) -> range:
-    """The frame numbers of a segment of the video called `name` with `count` frames; all where none is asked for.
+    """The frame numbers of a segment of the video called `name` with `count` frames; all where none
+    is asked for.
 
     Raises:
         VideoDecodeError: the video has no frame in the segment, or no times at all.
@@ -130,5 +161,7 @@ def frames_in_segment(
 def known_times(name: str, times: FrameTimes | None) -> FrameTimes:
     """`times`, or a `VideoDecodeError` where the video called `name` has none."""
     if times is None:
-        raise VideoDecodeError(name, "segment", "has neither frame times nor a frame rate, so nothing goes by seconds")
+        raise VideoDecodeError(
+            name, "segment", "has neither frame times nor a frame rate, so nothing goes by seconds"
+        )
     return times

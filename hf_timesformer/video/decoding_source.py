@@ -1,4 +1,6 @@
-"""Where a video's bytes come from, what is refused before FFmpeg sees a byte, and how a container is opened."""
+"""Where a video's bytes come from, what is refused before FFmpeg sees a byte, and how a container
+is opened.
+"""
 
 import io
 import os
@@ -17,16 +19,18 @@ import av.error
 from av.stream import Discard, Disposition
 
 
-# Demuxers that read one self-contained media file. Playlists (HLS, DASH, concat, SDP), image sequences, devices and
-# filter graphs are left out on purpose: they open further files or addresses. (`jpeg_pipe` is what a bare MJPEG stream
-# is taken for: pictures one after another in the one file.)
+# Demuxers that read one self-contained media file. Playlists (HLS, DASH, concat, SDP), image
+# sequences, devices and filter graphs are left out on purpose: they open further files or
+# addresses. (`jpeg_pipe` is what a bare MJPEG stream is taken for: pictures one after another in
+# the one file.)
 CONTAINERS = (
     "mov,matroska,avi,flv,mpegts,mpeg,mpegvideo,h264,hevc,m4v,mjpeg,jpeg_pipe,gif,apng,ogg,asf,ivf,obu,rm,mxf,"
     "yuv4mpegpipe"
 )
 
-# What PyAV raises for bad input: its own family, what its I/O callbacks pass on, and the built-in errors of its
-# Python layer (rates of 0/0, sizes that do not fit, text that does not decode, allocations that FFmpeg refuses).
+# What PyAV raises for bad input: its own family, what its I/O callbacks pass on, and the built-in
+# errors of its Python layer (rates of 0/0, sizes that do not fit, text that does not decode,
+# allocations that FFmpeg refuses).
 LIBRARY_ERRORS = (
     av.error.FFmpegError,
     EOFError,
@@ -39,7 +43,8 @@ LIBRARY_ERRORS = (
     RuntimeError,
 )
 
-# How much PyAV asks of the file object at a time. FFmpeg seeks a lot while it probes, and refills all of it each time.
+# How much PyAV asks of the file object at a time. FFmpeg seeks a lot while it probes, and refills
+# all of it each time.
 BUFFER_SIZE = 1 << 16
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
@@ -48,9 +53,9 @@ Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 class VideoDecodeError(ValueError):
     """A video that cannot be decoded as asked. `source` names it, `reason` is a short stable word:
 
-    `not-found`, `not-a-file`, `read` (the file system failed), `url`, `fetch`, `container`, `no-video-stream`,
-    `codec`, `damaged`, `limit`, `index`, `segment`, `frame-size` or `pictures`; `unknown` where torch re-raised it
-    from a worker by its text alone.
+    `not-found`, `not-a-file`, `read` (the file system failed), `url`, `fetch`, `container`,
+    `no-video-stream`, `codec`, `damaged`, `limit`, `index`, `segment`, `frame-size` or `pictures`;
+    `unknown` where torch re-raised it from a worker by its text alone.
     """
 
     def __init__(self, source: str, reason: str = "unknown", message: str | None = None):
@@ -67,7 +72,8 @@ class VideoDecodeError(ValueError):
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """How much one video may cost before it is refused. A local file may be of any size: what is read of it counts.
+    """How much one video may cost before it is refused. A local file may be of any size: what is
+    read of it counts.
 
     max_bytes: bytes that are held in memory (a video given as bytes, or downloaded)
     max_read_bytes: bytes that are read of a local file for one wanted frame
@@ -91,14 +97,20 @@ def describe_source(source: Source) -> str:
         text = os.fsdecode(source)
         return text if len(text) <= 200 else text[:90] + "..." + text[-90:]
     name = getattr(source, "name", None)
-    return f"<{type(source).__name__} {name!r}>" if isinstance(name, str) else f"<{type(source).__name__}>"
+    return (
+        f"<{type(source).__name__} {name!r}>"
+        if isinstance(name, str)
+        else f"<{type(source).__name__}>"
+    )
 
 
 class Reader:
-    """The only door between FFmpeg and a video's bytes: a seekable file object with a size, a deadline and no name.
+    """The only door between FFmpeg and a video's bytes: a seekable file object with a size, a
+    deadline and no name.
 
-    After an exception it is at its end: PyAV passes on one exception, and prints those that come on top of it. FFmpeg
-    may take a failed read for the end of the file, so `error` keeps what the file system said.
+    After an exception it is at its end: PyAV passes on one exception, and prints those that come on
+    top of it. FFmpeg may take a failed read for the end of the file, so `error` keeps what the file
+    system said.
     """
 
     def __init__(self, file: BinaryIO, size: int, check: "Budget"):
@@ -119,7 +131,8 @@ class Reader:
         except OSError as error:
             self.error = error
             raise
-        # PyAV copies whatever comes back into a buffer of `size` bytes, so a careless file object would overrun it.
+        # PyAV copies whatever comes back into a buffer of `size` bytes, so a careless file object
+        # would overrun it.
         data = bytes(data[:size]) if data else b""
         self._at += len(data)
         self._check(len(data))
@@ -137,7 +150,9 @@ class Reader:
 
 @dataclass
 class VideoFile:
-    """The bytes of one video, open: a seekable file object, its size, and what every step needs to bound itself."""
+    """The bytes of one video, open: a seekable file object, its size, and what every step needs to
+    bound itself.
+    """
 
     file: BinaryIO
     size: int
@@ -154,12 +169,13 @@ class VideoFile:
 
     @contextmanager
     def open_stream(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-        """Open the container anew and yield it with its first video stream, on one thread; always closed again.
+        """Open the container anew and yield it with its first video stream, on one thread; always
+        closed again.
 
         Accepts the demuxers of `CONTAINERS` only, with no protocol and no nested resource.
 
-        Raises:
-            VideoDecodeError: no accepted container, too damaged to open, or no video stream that can be decoded.
+        Raises: VideoDecodeError: no accepted container, too damaged to open, or no video stream
+            that can be decoded.
         """
         reader = Reader(self.file, self.size, self.check)
         try:
@@ -188,7 +204,9 @@ class VideoFile:
             container.close()
 
     def _refuse_failed_read(self, reader: Reader) -> None:
-        """Raise where a read has failed: what came of it, frames or a complaint, is not what the file holds."""
+        """Raise where a read has failed: what came of it, frames or a complaint, is not what the
+        file holds.
+        """
         if reader.error is not None:
             raise VideoDecodeError(
                 self.name, "read", f"could not be read to its end: {reader.error}"
@@ -199,20 +217,30 @@ def _refuse_nested(url: str, flags: int, options: dict) -> BinaryIO:
     raise PermissionError(f"a video may not open another resource: {url[:80]!r}")
 
 
-def _video_stream(container: av.container.InputContainer, name: str, limits: DecodeLimits) -> av.VideoStream:
+def _video_stream(
+    container: av.container.InputContainer, name: str, limits: DecodeLimits
+) -> av.VideoStream:
     """The video stream that players show, made ready to decode on one thread; the others are muted.
 
     That is the first marked as default, or else the first; cover pictures are none.
     """
-    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    streams = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic
+    ]
     if not streams:
         raise VideoDecodeError(name, "no-video-stream", "has no video stream")
-    stream = next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
+    stream = next(
+        (stream for stream in streams if stream.disposition & Disposition.default), streams[0]
+    )
     decoder = stream.codec_context
     if decoder is None:
         raise VideoDecodeError(name, "codec", "has a video stream that FFmpeg has no decoder for")
     if decoder.width * decoder.height > limits.max_pixels:
-        message = f"has frames of {decoder.width}x{decoder.height} pixels, more than {limits.max_pixels}"
+        message = (
+            f"has frames of {decoder.width}x{decoder.height} pixels, more than {limits.max_pixels}"
+        )
         raise VideoDecodeError(name, "limit", f"{message} (DecodeLimits.max_pixels)")
     decoder.thread_count = 1
     decoder.thread_type = "NONE"
@@ -227,8 +255,8 @@ def _video_stream(container: av.container.InputContainer, name: str, limits: Dec
 def open_source(source: Source, limits: DecodeLimits, allow_urls: bool) -> Iterator[VideoFile]:
     """Open `source` for `VideoFile.open_stream`; closes only what it opened itself.
 
-    Raises:
-        VideoDecodeError: missing, no regular file, an address that is not allowed, or over the limit of size.
+    Raises: VideoDecodeError: missing, no regular file, an address that is not allowed, or over the
+        limit of size.
     """
     name = describe_source(source)
     check = Budget(name, limits)
@@ -237,7 +265,9 @@ def open_source(source: Source, limits: DecodeLimits, allow_urls: bool) -> Itera
 
 
 @contextmanager
-def _open_file(source: Source, name: str, limits: DecodeLimits, allow_urls: bool) -> Iterator[tuple[BinaryIO, int]]:
+def _open_file(
+    source: Source, name: str, limits: DecodeLimits, allow_urls: bool
+) -> Iterator[tuple[BinaryIO, int]]:
     """Yield a seekable binary file object for `source` and its size in bytes."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         _check_size(name, len(source), limits)
@@ -262,7 +292,9 @@ def _open_file(source: Source, name: str, limits: DecodeLimits, allow_urls: bool
 
 
 def _open_path(path: str, name: str) -> BinaryIO:
-    """Open a regular file for reading; anything else (directory, pipe, device, missing, an address) is refused."""
+    """Open a regular file for reading; anything else (directory, pipe, device, missing, an address)
+    is refused.
+    """
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
@@ -281,7 +313,9 @@ def _open_path(path: str, name: str) -> BinaryIO:
 def _check_size(name: str, size: int, limits: DecodeLimits) -> None:
     if size > limits.max_bytes:
         raise VideoDecodeError(
-            name, "limit", f"is {size} bytes long, more than the limit of {limits.max_bytes} (DecodeLimits.max_bytes)"
+            name,
+            "limit",
+            f"is {size} bytes long, more than the limit of {limits.max_bytes} (DecodeLimits.max_bytes)",
         )
 
 
@@ -291,7 +325,9 @@ def _is_seekable(file: BinaryIO) -> bool:
 
 
 def _read_all(file: BinaryIO, name: str, limits: DecodeLimits) -> bytes:
-    """Read a stream that cannot seek to its end, in pieces, stopping at the limits of size and time."""
+    """Read a stream that cannot seek to its end, in pieces, stopping at the limits of size and
+    time.
+    """
     check = Budget(name, limits, time.monotonic)
     pieces: list[bytes] = []
     total = 0
@@ -300,18 +336,24 @@ def _read_all(file: BinaryIO, name: str, limits: DecodeLimits) -> bytes:
         pieces.append(piece)
         total += len(piece)
         if total > limits.max_bytes:
-            message = f"has more bytes than the limit of {limits.max_bytes} (DecodeLimits.max_bytes)"
+            message = (
+                f"has more bytes than the limit of {limits.max_bytes} (DecodeLimits.max_bytes)"
+            )
             raise VideoDecodeError(name, "limit", message)
     return b"".join(pieces)
 
 
 class Budget:
-    """Called now and then with the bytes just read; raises `VideoDecodeError` where one frame costs too much.
+    """Called now and then with the bytes just read; raises `VideoDecodeError` where one frame costs
+    too much.
 
-    Work is measured in CPU time (`clock`), so that a busy machine breaks no video; waiting for a server, by the wall.
+    Work is measured in CPU time (`clock`), so that a busy machine breaks no video; waiting for a
+    server, by the wall.
     """
 
-    def __init__(self, name: str, limits: DecodeLimits, clock: Callable[[], float] = time.thread_time):
+    def __init__(
+        self, name: str, limits: DecodeLimits, clock: Callable[[], float] = time.thread_time
+    ):
         self._name = name
         self._limits = limits
         self._clock = clock
@@ -333,12 +375,17 @@ class Budget:
 
 
 def _fetch(url: str, limits: DecodeLimits, allow_urls: bool) -> bytes:
-    """Download `url` with Python's own client: http(s) only (redirects too), bounded in size and time."""
+    """Download `url` with Python's own client: http(s) only (redirects too), bounded in size and
+    time.
+    """
     if not allow_urls:
         raise VideoDecodeError(
-            url, "url", "is an address; addresses are refused unless allow_urls=True (download it first, or allow it)"
+            url,
+            "url",
+            "is an address; addresses are refused unless allow_urls=True (download it first, or allow it)",
         )
-    opener = urllib.request.OpenerDirector()  # no file:, ftp: or data: handlers, whatever a redirect says
+    # no file:, ftp: or data: handlers, whatever a redirect says
+    opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.HTTPHandler(),

@@ -1,4 +1,5 @@
-"""Which packet of a video gives which frame, and where decoding can start, without decoding anything.
+"""Which packet of a video gives which frame, and where decoding can start, without decoding
+anything.
 
 A worked example: an H.264 video with B pictures, two groups of pictures, 30 frames a second.
 
@@ -8,9 +9,10 @@ A worked example: an H.264 video with B pictures, two groups of pictures, 30 fra
     number                   0   3   1   2   4   7   5   6    the rank of its time
     start                    x               x                the first of a group
 
-Frame 6 is unit 7. The last start at or before it is unit 4, so units 4 to 7 are decoded; the B picture of unit 6 is
-not needed by any other and is left out. Had unit 2 been lost, units 2 and 3 would be `lost` (anything up to the next
-start may have been predicted from it), and frames 4 to 7 would be as good as ever.
+Frame 6 is unit 7. The last start at or before it is unit 4, so units 4 to 7 are decoded; the B
+picture of unit 6 is not needed by any other and is left out. Had unit 2 been lost, units 2 and 3
+would be `lost` (anything up to the next start may have been predicted from it), and frames 4 to 7
+would be as good as ever.
 """
 
 from bisect import bisect_left, bisect_right
@@ -35,13 +37,14 @@ class Units(Protocol):
 
 @dataclass
 class Timeline:
-    """What the decoder can be fed, in decoding order, and the number of the frame that each unit gives.
+    """What the decoder can be fed, in decoding order, and the number of the frame that each unit
+    gives.
 
-    times: presentation time of each unit: int64 `(units,)`
-    numbers: its frame number, -1 where it shows none (cut away by an edit list, or hidden): int64 `(units,)`
-    starts: the units from which decoding can begin: no frame at or after theirs needs anything before them
-    is_whole: it covers the whole video
-    lost: the units that damage covers; `failed` are those among them at or after which the decoder gave up
+    times: presentation time of each unit: int64 `(units,)` numbers: its frame number, -1 where it
+    shows none (cut away by an edit list, or hidden): int64 `(units,)` starts: the units from which
+    decoding can begin: no frame at or after theirs needs anything before them is_whole: it covers
+    the whole video lost: the units that damage covers; `failed` are those among them at or after
+    which the decoder gave up
     """
 
     units: Units
@@ -79,7 +82,9 @@ class Timeline:
         return self.starts[at]
 
     def stretches(self, wanted: Iterable[int]) -> list[tuple[int, int]]:
-        """The runs of units `(first, last)` to decode for the frames `wanted`, in order and as few as possible."""
+        """The runs of units `(first, last)` to decode for the frames `wanted`, in order and as few
+        as possible.
+        """
         runs: list[tuple[int, int]] = []
         for number in sorted(wanted):
             unit = self.unit_of(number)
@@ -103,7 +108,9 @@ class Timeline:
         return numbers[numbers >= 0].tolist()
 
     def lose_from(self, unit: int) -> range:
-        """Note damage at `unit`: whatever is decoded after it may be predicted from it, up to the next start."""
+        """Note damage at `unit`: whatever is decoded after it may be predicted from it, up to the
+        next start.
+        """
         at = bisect_left(self.starts, unit + 1)
         stop = self.starts[at] if at < len(self.starts) else len(self.numbers)
         self.lost.update(range(unit, stop))
@@ -123,13 +130,16 @@ class Timeline:
             if self.unit_of(number) not in self.failed:
                 lost = self.numbers_from(min(self.lost), max(self.lost) + 1)
                 message = f"is damaged: of the frames {min(lost)} to {max(lost)}, {len(self.lost)} are lost"
-                raise VideoDecodeError(video.name, "damaged", f"{message}; frame {number} was asked for")
+                raise VideoDecodeError(
+                    video.name, "damaged", f"{message}; frame {number} was asked for"
+                )
 
 
 def decode_units(
     decoder: av.VideoCodecContext, timeline: Timeline, units: range, wanted: Collection[int]
 ) -> Iterator[av.VideoFrame]:
-    """Decode a run of units, skipping unwanted non-reference pictures, then drain the decoder and reset it.
+    """Decode a run of units, skipping unwanted non-reference pictures, then drain the decoder and
+    reset it.
 
     Raises:
         DamagedUnit: a unit fails; the pictures before it still come out first.
@@ -169,8 +179,11 @@ class DamagedUnit(Exception):
         self.unit = unit
 
 
-def timeline_of_packets(table: PacketTable, codec: str, *, base: int = 0, is_whole: bool) -> Timeline | None:
-    """The timeline of a run of packets that begins with a start and tells it by its times; None where it does not.
+def timeline_of_packets(
+    table: PacketTable, codec: str, *, base: int = 0, is_whole: bool
+) -> Timeline | None:
+    """The timeline of a run of packets that begins with a start and tells it by its times; None
+    where it does not.
 
     Args:
         base: how many frames of the video come before this run.
@@ -195,7 +208,9 @@ def timeline_of_packets(table: PacketTable, codec: str, *, base: int = 0, is_who
 
 
 def numbers_by_time(times: np.ndarray, is_without_frame: np.ndarray) -> np.ndarray | None:
-    """Frame numbers by rank of presentation time, -1 `is_without_frame`; None for missing or doubled times."""
+    """Frame numbers by rank of presentation time, -1 `is_without_frame`; None for missing or
+    doubled times.
+    """
     shown = np.flatnonzero(~is_without_frame)
     if not len(shown) or times.min() == NO_TIME:
         return None
@@ -213,8 +228,12 @@ def starts_split_time(times: np.ndarray, starts: np.ndarray) -> bool:
     return bool(np.all(latest_before < times[starts[1:]]))
 
 
-def timeline_of_pictures(table: PacketTable, splitter: PictureSplitter, is_timed: bool) -> Timeline | None:
-    """MPEG-4 part 2: pictures and their order read from the bitstream, since AVI has no presentation times."""
+def timeline_of_pictures(
+    table: PacketTable, splitter: PictureSplitter, is_timed: bool
+) -> Timeline | None:
+    """MPEG-4 part 2: pictures and their order read from the bitstream, since AVI has no
+    presentation times.
+    """
     pictures = splitter.finish()
     if pictures is None:
         return None
@@ -224,7 +243,8 @@ def timeline_of_pictures(table: PacketTable, splitter: PictureSplitter, is_timed
     is_cut = (flags & DISCARD) > 0
     numbers = pictures.numbers
     if is_timed or np.any(is_cut):
-        # Times are at hand, and packets may be cut by an edit list: both accounts must agree, picture by picture.
+        # Times are at hand, and packets may be cut by an edit list: both accounts must agree,
+        # picture by picture.
         times = np.frombuffer(table.pts, dtype=np.int64)
         by_time = numbers_by_time(times, is_cut)
         is_one_to_one = len(pictures) == len(table) and numbers.min() >= 0
@@ -238,4 +258,6 @@ def timeline_of_pictures(table: PacketTable, splitter: PictureSplitter, is_timed
     is_start[0] = True
     units = PictureUnits(table, pictures)
     times = np.arange(len(pictures))
-    return Timeline(units, times, numbers, np.flatnonzero(is_start).tolist(), can_skip=True, is_whole=True)
+    return Timeline(
+        units, times, numbers, np.flatnonzero(is_start).tolist(), can_skip=True, is_whole=True
+    )

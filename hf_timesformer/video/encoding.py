@@ -25,14 +25,20 @@ def write_video(
     pix_fmt: str = "yuv420p",
     options: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write uint8 RGB `frames` of shape `(T, H, W, 3)` as a video file; the container follows from the suffix."""
+    """Write uint8 RGB `frames` of shape `(T, H, W, 3)` as a video file; the container follows from
+    the suffix.
+    """
     path = Path(path)
     with av.open(str(path), mode="w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps), options=dict(options or {}))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
         stream.codec_context.thread_count = 1
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                )
+            )
         container.mux(stream.encode(None))
     return path
 
@@ -49,20 +55,22 @@ def encode_video(
 ) -> bytes:
     """The video as H.264 in mp4: as many frames, at the mean rate, as displayed, without sound.
 
-    Args:
-        path: the video, or a folder of numbered pictures.
-        metadata: of it or of the segment, as `probe_video` gives it; its frames are encoded, and no more.
-        short_side: size of the shorter side in pixels; None keeps the size.
-        key_frame_every: frames from one key frame to the next: a reader that wants a frame decodes from the key frame
-            before it, so that fewer make a file that is larger and cheaper to enter anywhere.
-        fast_decode: leave out what makes decoding dear (x264's `fastdecode`: no deblocking, no CABAC, no weighted
-            prediction), for a larger file.
-        start, end: seconds; only the segment start <= time < end.
+    Args: path: the video, or a folder of numbered pictures. metadata: of it or of the segment, as
+        `probe_video` gives it; its frames are encoded, and no more. short_side: size of the shorter
+        side in pixels; None keeps the size. key_frame_every: frames from one key frame to the next:
+        a reader that wants a frame decodes from the key frame before it, so that fewer make a file
+        that is larger and cheaper to enter anywhere. fast_decode: leave out what makes decoding
+        dear (x264's `fastdecode`: no deblocking, no CABAC, no weighted prediction), for a larger
+        file. start, end: seconds; only the segment start <= time < end.
 
     Raises:
         VideoDecodeError: the video is damaged.
     """
-    options = ENCODER_OPTIONS | {"g": str(key_frame_every)} | ({"tune": "fastdecode"} if fast_decode else {})
+    options = (
+        ENCODER_OPTIONS
+        | {"g": str(key_frame_every)}
+        | ({"tune": "fastdecode"} if fast_decode else {})
+    )
     buffer = io.BytesIO()
     rate = Fraction(metadata.fps or 30).limit_denominator(65535)
     with av.open(buffer, "w", format="mp4") as container:
@@ -71,7 +79,8 @@ def encode_video(
         stream.codec_context.thread_count = 1
         for first in range(0, metadata.total_num_frames, CHUNK_FRAMES):
             numbers = range(first, min(first + CHUNK_FRAMES, metadata.total_num_frames))
-            frames, _ = decode_video(path, numbers, short_side=short_side, start=start, end=end)  # (t, 3, h, w)
+            # (t, 3, h, w)
+            frames, _ = decode_video(path, numbers, short_side=short_side, start=start, end=end)
             height, width = (side - side % 2 for side in frames.shape[2:])  # 4:2:0 needs even sides
             if first == 0:
                 stream.height, stream.width = height, width

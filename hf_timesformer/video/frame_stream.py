@@ -1,16 +1,17 @@
 """One pass forward over a video of any length: frames with their times, in bounded memory.
 
-`decode_video` jumps to the few frames that a clip takes. Here the whole video goes by once, and of it only the frames
-that are asked for become pictures. They are asked for by time: the frame for time `t` is the one that a player shows
-then, the last that has begun. Of a video with 5 frames a second, for the times 0, 0.3, 0.5 and 0.55:
+`decode_video` jumps to the few frames that a clip takes. Here the whole video goes by once, and of
+it only the frames that are asked for become pictures. They are asked for by time: the frame for
+time `t` is the one that a player shows then, the last that has begun. Of a video with 5 frames a
+second, for the times 0, 0.3, 0.5 and 0.55:
 
     frame       0     1     2     3            frame 1 is shown from 0.2 s until frame 2 begins at 0.4 s
     begins at  0.0   0.2   0.4   0.6           and frame 2 serves 0.5 and 0.55
     asked for   x        x     x x
     given       0     1     2     3            the last frame is always given: it tells how long the video is
 
-Containers round times to their own tick, so a frame may begin half a millisecond after it is asked for
-(`MAX_TOLERANCE`).
+Containers round times to their own tick, so a frame may begin half a millisecond after it is asked
+for (`MAX_TOLERANCE`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,15 +24,23 @@ from av.video.reformatter import VideoReformatter
 
 from .decoding_pixels import FLAGS, display_matrix, orient, scaled_size
 from .decoding_segment import MAX_TOLERANCE
-from .decoding_source import LIBRARY_ERRORS, Budget, DecodeLimits, Source, VideoDecodeError, VideoFile, open_source
+from .decoding_source import (
+    LIBRARY_ERRORS,
+    Budget,
+    DecodeLimits,
+    Source,
+    VideoDecodeError,
+    VideoFile,
+    open_source,
+)
 
 
-# Containers without times for pictures: FFmpeg makes them up from the order in the file, which is not the order in
-# which pictures are shown.
+# Containers without times for pictures: FFmpeg makes them up from the order in the file, which is
+# not the order in which pictures are shown.
 UNTIMED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu"}
 
-# A film of days is not refused for its length: memory does not grow with it, and `max_seconds` counts from frame to
-# frame.
+# A film of days is not refused for its length: memory does not grow with it, and `max_seconds`
+# counts from frame to frame.
 STREAM_LIMITS = DecodeLimits(max_bytes=1 << 62)
 
 
@@ -51,22 +60,21 @@ class StreamedFrame:
 class FrameStream:
     """The frames of one video for the times that are asked for, in order; iterate once.
 
-    Args:
-        source: a path, the bytes of a file, or a binary file object.
-        times: seconds from the first frame, ascending, finitely many or not; None gives every frame.
-        short_side: scale so that the shorter side has this many pixels; None keeps the pixels as they are. Either way
-            a frame is what `decode_video` gives of the same frame.
-        limits: what one video may cost; `max_seconds` of work from one frame to the next.
+    Args: source: a path, the bytes of a file, or a binary file object. times: seconds from the
+        first frame, ascending, finitely many or not; None gives every frame. short_side: scale so
+        that the shorter side has this many pixels; None keeps the pixels as they are. Either way a
+        frame is what `decode_video` gives of the same frame. limits: what one video may cost;
+        `max_seconds` of work from one frame to the next.
 
-    `gaps` lists stretches that could not be decoded, as `(from, to)` in seconds; `to` is None where nothing follows.
-    The last frame before a gap stands for what is missing. A picture of another size than the first frame is scaled to
-    the first one's.
+    `gaps` lists stretches that could not be decoded, as `(from, to)` in seconds; `to` is None where
+    nothing follows. The last frame before a gap stands for what is missing. A picture of another
+    size than the first frame is scaled to the first one's.
 
-    `length` and `frame_rate` are what the container claims, in seconds and frames a second, once iterating has begun;
-    None where it claims nothing. The last frame tells the true length.
+    `length` and `frame_rate` are what the container claims, in seconds and frames a second, once
+    iterating has begun; None where it claims nothing. The last frame tells the true length.
 
-    Iterating raises VideoDecodeError where the video cannot be opened, where not a single frame can be decoded, and
-    where a frame is over a limit.
+    Iterating raises VideoDecodeError where the video cannot be opened, where not a single frame can
+    be decoded, and where a frame is over a limit.
     """
 
     source: Source
@@ -92,11 +100,14 @@ class FrameStream:
                     yield StreamedFrame(seconds, duration, convert(picture))
                     video.check.restart()  # what the caller did with the frame is no work of ours
                 if is_empty:
-                    raise VideoDecodeError(video.name, "damaged", "has no frame that can be decoded")
+                    raise VideoDecodeError(
+                        video.name, "damaged", "has no frame that can be decoded"
+                    )
 
 
 class _Clock:
-    """The time of each picture in seconds since the first: by the container's own times, else by the frame rate.
+    """The time of each picture in seconds since the first: by the container's own times, else by
+    the frame rate.
 
     Where times jump back (recordings that were joined), the count goes on from the last picture.
     """
@@ -105,16 +116,22 @@ class _Clock:
         rate = stream.average_rate or stream.guessed_rate
         self._step = float(1 / rate) if rate else None
         self._base, self._name = stream.time_base, name
-        self._has_times = UNTIMED_CONTAINERS.isdisjoint(container.format.name.split(",")) and bool(self._base)
+        self._has_times = UNTIMED_CONTAINERS.isdisjoint(container.format.name.split(",")) and bool(
+            self._base
+        )
         self._count, self._shift = 0, 0.0
         self._first: int | None = None
         self.last = 0.0
 
     @property
     def step(self) -> float:
-        """Seconds from picture to picture at the stream's rate. Raises VideoDecodeError where it has none."""
+        """Seconds from picture to picture at the stream's rate. Raises VideoDecodeError where it
+        has none.
+        """
         if self._step is None:
-            raise VideoDecodeError(self._name, "segment", "has neither frame times nor a frame rate")
+            raise VideoDecodeError(
+                self._name, "segment", "has neither frame times nor a frame rate"
+            )
         return self._step
 
     def seconds(self, picture: av.VideoFrame) -> float:
@@ -123,7 +140,9 @@ class _Clock:
             if self._first is None:
                 self._first = picture.pts
             # Multiplied before it is divided, as in `FrameTimes.from_ticks`.
-            now = (picture.pts - self._first) * self._base.numerator / self._base.denominator + self._shift
+            now = (
+                picture.pts - self._first
+            ) * self._base.numerator / self._base.denominator + self._shift
             if now < self.last:
                 missing = self.last + self.step - now
                 self._shift, now = self._shift + missing, now + missing
@@ -148,12 +167,14 @@ def _good_pictures(
     gaps: list[tuple[float, float | None]],
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """All undamaged pictures with their times; stretches without one go to `gaps`."""
-    gap_from: float | None = None  # where the stretch without a good picture begins, if we are in one
+    # where the stretch without a good picture begins, if we are in one
+    gap_from: float | None = None
     is_first = True
     for picture in _decode_packets(container, stream):
         budget.restart()
         if picture is None or picture.is_corrupt:
-            # What comes before the first good picture is no part of the video: its times begin there.
+            # What comes before the first good picture is no part of the video: its times begin
+            # there.
             if not is_first and gap_from is None:
                 gap_from = clock.last
             continue
@@ -169,8 +190,12 @@ def _good_pictures(
         gaps.append((gap_from, None))
 
 
-def _decode_packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
-    """Every picture, and None where a packet is damaged; after that the next key frame is waited for."""
+def _decode_packets(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame | None]:
+    """Every picture, and None where a packet is damaged; after that the next key frame is waited
+    for.
+    """
     decoder = stream.codec_context
     packets = container.demux(stream)
     is_waiting = False
@@ -202,7 +227,9 @@ def _decode_packets(container: av.container.InputContainer, stream: av.VideoStre
 def _shown_at(
     times: Iterable[float] | None, pictures: Iterator[tuple[float, av.VideoFrame]], clock: _Clock
 ) -> Iterator[tuple[float, float, av.VideoFrame]]:
-    """Seconds, duration and picture of what is shown at `times` (None: of every picture), and of the last one."""
+    """Seconds, duration and picture of what is shown at `times` (None: of every picture), and of
+    the last one.
+    """
     wanted = None if times is None else iter(times)
     next_time = None if wanted is None else next(wanted, inf)
     held: tuple[float, av.VideoFrame] | None = None
@@ -231,8 +258,14 @@ class _Converter:
             self._size = scaled_size(picture.height, picture.width, self._short_side)
         height, width = self._size
         if height * width > self._video.limits.max_pixels:
-            message = f"has frames of {width}x{height} pixels, more than {self._video.limits.max_pixels}"
-            raise VideoDecodeError(self._video.name, "limit", f"{message} (DecodeLimits.max_pixels)")
-        scaled = self._reformatter.reformat(picture, width, height, format="rgb24", interpolation=FLAGS, threads=1)
+            message = (
+                f"has frames of {width}x{height} pixels, more than {self._video.limits.max_pixels}"
+            )
+            raise VideoDecodeError(
+                self._video.name, "limit", f"{message} (DecodeLimits.max_pixels)"
+            )
+        scaled = self._reformatter.reformat(
+            picture, width, height, format="rgb24", interpolation=FLAGS, threads=1
+        )
         pixels = orient(scaled.to_ndarray(), display_matrix(picture))  # (h, w, 3)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())  # (h, w, 3) -> (3, h, w)

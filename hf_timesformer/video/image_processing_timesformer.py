@@ -17,7 +17,8 @@ class TimeSformerImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class TimeSformerImageProcessor(TimeSformerViewsMixin, TorchvisionBackend):
-    """Frames in memory to `pixel_values`, pixel for pixel as `TimeSformerVideoProcessor` makes them.
+    """Frames in memory to `pixel_values`, pixel for pixel as `TimeSformerVideoProcessor` makes
+    them.
 
     `processor(video)`: a video is a list of PIL images, arrays or tensors, or one 4D array,
     channels first or last, of any type (`memory_frames.to_levels` has the table of their ranges); a
@@ -43,7 +44,9 @@ class TimeSformerImageProcessor(TimeSformerViewsMixin, TorchvisionBackend):
     def __init__(self, **kwargs: Unpack[TimeSformerImageProcessorKwargs]):
         super().__init__(**kwargs)
 
-    def preprocess(self, images: ImageInput, *args, **kwargs: Unpack[TimeSformerImageProcessorKwargs]) -> BatchFeature:
+    def preprocess(
+        self, images: ImageInput, *args, **kwargs: Unpack[TimeSformerImageProcessorKwargs]
+    ) -> BatchFeature:
         """As the class's docstring says; a setting that is None in a call keeps its own value."""
         return super().preprocess(
             images, *args, **{name: value for name, value in kwargs.items() if value is not None}
@@ -58,7 +61,9 @@ class TimeSformerImageProcessor(TimeSformerViewsMixin, TorchvisionBackend):
         **kwargs,
     ) -> list[torch.Tensor]:
         videos = split_videos(images)
-        return [self._frames_in_memory(video, input_data_format, kwargs).to(device) for video in videos]
+        return [
+            self._frames_in_memory(video, input_data_format, kwargs).to(device) for video in videos
+        ]
 
 
 __all__ = ["TimeSformerImageProcessor"]

@@ -1,4 +1,6 @@
-"""Videos in memory and what a call says of each video: metadata, segments, and which of the frames are taken."""
+"""Videos in memory and what a call says of each video: metadata, segments, and which of the frames
+are taken.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +24,9 @@ def metadata_of_each(videos: list, given: Any) -> list[VideoMetadata | None]:
         return [None] * len(videos)
     metadata = make_batched_metadata(videos, given)
     if len(metadata) != len(videos):  # transformers 5.20 lets that pass
-        raise ValueError(f"{len(videos)} videos but {len(metadata)} `video_metadata` entries: pass one for each video")
+        raise ValueError(
+            f"{len(videos)} videos but {len(metadata)} `video_metadata` entries: pass one for each video"
+        )
     return metadata
 
 
@@ -31,14 +35,17 @@ def one_for_each(name: str, given: Any, num_videos: int) -> list[float | None]:
     if not isinstance(given, (list, tuple)):
         return [given] * num_videos
     if len(given) != num_videos:
-        raise ValueError(f"{num_videos} videos but {len(given)} numbers in `{name}`: pass one for each video, or one")
+        raise ValueError(
+            f"{num_videos} videos but {len(given)} numbers in `{name}`: pass one for each video, or one"
+        )
     return list(given)
 
 
 def cut_in_memory(
     frames: torch.Tensor, metadata: VideoMetadata | None, start: float | None, end: float | None
 ) -> tuple[torch.Tensor, VideoMetadata | None]:
-    """The frames of `(T, C, H, W)` with `start <= time < end` seconds, and the metadata of that segment.
+    """The frames of `(T, C, H, W)` with `start <= time < end` seconds, and the metadata of that
+    segment.
 
     Raises:
         ValueError: `start` and `end` make no segment, no frame lies in it, or nobody knows when the
@@ -64,7 +71,8 @@ def sample_in_memory(
     sample: partial[np.ndarray] | None,
     given: Mapping[str, Any],
 ) -> tuple[torch.Tensor, VideoMetadata]:
-    """The frames of a video in memory that a call of the processor asks for; its docstring has the rules.
+    """The frames of a video in memory that a call of the processor asks for; its docstring has the
+    rules.
 
     Args:
         frames: `(T, C, H, W)`.
@@ -81,18 +89,26 @@ def sample_in_memory(
     """
     count = len(frames)
     whole = VideoMetadata(
-        total_num_frames=count, height=frames.shape[2], width=frames.shape[3], frames_indices=list(range(count))
+        total_num_frames=count,
+        height=frames.shape[2],
+        width=frames.shape[3],
+        frames_indices=list(range(count)),
     )
     if sample is None or _is_taken_already(count, metadata, sample, given):
         return frames, metadata or whole
     indices = sample(metadata=metadata or whole)
     if metadata is None and "do_sample_frames" not in given:
         _warn_of_repeats(indices, count)
-    return frames[torch.from_numpy(indices)], replace(metadata or whole, frames_indices=indices.tolist())
+    return frames[torch.from_numpy(indices)], replace(
+        metadata or whole, frames_indices=indices.tolist()
+    )
 
 
 def _is_taken_already(
-    count: int, metadata: VideoMetadata | None, sample: partial[np.ndarray], given: Mapping[str, Any]
+    count: int,
+    metadata: VideoMetadata | None,
+    sample: partial[np.ndarray],
+    given: Mapping[str, Any],
 ) -> bool:
     """Whether `count` frames are a clip, not a whole video. Raises as `sample_in_memory` does."""
     if metadata is None:

@@ -25,20 +25,26 @@ GREY_MODES = ("L", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
 def is_source(video: object) -> bool:
-    """Whether `video` is something to be opened (a path, URL, bytes or file object), not frames in memory."""
+    """Whether `video` is something to be opened (a path, URL, bytes or file object), not frames in
+    memory.
+    """
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, FrameFiles)
     return isinstance(video, kinds) or hasattr(video, "read")
 
 
 def is_frame(frame: object) -> bool:
-    """Whether `frame` is one picture in memory: a PIL image, or an array or tensor of two or three dimensions."""
+    """Whether `frame` is one picture in memory: a PIL image, or an array or tensor of two or three
+    dimensions.
+    """
     return isinstance(frame, PIL.Image.Image) or (
         isinstance(frame, (np.ndarray, torch.Tensor)) and frame.ndim in (2, 3)
     )
 
 
 def are_pictures(paths: Sequence) -> bool:
-    """Whether all are paths of picture files, of which a list is one video; an animated picture is a video itself."""
+    """Whether all are paths of picture files, of which a list is one video; an animated picture is
+    a video itself.
+    """
     return all(is_picture(path) for path in paths) and not is_animated(paths[0])
 
 
@@ -66,7 +72,11 @@ def split_videos(videos: Any) -> list:
         if all(is_frame(frame) for frame in videos):
             return [list(videos)]
         return [video for item in videos for video in split_videos(item)]
-    what = f"{type(videos).__name__} of shape {tuple(videos.shape)}" if hasattr(videos, "shape") else repr(videos)[:80]
+    what = (
+        f"{type(videos).__name__} of shape {tuple(videos.shape)}"
+        if hasattr(videos, "shape")
+        else repr(videos)[:80]
+    )
     raise ValueError(
         "expected a video or a list of videos (each a list of PIL images, arrays or tensors, or one 4D array), "
         f"got {what}"
@@ -74,7 +84,9 @@ def split_videos(videos: Any) -> list:
 
 
 def frames_to_tensor(
-    video: Any, input_data_format: str | ChannelDimension | None = None, num_channels: int | None = None
+    video: Any,
+    input_data_format: str | ChannelDimension | None = None,
+    num_channels: int | None = None,
 ) -> torch.Tensor:
     """Frames of one video as one tensor.
 
@@ -101,7 +113,9 @@ def frames_to_tensor(
     if len(video) == 0:
         raise ValueError("a video without frames cannot be processed")
     if isinstance(video, list):
-        return _stack_frames([_frame_to_tensor(frame, input_data_format, num_channels) for frame in video])
+        return _stack_frames(
+            [_frame_to_tensor(frame, input_data_format, num_channels) for frame in video]
+        )
     return _channels_first(_array_to_tensor(video), input_data_format, num_channels).contiguous()
 
 
@@ -125,7 +139,9 @@ def _stack_frames(frames: list[torch.Tensor]) -> torch.Tensor:
 def _frame_to_tensor(
     frame: Any, input_data_format: str | ChannelDimension | None, num_channels: int | None
 ) -> torch.Tensor:
-    """One picture, array or tensor to `(C, H, W)`: each may have its channels elsewhere, a PIL image has them last."""
+    """One picture, array or tensor to `(C, H, W)`: each may have its channels elsewhere, a PIL
+    image has them last.
+    """
     if isinstance(frame, PIL.Image.Image):
         frame = _picture_to_array(frame, num_channels)
         input_data_format = ChannelDimension.LAST
@@ -136,7 +152,9 @@ def _frame_to_tensor(
 
 
 def _picture_to_array(picture: PIL.Image.Image, num_channels: int | None) -> np.ndarray:
-    """`(H, W, C)`, or `(H, W)` of a grey picture; transparency becomes white where the network has no place for it."""
+    """`(H, W, C)`, or `(H, W)` of a grey picture; transparency becomes white where the network has
+    no place for it.
+    """
     if picture.mode in GREY_MODES and "transparency" not in picture.info:
         return np.array(picture)
     if picture.mode in ALPHA_MODES or "transparency" in picture.info:
@@ -152,7 +170,9 @@ def _picture_to_array(picture: PIL.Image.Image, num_channels: int | None) -> np.
 def _channels_first(
     frames: torch.Tensor, input_data_format: str | ChannelDimension | None, num_channels: int | None
 ) -> torch.Tensor:
-    """`(..., H, W, C)` or `(..., C, H, W)`, as `input_data_format` says or the sides tell, to `(..., C, H, W)`."""
+    """`(..., H, W, C)` or `(..., C, H, W)`, as `input_data_format` says or the sides tell, to
+    `(..., C, H, W)`.
+    """
     if input_data_format is None:
         input_data_format = _infer_data_format(frames, num_channels)
     is_last = ChannelDimension(input_data_format) == ChannelDimension.LAST
@@ -173,8 +193,10 @@ def _infer_data_format(frames: torch.Tensor, num_channels: int | None) -> Channe
 def _array_to_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
     if isinstance(array, torch.Tensor):
         return array
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch knows only this machine's byte order
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))  # and wants memory it may write to
+    # torch knows only this machine's byte order
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    # and wants memory it may write to
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 # ---- values: 0 to 255, whatever the type
@@ -222,7 +244,9 @@ def to_levels(frames: torch.Tensor) -> torch.Tensor:
 
 
 def to_numbers(frames: torch.Tensor) -> torch.Tensor:
-    """Frames of any type with the values that they have: uint8 stays, anything else becomes float32."""
+    """Frames of any type with the values that they have: uint8 stays, anything else becomes
+    float32.
+    """
     return frames if frames.dtype == torch.uint8 else frames.to(torch.float32)
 
 
@@ -242,7 +266,8 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def to_channels(frames: torch.Tensor, num_channels: int) -> torch.Tensor:
-    """`(T, C, H, W)` to `(T, num_channels, H, W)`: grey to RGB by repeating it, RGB to grey by its BT.601 luminance.
+    """`(T, C, H, W)` to `(T, num_channels, H, W)`: grey to RGB by repeating it, RGB to grey by its
+    BT.601 luminance.
 
     Raises `ValueError` for every other pair of numbers: whether a fourth channel is transparency,
     depth or infrared, only the caller knows.

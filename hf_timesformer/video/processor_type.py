@@ -29,7 +29,9 @@ def name_class(folder: str | os.PathLike, file_name: str) -> None:
 
 
 def forget_class(folder: str | os.PathLike, file_name: str) -> None:
-    """Remove the name that `name_class` writes from a processor's file, if both are there; other names stay."""
+    """Remove the name that `name_class` writes from a processor's file, if both are there; other
+    names stay.
+    """
     key, name = TYPES[file_name]
     file = Path(folder, file_name)
     settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

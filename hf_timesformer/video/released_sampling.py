@@ -44,11 +44,21 @@ RELEASED_ON_HUB = {
 }
 
 SAMPLING_SETTINGS = ("sampling", "sampling_rate", "target_fps")
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+HUB_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "revision",
+    "subfolder",
+    "proxies",
+)
 
 
 def released_sampling(num_labels: int, num_frames: int) -> dict[str, Any]:
-    """Sampling settings of the released checkpoints with so many labels and frames; empty where there is none."""
+    """Sampling settings of the released checkpoints with so many labels and frames; empty where
+    there is none.
+    """
     if num_labels == SSV2_LABELS:
         return {"sampling": "segments"}
     rate = RELEASED_RATES.get((num_labels, num_frames))
@@ -64,14 +74,17 @@ def read_model_config(name: str | os.PathLike, options: Mapping[str, Any]) -> di
     if os.path.isfile(name):  # a processor file by itself
         return {}
     options = {option: options[option] for option in HUB_OPTIONS if options.get(option) is not None}
-    file = cached_file(str(name), CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **options)
+    file = cached_file(
+        str(name), CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **options
+    )
     return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def complete_settings(
     name: str, saved: Mapping[str, Any], config: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str | None]:
-    """What the processor file of a TimeSformer checkpoint lacks, and one line that says what was assumed.
+    """What the processor file of a TimeSformer checkpoint lacks, and one line that says what was
+    assumed.
 
     Frames and their size are those of the model's config, sampling is what is known of the released
     checkpoints; any other is sampled over the whole video, one frame of each of `num_frames` equal
@@ -87,7 +100,9 @@ def complete_settings(
         Settings to put over `saved`, and the line; nothing and None where the file says how to
         sample, or where the model is no TimeSformer.
     """
-    if config.get("model_type") != "timesformer" or any(saved.get(setting) for setting in SAMPLING_SETTINGS):
+    if config.get("model_type") != "timesformer" or any(
+        saved.get(setting) for setting in SAMPLING_SETTINGS
+    ):
         return {}, None
     num_frames = given.get("num_frames") or saved.get("num_frames") or config.get("num_frames", 8)
     settings: dict[str, Any] = {"num_frames": num_frames}
@@ -99,14 +114,20 @@ def complete_settings(
         settings |= _size(saved, config, assumed)
     if not assumed:
         return settings, None
-    return settings, f"{name}: its processor file does not say how to sample a video. Assumed: {'; '.join(assumed)}"
+    return (
+        settings,
+        f"{name}: its processor file does not say how to sample a video. Assumed: {'; '.join(assumed)}",
+    )
 
 
-def _sampling(name: str, config: Mapping[str, Any], given: Mapping[str, Any], assumed: list[str]) -> dict[str, Any]:
+def _sampling(
+    name: str, config: Mapping[str, Any], given: Mapping[str, Any], assumed: list[str]
+) -> dict[str, Any]:
     """The sampling settings that the caller leaves open; what they are from goes into `assumed`."""
     if given.get("sampling"):
         return {}
-    if given.get("sampling_rate") or given.get("target_fps"):  # neither means anything but for a window
+    # neither means anything but for a window
+    if given.get("sampling_rate") or given.get("target_fps"):
         return {"sampling": "clip"}
     released = RELEASED_ON_HUB.get(name)
     if released is not None:
@@ -121,7 +142,9 @@ def _sampling(name: str, config: Mapping[str, Any], given: Mapping[str, Any], as
             "sampling_rate= if its card says otherwise)"
         )
         return {"sampling": "segments"}
-    assumed.append(", ".join(f"{setting}={value!r}" for setting, value in known.items()) + " " + origin)
+    assumed.append(
+        ", ".join(f"{setting}={value!r}" for setting, value in known.items()) + " " + origin
+    )
     return known
 
 
@@ -129,8 +152,12 @@ def _num_labels(config: Mapping[str, Any]) -> int:
     return len(config["id2label"]) if config.get("id2label") else config.get("num_labels", 2)
 
 
-def _size(saved: Mapping[str, Any], config: Mapping[str, Any], assumed: list[str]) -> dict[str, Any]:
-    """Crops of the model's frame size, unless the processor file has them so; it then keeps its own short side."""
+def _size(
+    saved: Mapping[str, Any], config: Mapping[str, Any], assumed: list[str]
+) -> dict[str, Any]:
+    """Crops of the model's frame size, unless the processor file has them so; it then keeps its own
+    short side.
+    """
     size = config.get("image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     crop = saved.get("crop_size")
@@ -139,4 +166,7 @@ def _size(saved: Mapping[str, Any], config: Mapping[str, Any], assumed: list[str
     if crop == {"height": height, "width": width}:
         return {}
     assumed.append(f"frames of {height}x{width} pixels from the model's config")
-    return {"size": {"shortest_edge": min(height, width)}, "crop_size": {"height": height, "width": width}}
+    return {
+        "size": {"shortest_edge": min(height, width)},
+        "crop_size": {"height": height, "width": width},
+    }

@@ -10,7 +10,9 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class _Request:
-    """What a policy sees: whole numbers that have been checked, and the length of a window in source frames."""
+    """What a policy sees: whole numbers that have been checked, and the length of a window in
+    source frames.
+    """
 
     total_num_frames: int
     num_frames: int
@@ -41,7 +43,8 @@ def _sample_clip(request: _Request) -> np.ndarray:
 
 
 def _sample_segments(request: _Request) -> np.ndarray:
-    """One frame of each of `num_frames` equal parts of the video; where in its part depends on the clip.
+    """One frame of each of `num_frames` equal parts of the video; where in its part depends on the
+    clip.
 
     12 frames, 4 a clip, evaluation (x taken, f left, | between parts):
     one clip   fxf|fxf|fxf|fxf   the middle frame of each part
@@ -50,9 +53,11 @@ def _sample_segments(request: _Request) -> np.ndarray:
     """
     # How far through its part each frame lies, 0 to 1.
     if request.generator is not None:
-        within = request.generator.random((request.num_clips, request.num_frames))  # (clips, frames)
+        # (clips, frames)
+        within = request.generator.random((request.num_clips, request.num_frames))
     else:
-        within = (np.arange(request.num_clips)[:, None] + 0.5) / request.num_clips  # (clips, 1): alike in all parts
+        # (clips, 1): alike in all parts
+        within = (np.arange(request.num_clips)[:, None] + 0.5) / request.num_clips
     parts = np.arange(request.num_frames) + within  # (clips, frames), in parts of the video
     positions = parts * request.total_num_frames / request.num_frames
     # A draw next to 1 may round up to the next part's beginning, which after the last part is no
@@ -60,7 +65,10 @@ def _sample_segments(request: _Request) -> np.ndarray:
     return np.minimum(positions, np.nextafter(request.total_num_frames, 0))
 
 
-SAMPLING_POLICIES: dict[str, Callable[[_Request], np.ndarray]] = {"clip": _sample_clip, "segments": _sample_segments}
+SAMPLING_POLICIES: dict[str, Callable[[_Request], np.ndarray]] = {
+    "clip": _sample_clip,
+    "segments": _sample_segments,
+}
 
 
 def sample_indices(
@@ -77,10 +85,10 @@ def sample_indices(
     """Frame numbers of `num_clips` clips of a video.
 
     * `"clip"` (Kinetics, Diving48): a window of `num_frames * sampling_rate` source frames, times
-      `fps / target_fps` where both are known, sampled evenly, by the arithmetic of the official code:
-      `floor(clamp(linspace(start, start + window - 1), 0, total - 1))`. For evaluation one window
-      lies in the middle of the video (paper, section 4), several are spread evenly from its first
-      frame to its last; for training each start is uniformly random.
+      `fps / target_fps` where both are known, sampled evenly, by the arithmetic of the official
+      code: `floor(clamp(linspace(start, start + window - 1), 0, total - 1))`. For evaluation one
+      window lies in the middle of the video (paper, section 4), several are spread evenly from its
+      first frame to its last; for training each start is uniformly random.
     * `"segments"` (Something-Something-V2): the video is cut in `num_frames` equal parts; for
       evaluation the middle frame of each (with several clips: clip `c` takes the point
       `(c + 1/2) / num_clips` of each part), for training a random frame of each. `sampling_rate`,
@@ -130,9 +138,15 @@ def sample_positions(
     target_fps: float | None = None,
     generator: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """As `sample_indices`, before rounding down: float64 `(num_clips, num_frames)`, from 0 to below the total."""
+    """As `sample_indices`, before rounding down: float64 `(num_clips, num_frames)`, from 0 to below
+    the total.
+    """
     check_sampling(
-        policy, num_frames=num_frames, sampling_rate=sampling_rate, num_clips=num_clips, target_fps=target_fps
+        policy,
+        num_frames=num_frames,
+        sampling_rate=sampling_rate,
+        num_clips=num_clips,
+        target_fps=target_fps,
     )
     _check_count("total_num_frames", total_num_frames)
     if fps is not None:
@@ -149,7 +163,12 @@ def sample_positions(
 
 
 def check_sampling(
-    policy: str, *, num_frames: int, sampling_rate: float = 32, num_clips: int = 1, target_fps: float | None = None
+    policy: str,
+    *,
+    num_frames: int,
+    sampling_rate: float = 32,
+    num_clips: int = 1,
+    target_fps: float | None = None,
 ) -> None:
     """Raise `ValueError` for settings that `sample_indices` would refuse, whatever the video."""
     if policy not in SAMPLING_POLICIES:
@@ -168,6 +187,8 @@ def _check_count(name: str, count: object) -> None:
 
 
 def _check_rate(name: str, rate: object) -> None:
-    is_rate = isinstance(rate, Real) and not isinstance(rate, bool) and isfinite(rate) and float(rate) > 0
+    is_rate = (
+        isinstance(rate, Real) and not isinstance(rate, bool) and isfinite(rate) and float(rate) > 0
+    )
     if not is_rate:
         raise ValueError(f"{name} must be a positive number, got {rate!r}")

@@ -1,4 +1,5 @@
-"""Frames and the times at which they are shown: sampling where the rate varies, segments of what FFmpeg did not open.
+"""Frames and the times at which they are shown: sampling where the rate varies, segments of what
+FFmpeg did not open.
 
 A phone that records 60 frames a second in the light and 10 in the dark makes a file in which a
 frame's number says little about its time. For example (x: a frame begins), 2 frames a second for
@@ -25,22 +26,34 @@ from .sampling import sample_positions
 
 
 def cut_metadata(metadata: TimedVideoMetadata, times: FrameTimes | None, numbers: range) -> None:
-    """Make `metadata` of a whole video that of its frames `numbers`, with their times while it is open."""
+    """Make `metadata` of a whole video that of its frames `numbers`, with their times while it is
+    open.
+    """
     metadata.total_num_frames = len(numbers)
     metadata.duration = len(numbers) / metadata.fps if metadata.fps else None
     if times is not None:
-        metadata._times = lambda: times.seconds[numbers.start : numbers.stop] - times.seconds[numbers.start]
+        metadata._times = lambda: (
+            times.seconds[numbers.start : numbers.stop] - times.seconds[numbers.start]
+        )
 
 
 def choose_frames(
-    name: str, metadata: VideoMetadata, indices: Sequence[int] | Callable[[VideoMetadata], Sequence[int]]
+    name: str,
+    metadata: VideoMetadata,
+    indices: Sequence[int] | Callable[[VideoMetadata], Sequence[int]],
 ) -> list[int]:
-    """`indices` (or what they answer for `metadata`) as ints. VideoDecodeError for one that is no frame."""
-    chosen = [operator.index(index) for index in (indices(metadata) if callable(indices) else indices)]
+    """`indices` (or what they answer for `metadata`) as ints. VideoDecodeError for one that is no
+    frame.
+    """
+    chosen = [
+        operator.index(index) for index in (indices(metadata) if callable(indices) else indices)
+    ]
     count = metadata.total_num_frames
     for index in chosen:
         if not 0 <= index < count:
-            raise VideoDecodeError(name, "index", f"has frames 0 to {count - 1}; frame {index} was asked for")
+            raise VideoDecodeError(
+                name, "index", f"has frames 0 to {count - 1}; frame {index} was asked for"
+            )
     return chosen
 
 
@@ -48,7 +61,8 @@ def choose_frames(
 
 
 def uneven_times(metadata: VideoMetadata) -> np.ndarray | None:
-    """Seconds at which the frames of a video begin, `(num_frames,)`; None where the rate is constant or unknown.
+    """Seconds at which the frames of a video begin, `(num_frames,)`; None where the rate is
+    constant or unknown.
 
     It varies where some frame begins a whole frame or more from where an even rate would have it.
     May read through the file, so ask only where time matters.
@@ -63,12 +77,16 @@ def uneven_times(metadata: VideoMetadata) -> np.ndarray | None:
 
 
 def length_of(seconds: np.ndarray) -> float:
-    """How long a video is whose frames begin at `seconds`: the last is shown as long as the one before it."""
+    """How long a video is whose frames begin at `seconds`: the last is shown as long as the one
+    before it.
+    """
     return float(2 * seconds[-1] - seconds[-2])
 
 
 def shown_at(seconds: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """The number of the frame that is shown at each of the times `asked`, of frames that begin at `seconds`."""
+    """The number of the frame that is shown at each of the times `asked`, of frames that begin at
+    `seconds`.
+    """
     numbers = np.searchsorted(seconds, asked + 1e-6, side="right") - 1
     return np.clip(numbers, 0, len(seconds) - 1)
 
@@ -99,7 +117,11 @@ def sample_video(
     seconds = uneven_times(metadata) if goes_by_time else None
     if seconds is not None:
         fps = count / length_of(seconds)
-    settings: dict[str, Any] = {"num_frames": num_frames, "sampling_rate": sampling_rate, "num_clips": num_clips}
+    settings: dict[str, Any] = {
+        "num_frames": num_frames,
+        "sampling_rate": sampling_rate,
+        "num_clips": num_clips,
+    }
     positions = sample_positions(
         policy, count, **settings, fps=fps, target_fps=target_fps, generator=generator
     )  # (clips, frames), frame numbers with their fractions
@@ -109,7 +131,8 @@ def sample_video(
 
 
 def frames_a_second(metadata: VideoMetadata, fps: float) -> np.ndarray:
-    """Frame numbers `(n,)` of `fps` frames a second of the whole video, at least one; by time where its rate varies.
+    """Frame numbers `(n,)` of `fps` frames a second of the whole video, at least one; by time where
+    its rate varies.
 
     Raises ValueError where nobody knows the video's own rate.
     """

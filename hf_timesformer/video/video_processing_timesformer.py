@@ -57,7 +57,8 @@ ACCESS_SETTINGS = ("allow_urls", "limits", "frame_rate")
 
 
 class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
-    """Videos to `pixel_values`: decodes, samples clips, scales, cuts crops and normalises (paper, 4).
+    """Videos to `pixel_values`: decodes, samples clips, scales, cuts crops and normalises (paper,
+    4).
 
     `processor(videos)`: one video or a list of them, of any sizes and lengths. A video is
 
@@ -129,8 +130,12 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             target_fps=self.target_fps,
         )
 
-    def preprocess(self, videos: VideoInput, **kwargs: Unpack[TimeSformerVideoProcessorKwargs]) -> BatchFeature:
-        """Open and sample every video once, then let `BaseVideoProcessor` and `_preprocess` make the views."""
+    def preprocess(
+        self, videos: VideoInput, **kwargs: Unpack[TimeSformerVideoProcessorKwargs]
+    ) -> BatchFeature:
+        """Open and sample every video once, then let `BaseVideoProcessor` and `_preprocess` make
+        the views.
+        """
         validate_typed_dict(self.valid_kwargs, kwargs)
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         sample = self._sampler(kwargs)
@@ -144,7 +149,8 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         ]
         if kwargs.get("do_convert_rgb", self.do_convert_rgb):
             num_channels = count_channels(kwargs.get("image_mean", self.image_mean))
-            opened = [(to_channels(frames, num_channels), about) for frames, about in opened]  # of files they are RGB
+            # of files they are RGB
+            opened = [(to_channels(frames, num_channels), about) for frames, about in opened]
         kwargs |= {
             "do_convert_rgb": False,
             "do_sample_frames": False,
@@ -164,7 +170,9 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         start: float | None,
         end: float | None,
     ) -> tuple[torch.Tensor, VideoMetadata]:
-        """The frames of one video that are asked for, `(T, C, H, W)`; `given` is what the call passes."""
+        """The frames of one video that are asked for, `(T, C, H, W)`; `given` is what the call
+        passes.
+        """
         if is_source(video) or is_reader(video):
             access = {name: given.get(name) for name in ACCESS_SETTINGS}
             return self.fetch_videos(video, sample, start=start, end=end, **access)
@@ -261,14 +269,22 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
                 "start": start,
                 "end": end,
             }
-            fetched = [self.fetch_videos(source, sample_indices_fn, **options) for source in video_url_or_urls]
+            fetched = [
+                self.fetch_videos(source, sample_indices_fn, **options)
+                for source in video_url_or_urls
+            ]
             return list(zip(*fetched))
         source = video_url_or_urls
         indices: list[int] = []
 
         def choose(metadata: VideoMetadata) -> list[int]:
             every = range(metadata.total_num_frames)
-            indices.extend(map(int, every if sample_indices_fn is None else sample_indices_fn(metadata=metadata)))
+            indices.extend(
+                map(
+                    int,
+                    every if sample_indices_fn is None else sample_indices_fn(metadata=metadata),
+                )
+            )
             return indices
 
         if is_reader(source):
@@ -297,30 +313,43 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         return (frame_rate or self.frame_rate) if is_pictures else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, without the name of the class (see `processor_type`) and without those of `NOT_SAVED`."""
+        """The settings, without the name of the class (see `processor_type`) and without those of
+        `NOT_SAVED`.
+        """
         return {name: value for name, value in super().to_dict().items() if name not in NOT_SAVED}
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs):
-        """A processor with these settings; those of `NOT_SAVED` count only where the caller passes them."""
-        settings = {name: value for name, value in video_processor_dict.items() if name not in NOT_SAVED}
+        """A processor with these settings; those of `NOT_SAVED` count only where the caller passes
+        them.
+        """
+        settings = {
+            name: value for name, value in video_processor_dict.items() if name not in NOT_SAVED
+        }
         return super().from_dict(settings, **kwargs)
 
     @classmethod
     def get_video_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers; what a TimeSformer checkpoint's file lacks is put in (`released_sampling`), and said."""
+        """As in transformers; what a TimeSformer checkpoint's file lacks is put in
+        (`released_sampling`), and said.
+        """
         name = pretrained_model_name_or_path
         given = dict(kwargs)
         settings, kwargs = super().get_video_processor_dict(name, **kwargs)
-        missing, line = complete_settings(str(name), settings, read_model_config(name, given), given)
+        missing, line = complete_settings(
+            str(name), settings, read_model_config(name, given), given
+        )
         if line is not None:
             logger.warning_once(line)
         return settings | missing, kwargs
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """Save the settings in `video_preprocessor_config.json`, and beside it those of a like image processor.
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs
+    ) -> list[str]:
+        """Save the settings in `video_preprocessor_config.json`, and beside it those of a like
+        image processor.
 
         The stock pipeline needs the second file (`preprocessor_config.json`) before it forms
         batches; one that is there already is left alone.
@@ -328,9 +357,14 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         if not os.path.exists(os.path.join(save_directory, IMAGE_PROCESSOR_NAME)):
             names = TimeSformerImageProcessor.valid_kwargs.__annotations__
-            image_processor = TimeSformerImageProcessor(**{n: v for n, v in self.to_dict().items() if n in names})
-            files += image_processor.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-            forget_class(save_directory, IMAGE_PROCESSOR_NAME)  # a model by others may come to lie beside it
+            image_processor = TimeSformerImageProcessor(
+                **{n: v for n, v in self.to_dict().items() if n in names}
+            )
+            files += image_processor.save_pretrained(
+                save_directory, push_to_hub=push_to_hub, **kwargs
+            )
+            # a model by others may come to lie beside it
+            forget_class(save_directory, IMAGE_PROCESSOR_NAME)
         return files
 
 

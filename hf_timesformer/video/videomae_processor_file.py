@@ -1,4 +1,5 @@
-"""Processor files that name VideoMAE's classes, as those of the released TimeSformer checkpoints do.
+"""Processor files that name VideoMAE's classes, as those of the released TimeSformer checkpoints
+do.
 
 The Auto classes and `pipeline` go by the name in the file and never look at the model's config, so
 that they would give VideoMAE's processor for a TimeSformer: another sampling, other sizes. This
@@ -17,11 +18,16 @@ from .video_processing_timesformer import TimeSformerVideoProcessor
 
 
 class VideoMAEProcessorFile:
-    """Opens a processor file that names VideoMAE's class: `from_pretrained` is all that the Auto classes ask for."""
+    """Opens a processor file that names VideoMAE's class: `from_pretrained` is all that the Auto
+    classes ask for.
+    """
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs) -> BaseVideoProcessor:
-        """`TimeSformerVideoProcessor` where the model beside the file is a TimeSformer, else VideoMAE's processor.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs
+    ) -> BaseVideoProcessor:
+        """`TimeSformerVideoProcessor` where the model beside the file is a TimeSformer, else
+        VideoMAE's processor.
 
         Arguments and errors are those of the two classes' own `from_pretrained`.
         """

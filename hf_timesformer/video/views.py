@@ -1,4 +1,6 @@
-"""From the frames of a video to normalised views: the settings and arithmetic that both processors share."""
+"""From the frames of a video to normalised views: the settings and arithmetic that both processors
+share.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,9 @@ FRAME_SETTINGS = ("image_mean", "do_convert_rgb", "do_rescale", "rescale_factor"
 
 
 def count_channels(image_mean: float | Sequence[float] | None) -> int:
-    """How many channels a network takes: one for each mean; a bare number, or none, is for all three of RGB."""
+    """How many channels a network takes: one for each mean; a bare number, or none, is for all
+    three of RGB.
+    """
     return len(image_mean) if isinstance(image_mean, (list, tuple)) else 3
 
 
@@ -63,7 +67,9 @@ def uniform_crops(frames: torch.Tensor, height: int, width: int) -> torch.Tensor
 
 
 class TimeSformerViewsMixin:
-    """Settings and arithmetic from frames to views that the image and the video processor have in common."""
+    """Settings and arithmetic from frames to views that the image and the video processor have in
+    common.
+    """
 
     resample = PILImageResampling.BILINEAR
     image_mean = [0.45, 0.45, 0.45]
@@ -91,11 +97,17 @@ class TimeSformerViewsMixin:
     @staticmethod
     def _check_crops(num_crops: int, do_center_crop: bool | None) -> None:
         if num_crops not in NUM_CROPS:
-            raise ValueError(f"num_crops must be 1 (the centre) or 3 (along the longer side), got {num_crops!r}")
+            raise ValueError(
+                f"num_crops must be 1 (the centre) or 3 (along the longer side), got {num_crops!r}"
+            )
         if num_crops > 1 and not do_center_crop:
-            raise ValueError(f"num_crops={num_crops} cuts crops of crop_size: it needs do_center_crop=True")
+            raise ValueError(
+                f"num_crops={num_crops} cuts crops of crop_size: it needs do_center_crop=True"
+            )
 
-    def _validate_preprocess_kwargs(self, num_crops: int = 1, do_center_crop: bool | None = None, **kwargs) -> None:
+    def _validate_preprocess_kwargs(
+        self, num_crops: int = 1, do_center_crop: bool | None = None, **kwargs
+    ) -> None:
         self._check_crops(num_crops, do_center_crop)
         super()._validate_preprocess_kwargs(do_center_crop=do_center_crop, **kwargs)
 
@@ -106,8 +118,11 @@ class TimeSformerViewsMixin:
             settings.pop(key, None)
         return settings
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """Save the settings in `settings_file`; with the name of the class, if no model's config is in the folder.
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs
+    ) -> list[str]:
+        """Save the settings in `settings_file`; with the name of the class, if no model's config is
+        in the folder.
 
         The Auto class needs that name to open a processor without a model. Saving a model there
         removes it.
@@ -122,15 +137,23 @@ class TimeSformerViewsMixin:
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
-        """Grey `(T, 1, H, W)` or RGBA `(T, 4, H, W)` frames to RGB `(T, 3, H, W)`; transparency becomes white."""
+        """Grey `(T, 1, H, W)` or RGBA `(T, 4, H, W)` frames to RGB `(T, 3, H, W)`; transparency
+        becomes white.
+        """
         if video.shape[-3] not in (1, 3, 4):
-            raise ValueError(f"frames must have 1, 3 or 4 channels to become RGB, got {video.shape[-3]}")
+            raise ValueError(
+                f"frames must have 1, 3 or 4 channels to become RGB, got {video.shape[-3]}"
+            )
         return convert_to_rgb(tvF.grayscale_to_rgb(video), input_data_format=ChannelDimension.FIRST)
 
     def _frames_in_memory(
-        self, video: Any, input_data_format: str | ChannelDimension | None, settings: Mapping[str, Any]
+        self,
+        video: Any,
+        input_data_format: str | ChannelDimension | None,
+        settings: Mapping[str, Any],
     ) -> torch.Tensor:
-        """One video in memory to `(T, C, H, W)`: as many channels as means, values as `rescale_factor` expects them.
+        """One video in memory to `(T, C, H, W)`: as many channels as means, values as
+        `rescale_factor` expects them.
 
         `settings` are those of the call; the processor's own stand in for what they lack.
         """
@@ -140,7 +163,9 @@ class TimeSformerViewsMixin:
         # Another factor, or none, is arithmetic of the caller's own: then values are left as they
         # come.
         factor = setting["rescale_factor"]
-        is_for_levels = setting["do_rescale"] and any(isclose(factor, level) for level in LEVEL_FACTORS)
+        is_for_levels = setting["do_rescale"] and any(
+            isclose(factor, level) for level in LEVEL_FACTORS
+        )
         frames = to_levels(frames) if is_for_levels else to_numbers(frames)
         return frames if num_channels is None else to_channels(frames, num_channels)
 
@@ -149,7 +174,9 @@ class TimeSformerViewsMixin:
         if num_crops == 1:
             return self.center_crop(frames, crop_size)[None]
         height, width = crop_size.height, crop_size.width
-        at_least = SizeDict(height=max(frames.shape[-2], height), width=max(frames.shape[-1], width))
+        at_least = SizeDict(
+            height=max(frames.shape[-2], height), width=max(frames.shape[-1], width)
+        )
         return uniform_crops(self.center_crop(frames, at_least), height, width)
 
     def _preprocess(
@@ -197,7 +224,8 @@ class TimeSformerViewsMixin:
             crops = self.rescale_and_normalize(
                 crops, do_rescale, rescale_factor, do_normalize, image_mean, image_std
             )  # (crops, clips * t, c, h, w)
-            by_clip = crops.unflatten(1, (num_clips, -1)).transpose(0, 1)  # (clips, crops, t, c, h, w)
+            # (clips, crops, t, c, h, w)
+            by_clip = crops.unflatten(1, (num_clips, -1)).transpose(0, 1)
             views = by_clip.flatten(0, 1)  # (clips * crops, t, c, h, w)
             pixel_values.append(views[0] if len(views) == 1 else views)
         shapes = {tuple(views.shape) for views in pixel_values}

@@ -21,10 +21,13 @@ from .rollout import attention_rollout, check_query, record_attention, visible_p
 
 
 QUERY_COLOUR = (40, 90, 220)
-STEP_COLOURS = ((235, 90, 60), (60, 170, 90), (225, 175, 30))  # of a scheme's first, second and third step
+# of a scheme's first, second and third step
+STEP_COLOURS = ((235, 90, 60), (60, 170, 90), (225, 175, 30))
 STEP_NAMES = {"temporal": "time", "joint": "space-time"}
 # Attention from none to most: clear, through violet and orange, to yellow.
-HEAT = np.array([(30, 0, 60), (120, 20, 110), (215, 70, 60), (250, 160, 30), (255, 250, 150)], np.float32)
+HEAT = np.array(
+    [(30, 0, 60), (120, 20, 110), (215, 70, 60), (250, 160, 30), (255, 250, 150)], np.float32
+)
 SHEET_COLUMNS = 8
 MIN_WIDTH = 100  # pixels of a frame on a contact sheet
 
@@ -33,9 +36,9 @@ MIN_WIDTH = 100  # pixels of a frame on a contact sheet
 class Explanation:
     """What the network saw in one view of a video, what it said, and where it looked.
 
-    `frames` uint8 `(t, height, width, 3)`; `seconds` `(t,)` their times, None where the rate is unknown; `scores`
-    `(labels,)`, probabilities or a regression's numbers; `attention` `(t, h, w)`, the share of each patch, which with
-    that of CLS sums to one.
+    `frames` uint8 `(t, height, width, 3)`; `seconds` `(t,)` their times, None where the rate is
+    unknown; `scores` `(labels,)`, probabilities or a regression's numbers; `attention` `(t, h, w)`,
+    the share of each patch, which with that of CLS sums to one.
     """
 
     frames: np.ndarray
@@ -55,16 +58,25 @@ def explain(
     head: int | None = None,
     query: Sequence[int] | None = None,
 ) -> Explanation:
-    """Classify one centre view of `video` and roll its attention out, from CLS or from the patch `query`.
+    """Classify one centre view of `video` and roll its attention out, from CLS or from the patch
+    `query`.
 
-    `video` is what `TimeSformerVideoProcessor` takes, `query` a `(row, column, frame)` of patches; `layers` and `head`
-    restrict the attention that is shown. Raises VideoDecodeError for a video that cannot be read, ValueError for a
-    layer, head or patch that there is not.
+    `video` is what `TimeSformerVideoProcessor` takes, `query` a `(row, column, frame)` of patches;
+    `layers` and `head` restrict the attention that is shown. Raises VideoDecodeError for a video
+    that cannot be read, ValueError for a layer, head or patch that there is not.
     """
     inputs = processor(
-        videos=[video], num_clips=1, num_crops=1, do_center_crop=True, return_tensors="pt", return_metadata=True
+        videos=[video],
+        num_clips=1,
+        num_crops=1,
+        do_center_crop=True,
+        return_tensors="pt",
+        return_metadata=True,
     )
-    pixel_values, metadata = inputs["pixel_values"].to(model.device, model.dtype), inputs["video_metadata"][0]
+    pixel_values, metadata = (
+        inputs["pixel_values"].to(model.device, model.dtype),
+        inputs["video_metadata"][0],
+    )
     recorded = record_attention(model, pixel_values, head)
     cls, patches = attention_rollout(recorded, query=query, layers=layers)
     scores = scores_of(recorded.logits[0], model.config).cpu()
@@ -79,9 +91,13 @@ def explain(
 
 
 def describe_scores(scores: torch.Tensor, config: TimeSformerConfig) -> str:
-    """The answer on one line, from scores `(labels,)`: the best class, the classes from 50 % on, or the numbers."""
+    """The answer on one line, from scores `(labels,)`: the best class, the classes from 50 % on, or
+    the numbers.
+    """
     if problem_type_of(config) == REGRESSION:
-        return ", ".join(f"{row['label']} {row['value']:.4g}" for row in name_scores(scores, config))
+        return ", ".join(
+            f"{row['label']} {row['value']:.4g}" for row in name_scores(scores, config)
+        )
     rows = name_scores(scores, config)
     if problem_type_of(config) == MULTI_LABEL:
         rows = [row for row in rows if row["score"] >= 0.5] or rows[:1]
@@ -91,20 +107,32 @@ def describe_scores(scores: torch.Tensor, config: TimeSformerConfig) -> str:
 
 
 def restore_frames(pixel_values: torch.Tensor, processor: TimeSformerVideoProcessor) -> np.ndarray:
-    """The frames that the network saw, `(t, c, height, width)` normalised -> uint8 `(t, height, width, 3)`."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-    frames = pixel_values.float().cpu() * std + mean if processor.do_normalize else pixel_values.float().cpu()
+    """The frames that the network saw, `(t, c, height, width)` normalised -> uint8
+    `(t, height, width, 3)`.
+    """
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (processor.image_mean, processor.image_std)
+    )
+    frames = (
+        pixel_values.float().cpu() * std + mean
+        if processor.do_normalize
+        else pixel_values.float().cpu()
+    )
     return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def overlay(frames: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """Frames with their attention over them: uint8 `(t, height, width, 3)`, `(t, h, w)` -> as the frames.
+    """Frames with their attention over them: uint8 `(t, height, width, 3)`, `(t, h, w)` -> as the
+    frames.
 
-    One scale for the whole clip, so that frames can be compared: the half of the patches that matter least has the
-    lowest colour, the top half percent the highest.
+    One scale for the whole clip, so that frames can be compared: the half of the patches that
+    matter least has the lowest colour, the top half percent the highest.
     """
     patches = torch.from_numpy(np.ascontiguousarray(attention, np.float32))[None]  # (1, t, h, w)
-    heat = functional.interpolate(patches, size=frames.shape[1:3], mode="bilinear", align_corners=False)[0].numpy()
+    heat = functional.interpolate(
+        patches, size=frames.shape[1:3], mode="bilinear", align_corners=False
+    )[0].numpy()
     low, high = np.quantile(attention, (0.5, 0.995))
     heat = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)[..., None]
     place = heat[..., 0] * (len(HEAT) - 1)
@@ -116,14 +144,17 @@ def overlay(frames: np.ndarray, attention: np.ndarray) -> np.ndarray:
 
 def contact_sheet(explanation: Explanation) -> Image.Image:
     """All frames in rows, each above its attention, with its time and share of the attention."""
-    pictures = np.stack((explanation.frames, overlay(explanation.frames, explanation.attention)))  # (2, t, h, w, 3)
+    # (2, t, h, w, 3)
+    pictures = np.stack((explanation.frames, overlay(explanation.frames, explanation.attention)))
     zoom = -(-MIN_WIDTH // pictures.shape[3])  # captions need room beside each other
     pictures = pictures.repeat(zoom, axis=2).repeat(zoom, axis=3)
     _, count, height, width, _ = pictures.shape
     columns, band, gap = min(count, SHEET_COLUMNS), 26, 6
     rows = -(-count // columns)
     row_height = 2 * height + band + gap
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * row_height + band + gap), "white")
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) + gap, rows * row_height + band + gap), "white"
+    )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
     draw.text((gap, gap), explanation.title, fill="black", font=font)
     shares = explanation.attention.sum(axis=(1, 2)) / explanation.attention.sum()
@@ -136,25 +167,40 @@ def contact_sheet(explanation: Explanation) -> Image.Image:
     return sheet
 
 
-def write_attention_video(path: str | Path, explanation: Explanation, *, fps: float | None = None) -> Path:
-    """Frames beside their attention as an `.mp4`; `fps` by default so that it lasts as long as the clip it shows."""
-    frames = np.concatenate((explanation.frames, overlay(explanation.frames, explanation.attention)), axis=2)
+def write_attention_video(
+    path: str | Path, explanation: Explanation, *, fps: float | None = None
+) -> Path:
+    """Frames beside their attention as an `.mp4`; `fps` by default so that it lasts as long as the
+    clip it shows.
+    """
+    frames = np.concatenate(
+        (explanation.frames, overlay(explanation.frames, explanation.attention)), axis=2
+    )
     odd = [side % 2 for side in frames.shape[1:3]]
-    frames = np.pad(frames, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")  # yuv420p needs even sides
+    # yuv420p needs even sides
+    frames = np.pad(frames, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
     if fps is None:
         seconds = explanation.seconds
         lasts = seconds[-1] - seconds[0] if seconds is not None and len(seconds) > 1 else 0
         fps = np.clip((len(frames) - 1) / lasts, 1, 30) if lasts > 0 else 4
-    return write_video(path, frames, fps=Fraction(float(fps)).limit_denominator(1000), options={"crf": "16"})
+    return write_video(
+        path, frames, fps=Fraction(float(fps)).limit_denominator(1000), options={"crf": "16"}
+    )
 
 
 def pattern_frames(
-    scheme: str, grid: Grid, query: Sequence[int], *, patch: int = 12, frames: np.ndarray | None = None
+    scheme: str,
+    grid: Grid,
+    query: Sequence[int],
+    *,
+    patch: int = 12,
+    frames: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Each frame's patches coloured by the step that lets `query` see them: uint8 `(t, h*patch, w*patch, 3)`.
+    """Each frame's patches coloured by the step that lets `query` see them: uint8
+    `(t, h*patch, w*patch, 3)`.
 
-    `frames` uint8 `(t, h*patch, w*patch, 3)` shine through where they are given. Raises ValueError for a query outside
-    of the grid `(h, w, t)`.
+    `frames` uint8 `(t, h*patch, w*patch, 3)` shine through where they are given. Raises ValueError
+    for a query outside of the grid `(h, w, t)`.
     """
     check_query(grid, query)
     colours = np.full((grid[2], *grid[:2], 3), 238, np.float32)  # (t, h, w, 3)
@@ -183,15 +229,23 @@ def pattern_figure(
     patch: int = 12,
     frames: np.ndarray | None = None,
 ) -> Image.Image:
-    """The paper's figure 2: for each scheme a column of frames, a query patch, and what each step lets it see.
+    """The paper's figure 2: for each scheme a column of frames, a query patch, and what each step
+    lets it see.
 
-    The query defaults to a patch near the middle of the middle frame. Raises ValueError for one outside of the grid.
+    The query defaults to a patch near the middle of the middle frame. Raises ValueError for one
+    outside of the grid.
     """
     query = (grid[0] // 2, grid[1] // 2, grid[2] // 2) if query is None else tuple(query)
     width, height, gap, head = grid[1] * patch, grid[0] * patch, 14, 62
     column = max(width, 150) + gap
-    figure = Image.new("RGB", (len(schemes) * column + gap, head + grid[2] * (height + gap) + 20), "white")
-    draw, bold, small = ImageDraw.Draw(figure), ImageFont.load_default(size=14), ImageFont.load_default(size=12)
+    figure = Image.new(
+        "RGB", (len(schemes) * column + gap, head + grid[2] * (height + gap) + 20), "white"
+    )
+    draw, bold, small = (
+        ImageDraw.Draw(figure),
+        ImageFont.load_default(size=14),
+        ImageFont.load_default(size=12),
+    )
     for index, scheme in enumerate(schemes):
         left = gap + index * column
         draw.text((left, 8), scheme.replace("_", " "), fill="black", font=bold)
@@ -201,7 +255,9 @@ def pattern_figure(
             draw.rectangle((x, 34, x + 10, 44), fill=colour)
             draw.text((x + 14, 32), name, fill="black", font=small)
             x += 22 + int(draw.textlength(name, font=small))
-        for frame, picture in enumerate(pattern_frames(scheme, grid, query, patch=patch, frames=frames)):
+        for frame, picture in enumerate(
+            pattern_frames(scheme, grid, query, patch=patch, frames=frames)
+        ):
             figure.paste(Image.fromarray(picture), (left, head + frame * (height + gap)))
     y = figure.height - 22
     draw.rectangle((gap, y + 3, gap + 10, y + 13), fill=QUERY_COLOUR)

@@ -1,10 +1,12 @@
-"""What each step lets a patch see, and what the network looked at: attention rollout over space and time.
+"""What each step lets a patch see, and what the network looked at: attention rollout over space and
+time.
 
-Rollout (Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020) reads every attention step as a
-stochastic matrix `r*I + (1 - r)*A`, the identity standing for the residual connection, and multiplies them from the
-last to the first. In a TimeSformer a block is a product of several such matrices, one a step. `A` of a step before the
-last is block-diagonal over its groups and leaves CLS alone; in the last step CLS joins every group, and its row is the
-mean of the groups' rows, because its outputs are averaged over them.
+Rollout (Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020) reads every
+attention step as a stochastic matrix `r*I + (1 - r)*A`, the identity standing for the residual
+connection, and multiplies them from the last to the first. In a TimeSformer a block is a product of
+several such matrices, one a step. `A` of a step before the last is block-diagonal over its groups
+and leaves CLS alone; in the last step CLS joins every group, and its row is the mean of the groups'
+rows, because its outputs are averaged over them.
 
 No `(N, N)` matrix is built: a row vector passes through the steps, group by group.
 """
@@ -30,7 +32,9 @@ Layer = dict[str, torch.Tensor]  # step -> weights (batch*groups, l, l), (batch,
 
 @dataclass
 class Recorded:
-    """One forward pass: logits `(batch, labels)`, the grid, and each layer's attention weights by step."""
+    """One forward pass: logits `(batch, labels)`, the grid, and each layer's attention weights by
+    step.
+    """
 
     logits: torch.Tensor
     grid: Grid
@@ -39,9 +43,11 @@ class Recorded:
 
 
 def visible_patches(step: str, grid: Grid, query: Sequence[int]) -> torch.Tensor:
-    """Which patches the query patch `(row, column, frame)` may attend to in `step`: bool `(h, w, t)`.
+    """Which patches the query patch `(row, column, frame)` may attend to in `step`: bool
+    `(h, w, t)`.
 
-    Asked of the functions that the network itself groups with. Raises ValueError for a query outside of the grid.
+    Asked of the functions that the network itself groups with. Raises ValueError for a query
+    outside of the grid.
     """
     check_query(grid, query)
     row, column, _ = query
@@ -75,12 +81,14 @@ def check_query(grid: Grid, query: Sequence[int]) -> None:
 def record_attention(
     model: TimeSformerForVideoClassification, pixel_values: torch.Tensor, head: int | None = None
 ) -> Recorded:
-    """Run the model with eager attention and keep each step's weights: the mean over heads, or those of one.
+    """Run the model with eager attention and keep each step's weights: the mean over heads, or
+    those of one.
 
-    `pixel_values` float `(batch, frames, channels, height, width)`. Of each step that has run, no more is kept than
-    one head's worth of weights; in `local` and joint steps that is `(n, n)` for the clip's `n` patches (10 MB a layer
-    at 8 frames of 224x224). Raises ValueError for several views, for a head that there is not, and for clips so large
-    that one step's weights would not fit in 8 GiB.
+    `pixel_values` float `(batch, frames, channels, height, width)`. Of each step that has run, no
+    more is kept than one head's worth of weights; in `local` and joint steps that is `(n, n)` for
+    the clip's `n` patches (10 MB a layer at 8 frames of 224x224). Raises ValueError for several
+    views, for a head that there is not, and for clips so large that one step's weights would not
+    fit in 8 GiB.
     """
     config = model.config
     if pixel_values.ndim != 5:
@@ -89,13 +97,19 @@ def record_attention(
             "axes: set num_crops=1 and num_clips=1"
         )
     if head is not None and not 0 <= head < config.num_attention_heads:
-        raise ValueError(f"head {head} is not one of the model's 0 to {config.num_attention_heads - 1}")
-    rows, columns = (pixels // patch for pixels, patch in zip(pixel_values.shape[-2:], pair(config.patch_size)))
+        raise ValueError(
+            f"head {head} is not one of the model's 0 to {config.num_attention_heads - 1}"
+        )
+    rows, columns = (
+        pixels // patch for pixels, patch in zip(pixel_values.shape[-2:], pair(config.patch_size))
+    )
     grid = (rows, columns, pixel_values.shape[1])
     _check_size(config, grid, pixel_values.shape[0])
     layers: list[Layer] = [{} for _ in range(config.num_hidden_layers)]
 
-    def keep(layer: Layer, step: str, module: TimeSformerAttention, args: tuple, output: tuple) -> None:
+    def keep(
+        layer: Layer, step: str, module: TimeSformerAttention, args: tuple, output: tuple
+    ) -> None:
         layer[step] = output[1].mean(dim=1) if head is None else output[1][:, head].clone()
 
     handles = []
@@ -103,7 +117,9 @@ def record_attention(
         for module in block.children():
             if isinstance(module, TimeSformerAttention):
                 handles.append(module.register_forward_pre_hook(_ask_for_weights, with_kwargs=True))
-                handles.append(module.register_forward_hook(partial(keep, layer, module.attention.step)))
+                handles.append(
+                    module.register_forward_hook(partial(keep, layer, module.attention.step))
+                )
     implementation, was_training = config._attn_implementation, model.training
     model.set_attn_implementation("eager")
     model.eval()
@@ -138,9 +154,11 @@ def _check_size(config: TimeSformerConfig, grid: Grid, batch: int) -> None:
 def step_rows(
     cls: torch.Tensor, patches: torch.Tensor, weights: torch.Tensor, step: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row vectors times the attention matrix of one step: `cls (b,)`, `patches (b, h, w, t)` -> the same.
+    """Row vectors times the attention matrix of one step: `cls (b,)`, `patches (b, h, w, t)` -> the
+    same.
 
-    `weights` as recorded: with CLS as token 0 in the last step of a scheme, without it in the others.
+    `weights` as recorded: with CLS as token 0 in the last step of a scheme, without it in the
+    others.
     """
     batch, h, w, t = patches.shape
     grid = h, w, t
@@ -151,7 +169,8 @@ def step_rows(
     rows = group(patches[..., None], stride)[..., 0]  # (b, h, w, t) -> (b*g, l)
     groups = rows.shape[0] // batch
     has_cls = weights.shape[-1] == rows.shape[-1] + 1
-    if has_cls:  # CLS' output is the mean of what it gathers in each group, so 1/g of its row enters each
+    # CLS' output is the mean of what it gathers in each group, so 1/g of its row enters each
+    if has_cls:
         rows = torch.cat(((cls / groups).repeat_interleave(groups)[:, None], rows), dim=1)
     mixed = (rows[:, None] @ weights)[:, 0]  # (b*g, 1, l) @ (b*g, l, l)
     if has_cls:
@@ -160,9 +179,15 @@ def step_rows(
 
 
 def rollout_rows(
-    layers: Sequence[Layer], scheme: str, cls: torch.Tensor, patches: torch.Tensor, residual: float = 0.5
+    layers: Sequence[Layer],
+    scheme: str,
+    cls: torch.Tensor,
+    patches: torch.Tensor,
+    residual: float = 0.5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row vectors through all steps of `layers`, last layer and last step first: where what they hold came from."""
+    """Row vectors through all steps of `layers`, last layer and last step first: where what they
+    hold came from.
+    """
     for layer in reversed(layers):
         for step in reversed(SCHEMES[scheme]):
             seen_cls, seen = step_rows(cls, patches, layer[step], step)
@@ -178,11 +203,13 @@ def attention_rollout(
     layers: Sequence[int] | None = None,
     residual: float = 0.5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shares of the input tokens in CLS' final state (or in that of the patch `query`): they sum to one.
+    """Shares of the input tokens in CLS' final state (or in that of the patch `query`): they sum to
+    one.
 
-    Returns `cls (batch,)`, the share of CLS itself, and `patches (batch, h, w, t)`. `layers` restricts the rollout to
-    some blocks, by number; `residual` is the weight of the skip connection, 0.5 in the paper of rollout. Raises
-    ValueError for a query or layer that there is not.
+    Returns `cls (batch,)`, the share of CLS itself, and `patches (batch, h, w, t)`. `layers`
+    restricts the rollout to some blocks, by number; `residual` is the weight of the skip
+    connection, 0.5 in the paper of rollout. Raises ValueError for a query or layer that there is
+    not.
     """
     grid, count = recorded.grid, len(recorded.layers)
     chosen = range(count) if layers is None else sorted(set(layers))
@@ -202,7 +229,9 @@ def attention_rollout(
     # Each frame ran alone with a CLS of its own, and the result is the mean over frames.
     frames = grid[2]
     frame_cls = (start_cls / frames).repeat_interleave(frames)
-    frame_rows = start.permute(0, 3, 1, 2).flatten(0, 1)[..., None]  # (b, h, w, t) -> (b*t, h, w, 1)
+    # (b, h, w, t) -> (b*t, h, w, 1)
+    frame_rows = start.permute(0, 3, 1, 2).flatten(0, 1)[..., None]
     cls, patches = rollout_rows(weights, recorded.scheme, frame_cls, frame_rows, residual)
-    patches = patches[..., 0].unflatten(0, (batch, frames)).permute(0, 2, 3, 1)  # (b*t, h, w, 1) -> (b, h, w, t)
+    # (b*t, h, w, 1) -> (b, h, w, t)
+    patches = patches[..., 0].unflatten(0, (batch, frames)).permute(0, 2, 3, 1)
     return cls.reshape(batch, frames).sum(dim=1), patches

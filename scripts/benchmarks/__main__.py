@@ -1,11 +1,14 @@
-"""Speed, as ratios in one alternating run: `python scripts/benchmarks <what> [options]`, `-h` for each."""
+"""Speed, as ratios in one alternating run: `python scripts/benchmarks <what> [options]`, `-h` for
+each.
+"""
 
 import argparse
 import importlib
 import sys
 
 
-# Each module has `add_arguments(parser)` and `run(args)`; only the one that is asked for is imported.
+# Each module has `add_arguments(parser)` and `run(args)`; only the one that is asked for is
+# imported.
 PARTS = {
     "decode": "decode",
     "gpu": "gpu",

@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""The paper's Table 1 in miniature: the five attention schemes on classes that only the order of frames tells apart.
+"""The paper's Table 1 in miniature: the five attention schemes on classes that only the order of
+frames tells apart.
 
     python scripts/benchmarks/compare_schemes.py --output_dir compare_attention
 
-Every clip shows a shape that moves along a line. The four classes show the same frames, in another order: forward,
-backward, out and back, in and out. A model that sees single frames, however many, cannot do better than chance (25 %);
-one that compares frames can. All schemes have the same width and depth, see the same clips in the same order, and
-train for the same number of steps. Offline, on the CPU or a GPU; writes compare_attention.json, .md and .png.
+Every clip shows a shape that moves along a line. The four classes show the same frames, in another
+order: forward, backward, out and back, in and out. A model that sees single frames, however many,
+cannot do better than chance (25 %); one that compares frames can. All schemes have the same width
+and depth, see the same clips in the same order, and train for the same number of steps. Offline, on
+the CPU or a GPU; writes compare_attention.json, .md and .png.
 """
 
 import argparse
@@ -48,10 +50,15 @@ FRAME_ORDERS = torch.stack(list(ORDERS.values()))  # (classes, frames)
 
 
 def make_clips(seed: int, count: int) -> torch.Tensor:
-    """`count` clips of a shape that moves to the right: float `(count, frames, 3, size, size)`, normalised."""
+    """`count` clips of a shape that moves to the right: float `(count, frames, 3, size, size)`,
+    normalised.
+    """
     rng = np.random.default_rng(seed)
-    clips = np.stack([motion_frames("right", rng, num_frames=NUM_FRAMES, size=SIZE) for _ in range(count)])
-    pixel_values = torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float()  # (b, t, h, w, c) -> (b, t, c, h, w)
+    clips = np.stack(
+        [motion_frames("right", rng, num_frames=NUM_FRAMES, size=SIZE) for _ in range(count)]
+    )
+    # (b, t, h, w, c) -> (b, t, c, h, w)
+    pixel_values = torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float()
     return (pixel_values / 255 - 0.45) / 0.225
 
 
@@ -78,14 +85,21 @@ def build(scheme: str, args: argparse.Namespace) -> TimeSformerForVideoClassific
     model = TimeSformerForVideoClassification(config)
     for name, parameter in model.named_parameters():
         if name.endswith(("time_embeddings", "position_embeddings")):
-            torch.nn.init.normal_(parameter, std=0.5)  # from zero, which suits a trained ViT, order is learned late
+            # from zero, which suits a trained ViT, order is learned late
+            torch.nn.init.normal_(parameter, std=0.5)
     return model
 
 
 def train(
-    model: torch.nn.Module, clips: torch.Tensor, args: argparse.Namespace, device: torch.device, progress: tqdm
+    model: torch.nn.Module,
+    clips: torch.Tensor,
+    args: argparse.Namespace,
+    device: torch.device,
+    progress: tqdm,
 ) -> list[float]:
-    """AdamW with warm-up and cosine; every scheme sees the same clips at each step. Seconds of the steps."""
+    """AdamW with warm-up and cosine; every scheme sees the same clips at each step. Seconds of the
+    steps.
+    """
     generator = torch.Generator().manual_seed(args.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, args.steps // 10, args.steps)
@@ -122,7 +136,9 @@ def accuracy(model: torch.nn.Module, clips: torch.Tensor, device: torch.device) 
 
 @torch.inference_mode()
 def count_gflops(model: torch.nn.Module, clip: torch.Tensor) -> float:
-    """Billions of multiply-adds for one clip (the paper's way of counting), all attention counted as dense."""
+    """Billions of multiply-adds for one clip (the paper's way of counting), all attention counted
+    as dense.
+    """
     model.set_attn_implementation("eager")  # fused attention on the CPU is invisible to the counter
     with FlopCounterMode(display=False) as counter:
         model(pixel_values=clip)
@@ -132,7 +148,10 @@ def count_gflops(model: torch.nn.Module, clip: torch.Tensor) -> float:
 
 def compare(args: argparse.Namespace, device: torch.device) -> list[dict]:
     """One row for each scheme, printed as soon as it is known."""
-    train_clips, test_clips = make_clips(args.seed, args.train_clips), make_clips(args.seed + 1, args.test_clips)
+    train_clips, test_clips = (
+        make_clips(args.seed, args.train_clips),
+        make_clips(args.seed + 1, args.test_clips),
+    )
     rows = []
     for scheme in args.schemes:
         model = build(scheme, args).to(device)
@@ -150,7 +169,10 @@ def compare(args: argparse.Namespace, device: torch.device) -> list[dict]:
                 "accuracy": accuracy(model, test_clips, device),
             }
         )
-        print(f"{scheme}: {100 * rows[-1]['accuracy']:.1f} % in {rows[-1]['seconds']:.0f} s", flush=True)
+        print(
+            f"{scheme}: {100 * rows[-1]['accuracy']:.1f} % in {rows[-1]['seconds']:.0f} s",
+            flush=True,
+        )
     return rows
 
 
@@ -189,13 +211,17 @@ def draw(path: Path, rows: list[dict]) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="The five attention schemes on classes that only order tells apart.")
+    parser = argparse.ArgumentParser(
+        description="The five attention schemes on classes that only order tells apart."
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("compare_attention"))
     parser.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=list(SCHEMES))
     parser.add_argument("--steps", type=int, default=400, help="training steps of each scheme")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--train_clips", type=int, default=1024, help="clips, each of which is shown in four orders")
+    parser.add_argument(
+        "--train_clips", type=int, default=1024, help="clips, each of which is shown in four orders"
+    )
     parser.add_argument("--test_clips", type=int, default=128)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--depth", type=int, default=2)
@@ -220,7 +246,9 @@ def main() -> None:
         "settings": settings,
         "results": rows,
     }
-    (args.output_dir / "compare_attention.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (args.output_dir / "compare_attention.json").write_text(
+        json.dumps(report, indent=2) + "\n", encoding="utf-8"
+    )
     (args.output_dir / "compare_attention.md").write_text(table(rows), encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         print("no picture: matplotlib is not installed (pip install hf-timesformer[viz])")

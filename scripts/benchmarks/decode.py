@@ -1,11 +1,14 @@
-"""Decoding speed: our decoder, torchcodec (where it is installed) and the reader of transformers' pipeline.
+"""Decoding speed: our decoder, torchcodec (where it is installed) and the reader of transformers'
+pipeline.
 
-Each reader turns a file into 8 frames over a 256-frame window (the paper's clip, placed in the middle), short side
-224, on one thread. The readers take turns on each clip; the table has the median times and ours as a ratio.
+Each reader turns a file into 8 frames over a 256-frame window (the paper's clip, placed in the
+middle), short side 224, on one thread. The readers take turns on each clip; the table has the
+median times and ours as a ratio.
 
-`--growth VIDEO...` measures instead how time and memory grow with the length: each video (the same one at several
-lengths, say by `ffmpeg -stream_loop N -c copy`) in a fresh process for each reader, time of the second decode and peak
-memory above the imports, as a table and with `--png` as a picture.
+`--growth VIDEO...` measures instead how time and memory grow with the length: each video (the same
+one at several lengths, say by `ffmpeg -stream_loop N -c copy`) in a fresh process for each reader,
+time of the second decode and peak memory above the imports, as a table and with `--png` as a
+picture.
 """
 
 import argparse
@@ -37,15 +40,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmarks decode`."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--videos", nargs="+", type=Path, help="files, or folders that are searched")
-    what.add_argument("--growth", nargs="+", type=Path, help="one video at growing lengths: time and memory of each")
+    what.add_argument(
+        "--growth",
+        nargs="+",
+        type=Path,
+        help="one video at growing lengths: time and memory of each",
+    )
     parser.add_argument("--png", type=Path, help="with --growth: also draw it")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each reader decodes each clip (default 5)")
-    parser.add_argument("--limit", type=int, help="take at most this many clips, spread evenly over those found")
-    parser.add_argument("--min_frames", type=int, default=32, help="leave out shorter clips (default 32)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="times that each reader decodes each clip (default 5)"
+    )
+    parser.add_argument(
+        "--limit", type=int, help="take at most this many clips, spread evenly over those found"
+    )
+    parser.add_argument(
+        "--min_frames", type=int, default=32, help="leave out shorter clips (default 32)"
+    )
     parser.add_argument("--num_frames", type=int, default=8)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--short_side", type=int, default=224)
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu: for a machine that is busy")
+    parser.add_argument(
+        "--clock", choices=sorted(CLOCKS), default="wall", help="cpu: for a machine that is busy"
+    )
     parser.add_argument("--json", type=Path, help="also write the results to this file")
 
 
@@ -85,7 +101,9 @@ def find_videos(paths: list[Path], limit: int | None) -> list[Path]:
 
 
 def measure(path: Path, readers: dict[str, Callable], args: argparse.Namespace) -> dict | None:
-    """Median milliseconds of each reader on one clip, in turns; None for a clip too short or damaged for ours."""
+    """Median milliseconds of each reader on one clip, in turns; None for a clip too short or
+    damaged for ours.
+    """
     try:
         _, metadata = decode_video(path, [0])
     except ValueError as error:
@@ -119,7 +137,11 @@ def measure(path: Path, readers: dict[str, Callable], args: argparse.Namespace) 
         "size": f"{metadata.width}x{metadata.height}",
         "frames": total,
         "milliseconds": {name: round(value, 2) for name, value in medians.items()},
-        "ratios": {name: round(value / medians["ours"], 3) for name, value in medians.items() if name != "ours"},
+        "ratios": {
+            name: round(value / medians["ours"], 3)
+            for name, value in medians.items()
+            if name != "ours"
+        },
     }
 
 
@@ -168,8 +190,14 @@ def measure_growth(args: argparse.Namespace) -> None:
     for path in args.growth:
         metadata = probe_video(path)
         rate = args.window // args.num_frames
-        chosen = sample_indices("clip", metadata.total_num_frames, num_frames=args.num_frames, sampling_rate=rate)
-        row = {"video": path.name, "seconds_of_video": metadata.duration, "frames": metadata.total_num_frames}
+        chosen = sample_indices(
+            "clip", metadata.total_num_frames, num_frames=args.num_frames, sampling_rate=rate
+        )
+        row = {
+            "video": path.name,
+            "seconds_of_video": metadata.duration,
+            "frames": metadata.total_num_frames,
+        }
         for name in GROWTH_READERS:
             row[name] = measure_alone(path, name, chosen[0].tolist(), args.short_side)
         rows.append(row)
@@ -182,13 +210,19 @@ def measure_growth(args: argparse.Namespace) -> None:
         draw_growth(rows, args.png)
 
 
-def measure_alone(path: Path, name: str, indices: list[int], short_side: int) -> dict[str, float] | None:
-    """Milliseconds and peak MiB of one reader on one video, in a process of its own; None where it cannot read it."""
+def measure_alone(
+    path: Path, name: str, indices: list[int], short_side: int
+) -> dict[str, float] | None:
+    """Milliseconds and peak MiB of one reader on one video, in a process of its own; None where it
+    cannot read it.
+    """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure_here, (path, name, indices, short_side))
 
 
-def _measure_here(path: Path, name: str, indices: list[int], short_side: int) -> dict[str, float] | None:
+def _measure_here(
+    path: Path, name: str, indices: list[int], short_side: int
+) -> dict[str, float] | None:
     torch.set_num_threads(1)
     reader = GROWTH_READERS[name]()
     if reader is None:
@@ -200,7 +234,10 @@ def _measure_here(path: Path, name: str, indices: list[int], short_side: int) ->
         reader(path, np.array(indices), short_side)
         times.append(1000 * (time.perf_counter() - begin))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"milliseconds": round(statistics.median(times[1:]), 1), "peak_MiB": round((peak - before) / 1024, 1)}
+    return {
+        "milliseconds": round(statistics.median(times[1:]), 1),
+        "peak_MiB": round((peak - before) / 1024, 1),
+    }
 
 
 def format_growth(row: dict) -> str:
@@ -208,8 +245,15 @@ def format_growth(row: dict) -> str:
     cells = []
     for name in GROWTH_READERS:
         found = row[name]
-        cells.append(f"{name} {found['milliseconds']:7.1f} ms {found['peak_MiB']:6.1f} MiB" if found else f"{name} -")
-    return f"{row['video'][:24]:24} {row['seconds_of_video']:8.0f} s {row['frames']:7} frames  " + "  ".join(cells)
+        cells.append(
+            f"{name} {found['milliseconds']:7.1f} ms {found['peak_MiB']:6.1f} MiB"
+            if found
+            else f"{name} -"
+        )
+    return (
+        f"{row['video'][:24]:24} {row['seconds_of_video']:8.0f} s {row['frames']:7} frames  "
+        + "  ".join(cells)
+    )
 
 
 def draw_growth(rows: list[dict], path: Path) -> None:
@@ -220,7 +264,9 @@ def draw_growth(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for field, label, axis in zip(("milliseconds", "peak_MiB"), ("milliseconds", "peak MiB above the imports"), axes):
+    for field, label, axis in zip(
+        ("milliseconds", "peak_MiB"), ("milliseconds", "peak MiB above the imports"), axes
+    ):
         for name in GROWTH_READERS:
             measured = [row for row in rows if row[name]]
             lengths = [row["seconds_of_video"] for row in measured]
@@ -238,12 +284,15 @@ def read_ours(path: Path, indices: np.ndarray, short_side: int) -> torch.Tensor:
 
 
 def read_stock(path: Path, indices: np.ndarray, short_side: int) -> torch.Tensor:
-    """The reader of transformers' video-classification pipeline, which cannot scale, and torchvision's resize."""
+    """The reader of transformers' video-classification pipeline, which cannot scale, and
+    torchvision's resize.
+    """
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_count, stream.thread_type = 1, "NONE"
         frames = torch.from_numpy(read_video_pyav(container, indices))
-    return functional.resize(frames.permute(0, 3, 1, 2), [short_side], antialias=True)  # (t, h, w, c) -> (t, c, h, w)
+    # (t, h, w, c) -> (t, c, h, w)
+    return functional.resize(frames.permute(0, 3, 1, 2), [short_side], antialias=True)
 
 
 def torchcodec_reader(seek_mode: str = "approximate") -> Callable | None:
@@ -262,7 +311,9 @@ def torchcodec_reader(seek_mode: str = "approximate") -> Callable | None:
 
     def read(path: Path, indices: np.ndarray, short_side: int) -> torch.Tensor:
         resize = Resize(scaled_size(*size_of(path), short_side))
-        decoder = VideoDecoder(str(path), seek_mode=seek_mode, num_ffmpeg_threads=1, transforms=[resize])
+        decoder = VideoDecoder(
+            str(path), seek_mode=seek_mode, num_ffmpeg_threads=1, transforms=[resize]
+        )
         return decoder.get_frames_at(indices.tolist()).data
 
     return read

@@ -1,9 +1,10 @@
-"""A GPU in one short run: values against the CPU, then profiles, then the table, within `--minutes`.
+"""A GPU in one short run: values against the CPU, then profiles, then the table, within
+`--minutes`.
 
     python scripts/benchmarks gpu --json gpu.json
 
-It is made for a machine that is lent for minutes: what says most comes first, and what no longer fits is said to be
-left out. Without a GPU it says so and ends.
+It is made for a machine that is lent for minutes: what says most comes first, and what no longer
+fits is said to be left out. Without a GPU it says so and ends.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from model import NAMES, Work, alternate, build, build_vit, make_clip, runner
 # The goals' own sizes: bf16, 16 clips in inference, 8 in training.
 INFERENCE = Work("divided_space_time", 8, 224, batch=16, dtype="bfloat16")
 TRAINING = Work("divided_space_time", 8, 224, batch=8, training=True, dtype="bfloat16")
-# More than 65,535 groups of one place each (7 x 7 places of 1,400 clips): a grid axis of CUDA ends there.
+# More than 65,535 groups of one place each (7 x 7 places of 1,400 clips): a grid axis of CUDA ends
+# there.
 MANY_GROUPS = Work("divided_space_time", 2, 112, batch=1400, dtype="bfloat16")
 TOP_KERNELS = 12
 TOLERANCE = 0.05  # of the largest logit: bf16 keeps 8 bits, over 12 blocks
@@ -29,7 +31,9 @@ TOLERANCE = 0.05  # of the largest logit: bf16 keeps 8 bits, over 12 blocks
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmarks gpu`."""
-    parser.add_argument("--minutes", type=float, default=5.0, help="what does not fit is left out, and said so")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="what does not fit is left out, and said so"
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--json", type=Path)
@@ -61,7 +65,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_values(args: argparse.Namespace) -> dict[str, float]:
-    """The largest difference of bf16 logits on the GPU from fp32 logits on the CPU, over the largest logit."""
+    """The largest difference of bf16 logits on the GPU from fp32 logits on the CPU, over the
+    largest logit.
+    """
     errors = {}
     for scheme, short in NAMES.items():
         work = Work(scheme, 4, 64, batch=2)
@@ -69,7 +75,11 @@ def check_values(args: argparse.Namespace) -> dict[str, float]:
         clip = make_clip(work)
         with torch.inference_mode():
             expected = model.cpu()(clip.cpu()).logits
-            low = model.to("cuda", torch.bfloat16)(clip.to("cuda", torch.bfloat16)).logits.float().cpu()
+            low = (
+                model.to("cuda", torch.bfloat16)(clip.to("cuda", torch.bfloat16))
+                .logits.float()
+                .cpu()
+            )
         errors[short] = ((low - expected).abs().max() / expected.abs().max()).item()
     wrong = {name: error for name, error in errors.items() if not error < TOLERANCE}
     if wrong:
@@ -140,7 +150,9 @@ def _top_kernels(call: Callable[[], None]) -> list[dict]:
 
 
 def many_groups(args: argparse.Namespace) -> dict[str, str]:
-    """Whether more groups than an axis of the kernels' grid has run at all: eager, compiled, training."""
+    """Whether more groups than an axis of the kernels' grid has run at all: eager, compiled,
+    training.
+    """
     answers = {}
     training = replace(MANY_GROUPS, training=True)
     for name, work, wrap in (

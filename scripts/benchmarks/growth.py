@@ -1,7 +1,9 @@
-"""How time, memory and FLOPs grow with frames and their size, for the five schemes: the paper's figure of cost.
+"""How time, memory and FLOPs grow with frames and their size, for the five schemes: the paper's
+figure of cost.
 
-All schemes run in turn at each clip length and size, with all tokens until the end (no shortcut of the last block). A
-few blocks are measured and scaled to the base network's twelve, which are alike; FLOPs are counted without computing.
+All schemes run in turn at each clip length and size, with all tokens until the end (no shortcut of
+the last block). A few blocks are measured and scaled to the base network's twelve, which are alike;
+FLOPs are counted without computing.
 """
 
 import argparse
@@ -46,8 +48,12 @@ class Point:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmarks growth`."""
-    parser.add_argument("--layers", type=int, default=2, help="blocks that are measured, for all twelve")
-    parser.add_argument("--repeats", type=int, default=1, help="timed runs of each, after one that is not counted")
+    parser.add_argument(
+        "--layers", type=int, default=2, help="blocks that are measured, for all twelve"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="timed runs of each, after one that is not counted"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max_frames", type=int, default=96)
     parser.add_argument("--max_size", type=int, default=448)
@@ -58,14 +64,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print one line a point; write them as JSON and draw them where asked to."""
     torch.set_num_threads(args.threads)
-    print(f"{this_machine()!s}, {args.threads} threads, fp32, {args.layers} blocks measured for {BLOCKS}", flush=True)
+    print(
+        f"{this_machine()!s}, {args.threads} threads, fp32, {args.layers} blocks measured for {BLOCKS}",
+        flush=True,
+    )
     points = []
     for frames, size in dict.fromkeys(LENGTHS + SIZES):
         if frames <= args.max_frames and size <= args.max_size:
             points += measure(frames, size, args)
             for point in points[-len(NAMES) :]:
                 print(as_text(point), flush=True)
-    report = {"machine": str(this_machine()), "threads": args.threads, "points": [vars(point) for point in points]}
+    report = {
+        "machine": str(this_machine()),
+        "threads": args.threads,
+        "points": [vars(point) for point in points],
+    }
     print(json.dumps(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -76,7 +89,10 @@ def run(args: argparse.Namespace) -> None:
 def measure(frames: int, size: int, args: argparse.Namespace) -> list[Point]:
     """All schemes at one clip length and frame size."""
     works = {scheme: Work(scheme, frames, size, all_tokens=True) for scheme in NAMES}
-    runs = {name: runner(build(work, "ours", args.layers), make_clip(work), work) for name, work in works.items()}
+    runs = {
+        name: runner(build(work, "ours", args.layers), make_clip(work), work)
+        for name, work in works.items()
+    }
     times = alternate(runs, args.repeats)
     return [
         Point(
@@ -94,7 +110,9 @@ def measure(frames: int, size: int, args: argparse.Namespace) -> list[Point]:
 def count_on_paper(work: Work) -> float:
     """TFLOPs of the base network, counted on shapes alone."""
     with torch.device("meta"):
-        model = TimeSformerForVideoClassification(TimeSformerConfig(**config_fields(work, work.scheme, BLOCKS)))
+        model = TimeSformerForVideoClassification(
+            TimeSformerConfig(**config_fields(work, work.scheme, BLOCKS))
+        )
     return count_flops(model.base_model, make_clip(work).to("meta"))
 
 
@@ -113,15 +131,27 @@ def draw(points: list[Point], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns = (("TFLOPs", "TFLOPs"), ("seconds", "seconds a clip"), ("peak_MiB", "MiB above the weights"))
-    rows = ((LENGTHS, "frames", "frames of 224 x 224 pixels"), (SIZES, "size", "side of 8 frames, pixels"))
+    columns = (
+        ("TFLOPs", "TFLOPs"),
+        ("seconds", "seconds a clip"),
+        ("peak_MiB", "MiB above the weights"),
+    )
+    rows = (
+        (LENGTHS, "frames", "frames of 224 x 224 pixels"),
+        (SIZES, "size", "side of 8 frames, pixels"),
+    )
     figure, axes = pyplot.subplots(len(rows), len(columns), figsize=(13, 7), layout="constrained")
     for (places, field, x_label), row in zip(rows, axes):
         for (value, y_label), axis in zip(columns, row):
             for scheme, name in NAMES.items():
                 line = [p for p in points if p.scheme == scheme and (p.frames, p.size) in places]
                 line.sort(key=lambda p: getattr(p, field))
-                axis.plot([getattr(p, field) for p in line], [getattr(p, value) for p in line], "o-", label=name)
+                axis.plot(
+                    [getattr(p, field) for p in line],
+                    [getattr(p, value) for p in line],
+                    "o-",
+                    label=name,
+                )
             axis.set_xlabel(x_label)
             axis.set_ylabel(y_label)
             axis.set_ylim(bottom=0)

@@ -1,4 +1,6 @@
-"""What a figure was measured on: the processor with its instruction sets, or the GPU, and the versions."""
+"""What a figure was measured on: the processor with its instruction sets, or the GPU, and the
+versions.
+"""
 
 import os
 import platform
@@ -45,7 +47,8 @@ def this_machine() -> Machine:
         return Machine(torch.cuda.get_device_name(), (), cores, torch.__version__)
     fields = read_cpuinfo()
     name = fields.get("model name") or platform.processor() or platform.machine()
-    if "cpu family" in fields:  # virtual machines often hide the exact name; family and model tell the design
+    # virtual machines often hide the exact name; family and model tell the design
+    if "cpu family" in fields:
         name += f" (family {fields['cpu family']}, model {fields['model']})"
     flags = set(fields.get("flags", "").split())
     sets = tuple(label for flag, label in INSTRUCTION_SETS.items() if flag in flags)

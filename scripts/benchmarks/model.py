@@ -1,12 +1,14 @@
-"""The network against stock's on the same work, and against its frames through a ViT: time, memory, utilisation.
+"""The network against stock's on the same work, and against its frames through a ViT: time, memory,
+utilisation.
 
-Everything that is compared runs in turn in one process on the same weights and inputs; each peak of memory is taken in
-a process of its own. `benchmarks model` prints the table, `--json` and `--png` keep it, and `--record` puts it beside
-those of other machines in results/model.json, which the README's table is made from (`benchmarks results`).
+Everything that is compared runs in turn in one process on the same weights and inputs; each peak of
+memory is taken in a process of its own. `benchmarks model` prints the table, `--json` and `--png`
+keep it, and `--record` puts it beside those of other machines in results/model.json, which the
+README's table is made from (`benchmarks results`).
 
-The row "ViT frames" needs nobody else's numbers: the same count of frames, as images, through transformers' ViT of the
-same size (sdpa), same dtype, same compile. A T+S clip of 8 frames costs 1.39 times the multiply-adds of 8 frames
-through ViT-B/16, 1.25 with what we fold and leave out.
+The row "ViT frames" needs nobody else's numbers: the same count of frames, as images, through
+transformers' ViT of the same size (sdpa), same dtype, same compile. A T+S clip of 8 frames costs
+1.39 times the multiply-adds of 8 frames through ViT-B/16, 1.25 with what we fold and leave out.
 """
 
 import argparse
@@ -29,9 +31,18 @@ import torch
 from machine import this_machine
 from results import record
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import TimesformerConfig, TimesformerForVideoClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    TimesformerConfig,
+    TimesformerForVideoClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
-from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
+from hf_timesformer import (
+    TimeSformerConfig,
+    TimeSformerForVideoClassification,
+    TimeSformerVideoProcessor,
+)
 from hf_timesformer.conversion.onnx_export import OnnxClassifier, export_onnx
 from hf_timesformer.model.efficient_linear import linear
 
@@ -45,7 +56,8 @@ NAMES = {
 }
 
 
-# The paper's inference cost of TimeSformer, HR and L (its table of K400 results) is for three views; this is for one.
+# The paper's inference cost of TimeSformer, HR and L (its table of K400 results) is for three
+# views; this is for one.
 PAPER_TFLOPS = {(8, 224): 0.59 / 3, (16, 448): 5.11 / 3, (96, 224): 7.14 / 3}
 
 
@@ -83,16 +95,28 @@ SUITE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", default="", help="run the works whose name contains this, such as 'T+S 8x224'")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each, after one that is not counted")
+    parser.add_argument(
+        "--only", default="", help="run the works whose name contains this, such as 'T+S 8x224'"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed runs of each, after one that is not counted"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=12, help="blocks; fewer for a quick look")
     parser.add_argument("--batch", type=int, help="clips at once, in place of each work's own")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and clips")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and clips"
+    )
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--no_products", action="store_true", help="leave the matrix products out: half of the time")
-    parser.add_argument("--no_onnx", action="store_true", help="leave ONNX Runtime out (extra `onnx`)")
-    parser.add_argument("--record", action="store_true", help="keep the results in results/model.json")
+    parser.add_argument(
+        "--no_products", action="store_true", help="leave the matrix products out: half of the time"
+    )
+    parser.add_argument(
+        "--no_onnx", action="store_true", help="leave ONNX Runtime out (extra `onnx`)"
+    )
+    parser.add_argument(
+        "--record", action="store_true", help="keep the results in results/model.json"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--png", type=Path)
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # a child process that measures one peak
@@ -103,7 +127,10 @@ def run(args: argparse.Namespace) -> None:
     if args.peak:
         print(json.dumps(peak_of_child(json.loads(args.peak), args.layers)))
         return
-    print(f"{this_machine()}, {args.threads} threads, {args.dtype}, median of {args.repeats}", flush=True)
+    print(
+        f"{this_machine()}, {args.threads} threads, {args.dtype}, median of {args.repeats}",
+        flush=True,
+    )
     results, works = [], {}
     for work in SUITE:
         work = replace(work, dtype=args.dtype, batch=args.batch or work.batch)
@@ -113,7 +140,9 @@ def run(args: argparse.Namespace) -> None:
             results.append(compare(work, args))
             print(as_text(results[-1]), flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"machine": this_machine().as_dict(), "results": results}, indent=2))
+        args.json.write_text(
+            json.dumps({"machine": this_machine().as_dict(), "results": results}, indent=2)
+        )
     if args.record:
         record(this_machine(), args.threads, results)
     if args.png:
@@ -134,15 +163,22 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
     if work.compiled and not args.no_compile:
         for name, kind in (("ours compiled", "ours"), ("baseline compiled", work.baseline)):
             runs[name] = runner(torch.compile(build(work, kind, args.layers)), clip, work)
-        runs["ViT frames compiled"] = runner(torch.compile(build_vit(work, args.layers)), clip.flatten(0, 1), work)
+        runs["ViT frames compiled"] = runner(
+            torch.compile(build_vit(work, args.layers)), clip.flatten(0, 1), work
+        )
     if not (work.training or args.no_products):
         runs |= matrix_products(work, args.layers)
     error = {}
     if work.exported and work.dtype == "float32" and not args.no_onnx:
         graphs = export(work, args)
-        error = {name: relative_error(graph, build(work, "ours", args.layers), clip) for name, graph in graphs.items()}
+        error = {
+            name: relative_error(graph, build(work, "ours", args.layers), clip)
+            for name, graph in graphs.items()
+        }
         runs |= {name: partial(graph, clip) for name, graph in graphs.items()}
-    seconds = {name: statistics.median(times) for name, times in alternate(runs, args.repeats).items()}
+    seconds = {
+        name: statistics.median(times) for name, times in alternate(runs, args.repeats).items()
+    }
     peaks = {kind: measure_peak(work, kind, args) for kind in ("ours", work.baseline)}
     best_baseline = min(seconds["baseline"], seconds.get("baseline compiled", float("inf")))
     result = {
@@ -164,22 +200,29 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
     if limits:
         result["over_matrix_products"] = {name: seconds["ours"] / seconds[name] for name in limits}
     result["clips_per_second"] = {
-        name: work.batch / taken for name, taken in seconds.items() if name.startswith(("ours", "baseline"))
+        name: work.batch / taken
+        for name, taken in seconds.items()
+        if name.startswith(("ours", "baseline"))
     }
     if "ViT frames" in seconds:
         result["over_ViT_frames"] = {
-            name: taken / seconds["ViT frames compiled" if name.endswith("compiled") else "ViT frames"]
+            name: taken
+            / seconds["ViT frames compiled" if name.endswith("compiled") else "ViT frames"]
             for name, taken in seconds.items()
             if name.startswith("ours")
         }
     if not work.training:
         kinds = ("ours", work.baseline)
-        result["TFLOPs_counted"] = {kind: count_flops(build(work, kind, args.layers), clip) for kind in kinds}
+        result["TFLOPs_counted"] = {
+            kind: count_flops(build(work, kind, args.layers), clip) for kind in kinds
+        }
         if work.scheme == "divided_space_time" and (work.frames, work.size) in PAPER_TFLOPS:
             result["TFLOPs_counted"]["paper"] = PAPER_TFLOPS[work.frames, work.size]
         multiply_adds = result["TFLOPs_counted"]["ours"] * work.batch
         result["TFLOP_per_second"] = {
-            name: 2 * multiply_adds / taken for name, taken in seconds.items() if name.startswith("ours")
+            name: 2 * multiply_adds / taken
+            for name, taken in seconds.items()
+            if name.startswith("ours")
         }
     return result
 
@@ -191,7 +234,9 @@ def make_clip(work: Work) -> torch.Tensor:
 
 
 def build(work: Work, kind: str, layers: int) -> torch.nn.Module:
-    """Ours, stock's or ours with the scheme `kind`, with the same random weights (no layer left at zero)."""
+    """Ours, stock's or ours with the scheme `kind`, with the same random weights (no layer left at
+    zero).
+    """
     fields = config_fields(work, work.scheme if kind in ("ours", "stock") else kind, layers)
     ours = TimeSformerForVideoClassification(TimeSformerConfig(**fields))
     generator = torch.Generator().manual_seed(1)
@@ -242,7 +287,9 @@ def runner(model: torch.nn.Module, clip: torch.Tensor, work: Work) -> Callable[[
 def export(work: Work, args: argparse.Namespace) -> dict[str, OnnxClassifier]:
     """Our network in ONNX Runtime, fp32 and int8."""
     crop = {"height": work.size, "width": work.size}
-    processor = TimeSformerVideoProcessor(num_frames=work.frames, size={"shortest_edge": work.size}, crop_size=crop)
+    processor = TimeSformerVideoProcessor(
+        num_frames=work.frames, size={"shortest_edge": work.size}, crop_size=crop
+    )
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(build(work, "ours", args.layers).cpu(), processor, folder, int8=True)
         return {
@@ -261,10 +308,12 @@ def relative_error(graph: OnnxClassifier, model: torch.nn.Module, clip: torch.Te
 def matrix_products(work: Work, layers: int) -> dict[str, Callable[[], None]]:
     """The matrix products that our logits need, at the same shapes: the machine's limit.
 
-    Once as plain `torch.matmul` into buffers that exist, and on CPU once more by the faster library, as our layers do.
+    Once as plain `torch.matmul` into buffers that exist, and on CPU once more by the faster
+    library, as our layers do.
     """
     shapes = ProductShapes()
-    with torch.no_grad(), shapes:  # in inference mode linear layers reach the recorder whole, not as products
+    # in inference mode linear layers reach the recorder whole, not as products
+    with torch.no_grad(), shapes:
         build(work, "ours", layers)(make_clip(work))
     operands, place = {}, {"device": device(), "dtype": getattr(torch, work.dtype)}
     for shape in set(shapes.seen):
@@ -291,7 +340,9 @@ def matrix_products(work: Work, layers: int) -> dict[str, Callable[[], None]]:
 
 
 class ProductShapes(torch.utils._python_dispatch.TorchDispatchMode):
-    """Records the shapes `(..., m, k, n)` of all matrix products that run: of layers, attention, patches."""
+    """Records the shapes `(..., m, k, n)` of all matrix products that run: of layers, attention,
+    patches.
+    """
 
     def __init__(self):
         super().__init__()
@@ -338,8 +389,8 @@ def count_flops(model: torch.nn.Module, clip: torch.Tensor) -> float:
 def measure_peak(work: Work, kind: str, args: argparse.Namespace) -> float:
     """MiB above the weights at the worst moment, in a process of its own.
 
-    There glibc gives every large buffer back at once: what it would keep depends on the order of sizes more than on
-    how much is in use.
+    There glibc gives every large buffer back at once: what it would keep depends on the order of
+    sizes more than on how much is in use.
     """
     command = [sys.executable, str(Path(__file__).parent), "model", "--threads", str(args.threads)]
     request = json.dumps({"work": asdict(work), "kind": kind})
@@ -360,7 +411,8 @@ def peak_of_child(request: dict, layers: int) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     torch.nn.Linear(64, 64)(torch.randn(64, 64)).softmax(-1)  # the libraries' own first-time memory
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what was freed while building would be taken for the weights'
+    # else what was freed while building would be taken for the weights'
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = read_status("VmRSS")
     call()
@@ -377,21 +429,32 @@ def as_text(result: dict) -> str:
     lines = [f"{result['work']} against {result['baseline']}"]
     lines += [f"  {name:<18} {seconds:8.3f} s" for name, seconds in result["seconds"].items()]
     memory = ", ".join(f"{kind} {peak:.0f} MiB" for kind, peak in result["peak_MiB"].items())
-    lines.append(f"  {result['faster']:.2f}x faster, {result['memory_ratio']:.2f}x the memory ({memory})")
+    lines.append(
+        f"  {result['faster']:.2f}x faster, {result['memory_ratio']:.2f}x the memory ({memory})"
+    )
     if "compiled_faster_than_best" in result:
-        lines.append(f"  compiled: {result['compiled_faster_than_best']:.2f}x the better of the baseline's")
+        lines.append(
+            f"  compiled: {result['compiled_faster_than_best']:.2f}x the better of the baseline's"
+        )
     for name, faster in result.get("exported_faster", {}).items():
         error = result["exported_error"][name]
-        lines.append(f"  {name}: {faster:.2f}x as fast as the baseline; logits differ by {error:.1e} of the largest")
+        lines.append(
+            f"  {name}: {faster:.2f}x as fast as the baseline; logits differ by {error:.1e} of the largest"
+        )
     for name, ratio in result.get("over_ViT_frames", {}).items():
         lines.append(f"  {name}: {ratio:.2f}x the time of its frames through a ViT")
     for name, rate in result["clips_per_second"].items():
         computed = result.get("TFLOP_per_second", {}).get(name)
-        lines.append(f"  {name}: {rate:.2f} clips/s" + (f", {computed:.3f} TFLOP/s" if computed else ""))
+        lines.append(
+            f"  {name}: {rate:.2f} clips/s" + (f", {computed:.3f} TFLOP/s" if computed else "")
+        )
     for name, ratio in result.get("over_matrix_products", {}).items():
         lines.append(f"  {ratio:.2f}x the time of its matrix {name}")
     if "TFLOPs_counted" in result:
-        lines.append("  TFLOPs " + ", ".join(f"{kind} {n:.3f}" for kind, n in result["TFLOPs_counted"].items()))
+        lines.append(
+            "  TFLOPs "
+            + ", ".join(f"{kind} {n:.3f}" for kind, n in result["TFLOPs_counted"].items())
+        )
     return "\n".join(lines)
 
 
@@ -402,9 +465,13 @@ def draw(results: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 0.6 * len(results) + 1.5), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, 2, figsize=(12, 0.6 * len(results) + 1.5), sharey=True, layout="constrained"
+    )
     labels = [f"{result['work']}\n(against {result['baseline']})" for result in results]
-    for axis, key, title in zip(axes, ("faster", "memory_ratio"), ("times as fast", "times the memory")):
+    for axis, key, title in zip(
+        axes, ("faster", "memory_ratio"), ("times as fast", "times the memory")
+    ):
         bars = axis.barh(labels, [result[key] for result in results], color="#3b6ea5")
         axis.bar_label(bars, fmt="%.2f")
         axis.axvline(1, color="black", linewidth=1)

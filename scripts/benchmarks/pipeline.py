@@ -1,8 +1,10 @@
-"""From file to label: the stock `pipeline("video-classification")` with our model and processor against stock's own.
+"""From file to label: the stock `pipeline("video-classification")` with our model and processor
+against stock's own.
 
-Both sides have the same weights, take the same frames of each video and run in turn; stock reads with torchcodec, its
-default, or where that cannot be used with its PyAV reader. One crop is what both do by themselves. Three crops are a
-setting of our processor; stock has none, so its side scales, cuts the same three crops and averages by hand.
+Both sides have the same weights, take the same frames of each video and run in turn; stock reads
+with torchcodec, its default, or where that cannot be used with its PyAV reader. One crop is what
+both do by themselves. Three crops are a setting of our processor; stock has none, so its side
+scales, cuts the same three crops and averages by hand.
 """
 
 import argparse
@@ -36,15 +38,25 @@ from hf_timesformer.video.views import uniform_crops
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmarks pipeline`."""
-    parser.add_argument("--videos", nargs="+", type=Path, help="video files; default: four clips made on the spot")
-    parser.add_argument("--model", type=Path, help="folder of model and processor; default: base, random weights")
-    parser.add_argument("--repeats", type=int, default=5, help="timed passes over the videos, after one that is not")
-    parser.add_argument("--threads", type=int, default=2, help="of torch; torchcodec's FFmpeg takes what it likes")
+    parser.add_argument(
+        "--videos", nargs="+", type=Path, help="video files; default: four clips made on the spot"
+    )
+    parser.add_argument(
+        "--model", type=Path, help="folder of model and processor; default: base, random weights"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed passes over the videos, after one that is not"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of torch; torchcodec's FFmpeg takes what it likes"
+    )
     parser.add_argument("--json", type=Path, help="also write the results to this file")
 
 
 def can_read_with_torchcodec() -> bool:
-    """Whether torchcodec is installed and finds an FFmpeg, which not every transformers that we run with can tell."""
+    """Whether torchcodec is installed and finds an FFmpeg, which not every transformers that we run
+    with can tell.
+    """
     try:
         importlib.import_module("torchcodec.decoders")
     except (ImportError, OSError, RuntimeError):
@@ -53,7 +65,9 @@ def can_read_with_torchcodec() -> bool:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print videos per second of both sides, with one crop and with three, then the same as one line of JSON."""
+    """Print videos per second of both sides, with one crop and with three, then the same as one
+    line of JSON.
+    """
     torch.set_num_threads(args.threads)
     reader = "torchcodec" if can_read_with_torchcodec() else "pyav"
     if reader != "torchcodec":
@@ -102,8 +116,12 @@ def make_videos(folder: Path) -> list[Path]:
 
 def compare(model: Path, videos: list[str], num_crops: int, reader: str, repeats: int) -> dict:
     """Videos per second of both sides, and how far their answers are apart."""
-    sides = {"ours": our_pipeline(model, num_crops), "stock": stock_pipeline(model, num_crops, reader)}
-    answers = {name: [logits_of(side, video) for video in videos] for name, side in sides.items()}  # warms up too
+    sides = {
+        "ours": our_pipeline(model, num_crops),
+        "stock": stock_pipeline(model, num_crops, reader),
+    }
+    # warms up too
+    answers = {name: [logits_of(side, video) for video in videos] for name, side in sides.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
@@ -117,9 +135,13 @@ def compare(model: Path, videos: list[str], num_crops: int, reader: str, repeats
         "num_crops": num_crops,
         "videos_per_second": rates,
         "faster": rates["ours"] / rates["stock"],
-        "same_label": sum(max(ours, key=ours.get) == max(stock, key=stock.get) for ours, stock in pairs),
+        "same_label": sum(
+            max(ours, key=ours.get) == max(stock, key=stock.get) for ours, stock in pairs
+        ),
         "largest_logit": max(abs(value) for ours, _ in pairs for value in ours.values()),
-        "largest_logit_difference": max(abs(ours[label] - stock[label]) for ours, stock in pairs for label in ours),
+        "largest_logit_difference": max(
+            abs(ours[label] - stock[label]) for ours, stock in pairs for label in ours
+        ),
     }
 
 
@@ -130,7 +152,9 @@ def our_pipeline(folder: Path, num_crops: int) -> Pipeline:
 
 
 def stock_pipeline(folder: Path, num_crops: int, reader: str) -> Pipeline:
-    """Stock's model and processor from the same folder; the processor is told the frame numbers that ours takes."""
+    """Stock's model and processor from the same folder; the processor is told the frame numbers
+    that ours takes.
+    """
     processor = TimesformerVideoProcessor.from_pretrained(folder)
     processor.sample_frames = frame_chooser(TimeSformerVideoProcessor.from_pretrained(folder))
     if reader != "torchcodec":
@@ -145,23 +169,33 @@ def stock_pipeline(folder: Path, num_crops: int, reader: str) -> Pipeline:
 
 
 def frame_chooser(processor: TimeSformerVideoProcessor) -> Callable[..., list[int]]:
-    """A `sample_frames` for stock's processor: the frames of the paper's clip instead of some over the whole video."""
+    """A `sample_frames` for stock's processor: the frames of the paper's clip instead of some over
+    the whole video.
+    """
 
-    def sample_frames(metadata: VideoMetadata, num_frames: int | None = None, **kwargs) -> list[int]:
+    def sample_frames(
+        metadata: VideoMetadata, num_frames: int | None = None, **kwargs
+    ) -> list[int]:
         return processor.sample_frames(metadata, num_frames).tolist()
 
     return sample_frames
 
 
-def fetch_with(reader: str, videos: str | list, sample_indices_fn: Callable | None = None) -> tuple | list:
-    """Stock's `fetch_videos` with another of its readers: frames and metadata of one file, or of a list of them."""
+def fetch_with(
+    reader: str, videos: str | list, sample_indices_fn: Callable | None = None
+) -> tuple | list:
+    """Stock's `fetch_videos` with another of its readers: frames and metadata of one file, or of a
+    list of them.
+    """
     if isinstance(videos, list):
         return list(zip(*(fetch_with(reader, video, sample_indices_fn) for video in videos)))
     return load_video(videos, backend=reader, sample_indices_fn=sample_indices_fn)
 
 
 class ThreeCropsByHand(VideoClassificationPipeline):
-    """Three crops with stock's parts: frames scaled but not cut, three crops as a batch, the mean of the logits."""
+    """Three crops with stock's parts: frames scaled but not cut, three crops as a batch, the mean
+    of the logits.
+    """
 
     def preprocess(self, video: str, **kwargs) -> dict[str, torch.Tensor]:
         inputs = self.video_processor(
@@ -173,7 +207,8 @@ class ThreeCropsByHand(VideoClassificationPipeline):
         )
         crop = self.video_processor.crop_size
         frames = inputs["pixel_values"][0]  # (t, c, h, w)
-        return {"pixel_values": uniform_crops(frames, crop["height"], crop["width"])}  # (3, t, c, h, w)
+        # (3, t, c, h, w)
+        return {"pixel_values": uniform_crops(frames, crop["height"], crop["width"])}
 
     def _forward(self, model_inputs: dict[str, torch.Tensor]):
         outputs = self.model(**model_inputs)
@@ -189,7 +224,9 @@ def logits_of(side: Pipeline, video: str) -> dict[str, float]:
 
 def as_text(result: dict) -> str:
     """One line of the table."""
-    rates = ", ".join(f"{name} {rate:.3f} videos/s" for name, rate in result["videos_per_second"].items())
+    rates = ", ".join(
+        f"{name} {rate:.3f} videos/s" for name, rate in result["videos_per_second"].items()
+    )
     crops = {1: "one crop", 3: "three crops"}[result["num_crops"]]
     difference = f"{result['largest_logit_difference']:.2g} of {result['largest_logit']:.2g}"
     return f"{crops:11}  {rates}: {result['faster']:.2f}x; logits differ by {difference} at most"

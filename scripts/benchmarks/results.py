@@ -29,8 +29,12 @@ def run(args: argparse.Namespace) -> None:
     print(table(json.loads(args.file.read_text(encoding="utf-8"))))
 
 
-def record(machine: Machine, threads: int, results: list[dict[str, Any]], path: Path = MODEL_FILE) -> None:
-    """Put this machine's results into the file, each in place of an older one of the same work and dtype."""
+def record(
+    machine: Machine, threads: int, results: list[dict[str, Any]], path: Path = MODEL_FILE
+) -> None:
+    """Put this machine's results into the file, each in place of an older one of the same work and
+    dtype.
+    """
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     entry = stored.setdefault(machine.name, {"results": {}})
     entry["machine"] = machine.as_dict() | {"threads": threads}
@@ -42,14 +46,18 @@ def record(machine: Machine, threads: int, results: list[dict[str, Any]], path: 
 
 
 def table(stored: dict[str, Any]) -> str:
-    """Rows are works and ways to run them, columns machines: times as fast as the baseline (times the ViT row)."""
+    """Rows are works and ways to run them, columns machines: times as fast as the baseline (times
+    the ViT row).
+    """
     machines = sorted(stored)
     works = sorted({key for name in machines for key in stored[name]["results"]})
     lines = ["| work | " + " | ".join(_heading(stored[name]) for name in machines) + " |"]
     lines.append("|---|" + "---:|" * len(machines))
     for work in works:
         results = {name: stored[name]["results"].get(work) for name in machines}
-        ways = dict.fromkeys(way for result in results.values() if result for way in _ours(result["seconds"]))
+        ways = dict.fromkeys(
+            way for result in results.values() if result for way in _ours(result["seconds"])
+        )
         for way in ways:
             label = work if way == "ours" else f"the same, {way.removeprefix('ours ')}"
             cells = [_cell(results[name], way) for name in machines]
@@ -58,7 +66,10 @@ def table(stored: dict[str, Any]) -> str:
 
 
 def _heading(entry: dict[str, Any]) -> str:
-    machine, dates = entry["machine"], sorted({result["date"] for result in entry["results"].values()})
+    machine, dates = (
+        entry["machine"],
+        sorted({result["date"] for result in entry["results"].values()}),
+    )
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}, {when}"
 
@@ -68,7 +79,9 @@ def _ours(seconds: dict[str, float]) -> list[str]:
 
 
 def _cell(result: dict[str, Any] | None, way: str) -> str:
-    """`2.11 (0.89)`: 2.11 times as fast as the baseline, in 0.89 of the time of the frames through a ViT."""
+    """`2.11 (0.89)`: 2.11 times as fast as the baseline, in 0.89 of the time of the frames through
+    a ViT.
+    """
     if result is None or way not in result["seconds"]:
         return ""
     seconds = result["seconds"]

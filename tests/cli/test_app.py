@@ -1,4 +1,6 @@
-"""The page in a real browser: upload, answer, picture, a bad file's message; and the Space that it exports."""
+"""The page in a real browser: upload, answer, picture, a bad file's message; and the Space that it
+exports.
+"""
 
 import importlib.util
 import os
@@ -30,7 +32,8 @@ needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed (extra `app`)"
 )
 needs_browser = pytest.mark.skipif(
-    bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())} (apt: chromium, chromium-driver)"
+    bool(missing_programs()),
+    reason=f"not installed: {', '.join(missing_programs())} (apt: chromium, chromium-driver)",
 )
 
 
@@ -45,11 +48,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     TimeSformerForVideoClassification(config).save_pretrained(folder / "model")
     TimeSformerVideoProcessor(
-        num_frames=4, sampling_rate=4, size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
+        num_frames=4,
+        sampling_rate=4,
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
     ).save_pretrained(folder / "model")
     frames = motion_frames("up", np.random.default_rng(0), num_frames=24, size=96)
     write_video(folder / "clip.avi", frames, codec="mpeg4")  # no browser plays it, we do
-    long = [motion_frames(name, np.random.default_rng(1), num_frames=60, size=96) for name in ("up", "down")]
+    long = [
+        motion_frames(name, np.random.default_rng(1), num_frames=60, size=96)
+        for name in ("up", "down")
+    ]
     write_video(folder / "long.mp4", np.concatenate(long), fps=10)
     (folder / "bad.mp4").write_text("<img src=x onerror=\"document.title='run'\"> no video")
     return folder
@@ -59,7 +68,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of the page, served by this process."""
     monkeypatch.setenv("MODEL", str(place / "model"))
-    app, app_page = (importlib.import_module(f"hf_timesformer.cli.{name}") for name in ("app", "app_page"))
+    app, app_page = (
+        importlib.import_module(f"hf_timesformer.cli.{name}") for name in ("app", "app_page")
+    )
     page = app_page.make_page(app.parse_arguments(["--top_k", "3", "--dtype", "float32"]))
     page.launch(prevent_thread_lock=True, quiet=True, **app_page.LAUNCH)
     yield page.local_url
@@ -77,12 +88,18 @@ def test_page_in_a_browser(page: str, place: Path) -> None:
         browser.wait_for("document.querySelector('#video input[type=file]') !== null")
 
         browser.upload("#video input[type=file]", place / "bad.mp4")
-        browser.wait_for("document.querySelector('#message')?.innerText.includes('cannot be read as a video')")
-        assert browser.run("return document.title") == "TimeSformer", "the message ran what the file says"
+        browser.wait_for(
+            "document.querySelector('#message')?.innerText.includes('cannot be read as a video')"
+        )
+        assert browser.run("return document.title") == "TimeSformer", (
+            "the message ran what the file says"
+        )
         assert browser.run("return document.querySelector('#sheet img')") is None
 
         browser.open(f"{page}?again")
-        browser.wait_for("location.search && document.querySelector('#video input[type=file]') !== null")
+        browser.wait_for(
+            "location.search && document.querySelector('#video input[type=file]') !== null"
+        )
         browser.upload("#video input[type=file]", place / "clip.avi")
         browser.wait_for("document.querySelector('#sheet img')?.naturalWidth > 4 * 100")
         browser.wait_for("document.querySelector('#film video')?.readyState >= 2")
@@ -91,7 +108,9 @@ def test_page_in_a_browser(page: str, place: Path) -> None:
             "bar.value])"
         )
         assert [name for name, _ in bars] == [list(MOTIONS)[index] for index in order]
-        assert [value for _, value in bars] == pytest.approx(expected.scores[order].tolist(), abs=1e-4)
+        assert [value for _, value in bars] == pytest.approx(
+            expected.scores[order].tolist(), abs=1e-4
+        )
         assert "cannot be read" not in browser.text()
         browser.screenshot(screenshot := Path(os.environ.get("APP_SCREENSHOT", place / "page.png")))
         assert screenshot.stat().st_size > 20_000
@@ -100,7 +119,9 @@ def test_page_in_a_browser(page: str, place: Path) -> None:
 @needs_gradio
 @needs_browser
 def test_the_timeline_of_a_long_video_plays_what_is_clicked(page: str, place: Path) -> None:
-    """12 seconds in which `up` gives way to `down`: a click into the picture, and one on a segment, play a piece."""
+    """12 seconds in which `up` gives way to `down`: a click into the picture, and one on a segment,
+    play a piece.
+    """
     with Browser() as browser:
         browser.open(page)
         browser.wait_for("document.querySelector('#video input[type=file]') !== null")
@@ -134,7 +155,10 @@ def test_the_timeline_of_a_long_video_plays_what_is_clicked(page: str, place: Pa
     ],
 )
 def test_wrong_start_is_one_clear_line(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.delenv("MODEL", raising=False)
     monkeypatch.setattr(sys, "argv", [str(APP), *arguments])
@@ -149,15 +173,26 @@ def test_wrong_start_is_one_clear_line(
 def test_exported_space_is_whole(tmp_path: Path) -> None:
     folder = export_space(tmp_path / "space", model="me/my-model")
     card = SpaceCard.load(folder / "README.md")
-    assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", ["me/my-model"])
+    assert (card.data.sdk, card.data.app_file, card.data.models) == (
+        "gradio",
+        "app.py",
+        ["me/my-model"],
+    )
     requirements = (folder / "requirements.txt").read_text().split("\n")
-    assert {line.split(">")[0] for line in requirements if line} >= {"gradio", "transformers", "torch", "av"}
+    assert {line.split(">")[0] for line in requirements if line} >= {
+        "gradio",
+        "transformers",
+        "torch",
+        "av",
+    }
     assert not any("pytest" in line or "ruff" in line or "extra" in line for line in requirements)
     package = Path(hf_timesformer.__file__).parent
     shipped = {path.name: path.read_bytes() for path in (folder / "hf_timesformer").glob("*.py")}
     assert shipped == {path.name: path.read_bytes() for path in package.glob("*.py")}
     code = "import importlib.util; print(importlib.util.find_spec('hf_timesformer').origin)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300
+    )
     assert done.stdout.strip() == str(folder / "hf_timesformer" / "__init__.py"), done.stderr
     assert (folder / "MODEL").read_text() == "me/my-model\n"
 

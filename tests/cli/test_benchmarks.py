@@ -27,7 +27,13 @@ def test_machines_stand_side_by_side(tmp_path: Path):
     machine = importlib.import_module("machine").Machine
     file = tmp_path / "model.json"
     first, second = machine("A", ("VNNI",), 2, "2.14.1"), machine("B", (), 8, "2.14.1")
-    seconds = {"ours": 2.0, "baseline": 4.0, "ViT frames": 1.0, "ours compiled": 1.0, "baseline compiled": 1.5}
+    seconds = {
+        "ours": 2.0,
+        "baseline": 4.0,
+        "ViT frames": 1.0,
+        "ours compiled": 1.0,
+        "baseline compiled": 1.5,
+    }
     results.record(first, 2, [result("T+S", {"ours": 1.0, "baseline": 9.0})], file)
     results.record(first, 2, [result("T+S", seconds)], file)  # takes the place of the older one
     results.record(second, 8, [result("ST", {"ours": 1.0, "baseline": 1.5})], file)
@@ -53,7 +59,10 @@ def test_the_processor_is_named_with_what_it_computes_by(tmp_path: Path, monkeyp
     monkeypatch.setattr(module, "read_cpuinfo", lambda: fields)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = module.this_machine()
-    assert (found.name, found.instruction_sets) == ("Some CPU (family 6, model 143)", ("AVX2", "AMX BF16"))
+    assert (found.name, found.instruction_sets) == (
+        "Some CPU (family 6, model 143)",
+        ("AVX2", "AMX BF16"),
+    )
 
 
 def test_frames_through_a_vit_are_the_clips_frames():
@@ -80,7 +89,11 @@ def test_gpu_table_compares_like_with_like(monkeypatch, capsys):
     work = model.Work("divided_space_time", 2, 32, batch=3)
     arguments = argparse.Namespace(layers=1, repeats=1)
     table = gpu.measure(work, arguments)
-    assert table["ViT frames"]["over_ViT_frames"] == table["ViT frames compiled"]["over_ViT_frames"] == 1
+    assert (
+        table["ViT frames"]["over_ViT_frames"]
+        == table["ViT frames compiled"]["over_ViT_frames"]
+        == 1
+    )
     for name in ("ours", "stock", "ours compiled", "stock compiled", "ours reduce-overhead"):
         row = table[name]
         assert row["clips_per_second"] == pytest.approx(3 / (row["ms"] / 1e3), rel=0.01), name

@@ -1,4 +1,6 @@
-"""`timesformer`: help that does not wait, one style of arguments, and a user's own file names left alone."""
+"""`timesformer`: help that does not wait, one style of arguments, and a user's own file names left
+alone.
+"""
 
 import importlib
 import json
@@ -27,24 +29,39 @@ print("heavy:", sorted(heavy & set(sys.modules)), "code:", code)
 """
 
 
-def python(*arguments: object, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+def python(
+    *arguments: object, folder: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess:
     variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=folder, env=variables, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["--help"], ["recipes"], ["nonsense"], *([name, "--help"] for name in COMMANDS if name != "train")]
+    "argv",
+    [
+        [],
+        ["--help"],
+        ["recipes"],
+        ["nonsense"],
+        *([name, "--help"] for name in COMMANDS if name != "train"),
+    ],
 )
 def test_help_loads_nothing_that_takes_seconds(argv: list[str]):
     done = python("-c", f"code = 0{PRINT_HEAVY_MODULES}", *argv)
-    assert done.stdout.splitlines()[-1] == f"heavy: [] code: {2 if argv == ['nonsense'] else 0}", done.stderr
+    assert done.stdout.splitlines()[-1] == f"heavy: [] code: {2 if argv == ['nonsense'] else 0}", (
+        done.stderr
+    )
     if argv[1:] == ["--help"]:
         assert f"usage: timesformer {argv[0]}" in done.stdout
 
 
 def test_a_command_that_works_finds_the_whole_package():
-    """Only help leaves out the package's `__init__`: here it has run, and the classes are registered."""
+    """Only help leaves out the package's `__init__`: here it has run, and the classes are
+    registered.
+    """
     code = """
 import sys
 import timesformer_command
@@ -73,7 +90,9 @@ def test_an_unknown_command_names_the_nearest(capsys):
     with pytest.raises(SystemExit) as end:
         main(["evalate"])
     assert end.value.code == 2
-    assert capsys.readouterr().err == "error: there is no command 'evalate'; did you mean evaluate?\n"
+    assert (
+        capsys.readouterr().err == "error: there is no command 'evalate'; did you mean evaluate?\n"
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell of its own kind")
@@ -110,9 +129,13 @@ def test_what_only_prints(argv: list[str], prints: bool):
     assert only_prints(argv) == prints
 
 
-@pytest.mark.parametrize("command", ["predict", "export", "evaluate", "prepare", "convert", "publish", "app"])
+@pytest.mark.parametrize(
+    "command", ["predict", "export", "evaluate", "prepare", "convert", "publish", "app"]
+)
 def test_all_commands_have_one_style(command: str, capsys):
-    """Abbreviated options are refused everywhere: a later option must not change what an old command line means."""
+    """Abbreviated options are refused everywhere: a later option must not change what an old
+    command line means.
+    """
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
@@ -176,10 +199,14 @@ def test_recipes(capsys):
     assert all(20 < len(text) < 110 for text in lines.values()), lines
     main(["recipes", "k400-8x32-224"])
     values = json.loads(capsys.readouterr().out)
-    assert (values["num_frames"], values["sampling_rate"], values["optim"]) == (8, 32, "sgd")  # the last by its base
+    # the last by its base
+    assert (values["num_frames"], values["sampling_rate"], values["optim"]) == (8, 32, "sgd")
     with pytest.raises(SystemExit):
         main(["recipes", "k400"])
-    assert "recipe 'k400' is neither a file nor one of: demo, diving48-16x16-448" in capsys.readouterr().err
+    assert (
+        "recipe 'k400' is neither a file nor one of: demo, diving48-16x16-448"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +229,8 @@ def test_an_extra_that_is_missing_is_named(capsys):
         raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
     assert end.value.code == 2
     assert 'pip install "hf-timesformer[app]"' in capsys.readouterr().err
-    with pytest.raises(ModuleNotFoundError), user_errors():  # a fault of ours is no mistake of the user's
+    # a fault of ours is no mistake of the user's
+    with pytest.raises(ModuleNotFoundError), user_errors():
         raise ModuleNotFoundError("No module named 'nonsense'", name="nonsense")
 
 
@@ -217,8 +245,12 @@ print("evaluate" in sys.modules)
 
 
 def test_a_users_own_evaluate_py_is_left_alone(tmp_path: Path):
-    """Only `evaluation/metric.py` imports the package `evaluate`: a file of that name hides it from nothing else."""
-    (tmp_path / "evaluate.py").write_text("raise SystemExit('the user\\'s own evaluate.py was imported')\n")
+    """Only `evaluation/metric.py` imports the package `evaluate`: a file of that name hides it from
+    nothing else.
+    """
+    (tmp_path / "evaluate.py").write_text(
+        "raise SystemExit('the user\\'s own evaluate.py was imported')\n"
+    )
     (tmp_path / "mine.py").write_text(IMPORT_EVERYTHING)
     done = python("mine.py", folder=tmp_path)
     assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
@@ -234,13 +266,25 @@ def test_train_help_shows_what_matters_in_groups(capsys):
     full = capsys.readouterr().out
     assert len(short.splitlines()) < 240 < 400 < len(full.splitlines())
     titles = re.findall(r"^(\S.*):$", short, re.M)
-    assert titles == ["the model", "the clips", "the training", "the most used of transformers' TrainingArguments"]
+    assert titles == [
+        "the model",
+        "the clips",
+        "the training",
+        "the most used of transformers' TrainingArguments",
+    ]
     named = {text: set(re.findall(r"^  --(\w+)", text, re.M)) for text in (short, full)}
     ours = {"data_dir", "from_vit", "recipe", "freeze_depth", "max_bad_fraction"}
-    most_used = {"output_dir", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "bf16"}
+    most_used = {
+        "output_dir",
+        "num_train_epochs",
+        "learning_rate",
+        "per_device_train_batch_size",
+        "bf16",
+    }
     assert ours | most_used <= named[short] <= named[full]
     assert "torch_empty_cache_steps" in named[full] - named[short]
-    assert re.search(r"--freeze_depth X\s[^-]*default:\s+0\.67", short)  # as the recipe small-set has it
+    # as the recipe small-set has it
+    assert re.search(r"--freeze_depth X\s[^-]*default:\s+0\.67", short)
 
 
 def test_train_help_tells_the_defaults_of_the_recipe(capsys):

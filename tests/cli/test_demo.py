@@ -14,14 +14,20 @@ from hf_timesformer.cli import demo
 def test_progress_bars_are_shown_and_all_else_is_logged(live: bool, capsys):
     """The first bar alone: that of an evaluation in between has another total."""
     read, write = os.pipe()
-    text = "Loading: 100%|##| 3/3 [00:01]\n12:00 a line\r  0%|  | 0/84 [00:00]\r 50%|# | 42/84 [00:09]"
+    text = (
+        "Loading: 100%|##| 3/3 [00:01]\n12:00 a line\r  0%|  | 0/84 [00:00]\r 50%|# | 42/84 [00:09]"
+    )
     text += "\r100%|##| 1/1 [00:00]\r100%|##| 84/84 [00:18]\nthe end"
     os.write(write, text.encode())
     os.close(write)
     log = io.StringIO()
     with os.fdopen(read, "rb") as stream:
         demo.show_bar(stream, log, live=live)
-    assert log.getvalue().splitlines() == ["Loading: 100%|##| 3/3 [00:01]", "12:00 a line", "the end"]
+    assert log.getvalue().splitlines() == [
+        "Loading: 100%|##| 3/3 [00:01]",
+        "12:00 a line",
+        "the end",
+    ]
     shown = [line.strip() for line in capsys.readouterr().err.split("\r" if live else "\n")]
     bars = ["0%|  | 0/84 [00:00]", "50%|# | 42/84 [00:09]", "100%|##| 84/84 [00:18]"]
     assert shown == (["", *bars] if live else [*bars, ""])
@@ -34,23 +40,43 @@ def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path, capsys):
     assert end.value.code == 2
     assert "is not empty and no demo made it" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
-    assert demo.new_folder(tmp_path / "new") == demo.new_folder(tmp_path / "new")  # made by one, made anew
+    # made by one, made anew
+    assert demo.new_folder(tmp_path / "new") == demo.new_folder(tmp_path / "new")
 
 
 @pytest.mark.slow
 def test_every_step_of_the_demo(tmp_path: Path, monkeypatch, capfd):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(demo, "SPLITS", {"train": 2, "validation": 1, "test": 1})
-    monkeypatch.setattr(demo, "NETWORK", demo.NETWORK | {"hidden_size": 16, "intermediate_size": 32})
-    monkeypatch.setattr(demo, "TRAINING", ("--recipe", "demo", "--num_train_epochs", "1", "--use_cpu"))
+    monkeypatch.setattr(
+        demo, "NETWORK", demo.NETWORK | {"hidden_size": 16, "intermediate_size": 32}
+    )
+    monkeypatch.setattr(
+        demo, "TRAINING", ("--recipe", "demo", "--num_train_epochs", "1", "--use_cpu")
+    )
     monkeypatch.setattr(demo, "ENOUGH", 1.1)
     folder = tmp_path / "out"
-    with pytest.raises(SystemExit, match="below the 110% that this demonstration is meant to reach"):
+    with pytest.raises(
+        SystemExit, match="below the 110% that this demonstration is meant to reach"
+    ):
         demo.main(["--output_dir", str(folder)])
     out, err = capfd.readouterr()
-    assert [line[:3] for line in out.splitlines() if line[1:2] == "/"] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
+    assert [line[:3] for line in out.splitlines() if line[1:2] == "/"] == [
+        "1/5",
+        "2/5",
+        "3/5",
+        "4/5",
+        "5/5",
+    ]
     assert "1/1 [" in err  # the bar of training: one step of 12 clips
-    assert json.loads((folder / "model/eval_test/eval_results.json").read_text())["videos_evaluated"] == 6
-    pictures = ("model/training_curve.png", "model/eval_test/confusion_matrix.png", "timeline/joined.png")
+    assert (
+        json.loads((folder / "model/eval_test/eval_results.json").read_text())["videos_evaluated"]
+        == 6
+    )
+    pictures = (
+        "model/training_curve.png",
+        "model/eval_test/confusion_matrix.png",
+        "timeline/joined.png",
+    )
     assert all((folder / picture).stat().st_size > 1000 for picture in pictures)
     assert {path.suffix for path in (folder / "attention").iterdir()} == {".png", ".mp4"}

@@ -64,14 +64,27 @@ def test_predict_reads_folders_of_pictures_and_keeps_to_limits(call, model_folde
     code, _, err = call("predict.py", *arguments, "--limits", "max_frames=19")
     assert code == 1
     assert "has 20 pictures, more than 19" in err
-    for limits, message in (("max_frames", "--limits takes NAME=N"), ("max_frame=3", "limits has no 'max_frame'")):
+    for limits, message in (
+        ("max_frames", "--limits takes NAME=N"),
+        ("max_frame=3", "limits has no 'max_frame'"),
+    ):
         code, _, err = call("predict.py", *arguments, "--limits", limits)
         assert code == 2
         assert message in err
 
 
 def test_evaluate_takes_the_sampling_that_it_is_told(call, clips, model_folder, tmp_path: Path):
-    arguments = ["--model", model_folder, "--data_dir", clips, "--num_workers", 0, "--cpu", "--output_dir", tmp_path]
+    arguments = [
+        "--model",
+        model_folder,
+        "--data_dir",
+        clips,
+        "--num_workers",
+        0,
+        "--cpu",
+        "--output_dir",
+        tmp_path,
+    ]
     code, out, _ = call("evaluate.py", *arguments, "--sampling", "segments", "--num_crops", 1)
     assert code == 0
     assert "segment" in json.loads((tmp_path / "eval_results.json").read_text())["protocol"]
@@ -81,11 +94,26 @@ def test_evaluate_takes_the_sampling_that_it_is_told(call, clips, model_folder, 
 
 
 def test_evaluate(call, clips, model_folder, tmp_path: Path):
-    arguments = ["--model", model_folder, "--data_dir", clips, "--num_workers", 0, "--cpu", "--output_dir", tmp_path]
+    arguments = [
+        "--model",
+        model_folder,
+        "--data_dir",
+        clips,
+        "--num_workers",
+        0,
+        "--cpu",
+        "--output_dir",
+        tmp_path,
+    ]
     code, out, _ = call("evaluate.py", *arguments)
     assert code == 0
     results = json.loads((tmp_path / "eval_results.json").read_text())
-    assert (results["views"], results["num_clips"], results["num_crops"], results["split"]) == (3, 1, 3, "test")
+    assert (results["views"], results["num_clips"], results["num_crops"], results["split"]) == (
+        3,
+        1,
+        3,
+        "test",
+    )
     assert (results["videos_expected"], results["videos_found"]) == (13, 13)
     assert (results["videos_evaluated"], results["videos_failed"]) == (12, 1)
     assert results["failures"][0]["video_id"] == "up/broken.mp4"
@@ -95,10 +123,22 @@ def test_evaluate(call, clips, model_folder, tmp_path: Path):
     assert results["versions"]["python"] == sys.version.split()[0]
 
 
-def test_a_lone_process_that_was_to_be_two_says_so(call, monkeypatch, caplog, model_folder, tmp_path: Path):
-    monkeypatch.setenv("MASTER_PORT", "29500")  # as `accelerate launch --cpu --num_processes 2` leaves it
+def test_a_lone_process_that_was_to_be_two_says_so(
+    call, monkeypatch, caplog, model_folder, tmp_path: Path
+):
+    # as `accelerate launch --cpu --num_processes 2` leaves it
+    monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.delenv("RANK", raising=False)
-    call("evaluate.py", "--model", model_folder, "--data_dir", "/nowhere", "--output_dir", tmp_path, "--cpu")
+    call(
+        "evaluate.py",
+        "--model",
+        model_folder,
+        "--data_dir",
+        "/nowhere",
+        "--output_dir",
+        tmp_path,
+        "--cpu",
+    )
     assert "only one process was started" in caplog.text
     assert f"torchrun --nproc_per_node N {SCRIPTS / 'evaluate.py'}" in caplog.text
 
@@ -113,8 +153,15 @@ def test_a_lone_process_that_was_to_be_two_says_so(call, monkeypatch, caplog, mo
     ],
 )
 def test_evaluate_mistakes_are_one_line(call, clips, model_folder, tmp_path, change, message):
-    arguments = {"--model": model_folder, "--data_dir": clips, "--num_workers": 0, "--output_dir": tmp_path} | change
-    code, _, err = call("evaluate.py", *[item for pair in arguments.items() for item in pair], "--cpu")
+    arguments = {
+        "--model": model_folder,
+        "--data_dir": clips,
+        "--num_workers": 0,
+        "--output_dir": tmp_path,
+    } | change
+    code, _, err = call(
+        "evaluate.py", *[item for pair in arguments.items() for item in pair], "--cpu"
+    )
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2
     assert len(lines) == 1
@@ -134,28 +181,66 @@ def test_evaluate_in_two_processes_counts_every_video_once(
     data = clips
     if dataset == "webdataset":
         data = tmp_path / "shards"
-        pack = ["--data_dir", clips, "--output_dir", data, "--pack", "--videos_per_shard", 5, "--num_workers", 0]
+        pack = [
+            "--data_dir",
+            clips,
+            "--output_dir",
+            data,
+            "--pack",
+            "--videos_per_shard",
+            5,
+            "--num_workers",
+            0,
+        ]
         assert call("prepare_dataset.py", *pack)[0] == 0
-    arguments = ["--model", model_folder, "--data_dir", data, "--dataset", dataset, "--num_workers", 1, "--cpu"]
+    arguments = [
+        "--model",
+        model_folder,
+        "--data_dir",
+        data,
+        "--dataset",
+        dataset,
+        "--num_workers",
+        1,
+        "--cpu",
+    ]
     assert call("evaluate.py", *arguments, "--output_dir", tmp_path / "one")[0] == 0
     # `accelerate launch --cpu` starts one process whatever it is asked for, unless there is mpirun
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    program = [SCRIPTS / "evaluate.py"] if dataset == "folder" else ["-m", "hf_timesformer.cli.evaluate"]
+    program = (
+        [SCRIPTS / "evaluate.py"] if dataset == "folder" else ["-m", "hf_timesformer.cli.evaluate"]
+    )
     command = [*launch, *program, *arguments, "--batch_size", 3, "--output_dir", tmp_path / "two"]
-    done = subprocess.run(list(map(str, command)), env=ONE_THREAD, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        list(map(str, command)), env=ONE_THREAD, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (json.loads((tmp_path / name / "eval_results.json").read_text()) for name in ("one", "two"))
+    one, two = (
+        json.loads((tmp_path / name / "eval_results.json").read_text()) for name in ("one", "two")
+    )
     assert (one["num_processes"], two["num_processes"]) == (1, 2)
-    same = [name for name in one if name.startswith(("videos_e", "videos_f", "top", "mean", "failures"))]
+    same = [
+        name for name in one if name.startswith(("videos_e", "videos_f", "top", "mean", "failures"))
+    ]
     assert {name: one[name] for name in same} == {name: two[name] for name in same}
-    assert (tmp_path / "one/per_class.csv").read_text() == (tmp_path / "two/per_class.csv").read_text()
+    assert (tmp_path / "one/per_class.csv").read_text() == (
+        tmp_path / "two/per_class.csv"
+    ).read_text()
 
 
 @pytest.mark.slow
 def test_accelerate_launches_the_module_of_train(tmp_path: Path):
     """`accelerate launch -m`: both processes get as far as looking for the clips."""
-    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    launch = [
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--main_process_port",
+        "0",
+    ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     arguments = ["--data_dir", "/nowhere", "--output_dir", str(tmp_path), "--use_cpu"]
     command = [
@@ -173,17 +258,30 @@ def test_accelerate_launches_the_module_of_train(tmp_path: Path):
 
 
 def test_predict_goes_on_after_a_broken_video(call, clips, model_folder):
-    good, broken, last = (clips / "test" / name for name in ("up/0.mp4", "up/broken.mp4", "left/1.mp4"))
+    good, broken, last = (
+        clips / "test" / name for name in ("up/0.mp4", "up/broken.mp4", "left/1.mp4")
+    )
     code, out, err = call("predict.py", good, broken, last, "--model", model_folder, "--top_k", 2)
     assert code == 1
     lines = out.splitlines()
-    assert [lines[0].split("  (")[0], lines[3].split("  (")[0], len(lines)] == [str(good), str(last), 6]
-    assert all(line.lstrip()[0].isdigit() and " %  " in line for line in (lines[1], lines[2], lines[4], lines[5]))
-    assert next(line for line in err.splitlines() if "error" in line).startswith(f"error: {broken}: cannot be opened")
+    assert [lines[0].split("  (")[0], lines[3].split("  (")[0], len(lines)] == [
+        str(good),
+        str(last),
+        6,
+    ]
+    assert all(
+        line.lstrip()[0].isdigit() and " %  " in line
+        for line in (lines[1], lines[2], lines[4], lines[5])
+    )
+    assert next(line for line in err.splitlines() if "error" in line).startswith(
+        f"error: {broken}: cannot be opened"
+    )
 
 
 def test_predict_json(call, clips, model_folder):
-    code, out, _ = call("predict.py", clips / "test/up/0.mp4", "--model", model_folder, "--json", "--top_k", 99)
+    code, out, _ = call(
+        "predict.py", clips / "test/up/0.mp4", "--model", model_folder, "--json", "--top_k", 99
+    )
     assert code == 0
     (answer,) = json.loads(out)
     scores = [row["score"] for row in answer["predictions"]]
@@ -224,15 +322,20 @@ def test_compare_attention(call, tmp_path: Path):
     assert code == 0
     report = json.loads((tmp_path / "compare_attention.json").read_text())
     rows = {row["attention_type"]: row for row in report["results"]}
-    assert rows["space_only"]["accuracy"] == report["chance"] == 0.25  # four orders of one bag of frames: exactly
-    parameters = [rows[name]["parameters"] for name in ("joint_space_time", "divided_space_time", "axial")]
+    # four orders of one bag of frames: exactly
+    assert rows["space_only"]["accuracy"] == report["chance"] == 0.25
+    parameters = [
+        rows[name]["parameters"] for name in ("joint_space_time", "divided_space_time", "axial")
+    ]
     assert parameters == sorted(parameters)
     assert (tmp_path / "compare_attention.png").exists()
     assert "| `axial` | T+W+H |" in out
 
 
 def test_growth_benchmark_counts_as_the_paper_says(monkeypatch, tmp_path: Path):
-    """Four times the frames are four times the work for divided attention, and more than that for joint."""
+    """Four times the frames are four times the work for divided attention, and more than that for
+    joint.
+    """
     monkeypatch.syspath_prepend(SCRIPTS / "benchmarks")
     growth = importlib.import_module("growth")
     monkeypatch.setattr(growth, "NAMES", {"divided_space_time": "T+S", "joint_space_time": "ST"})
@@ -245,17 +348,24 @@ def test_growth_benchmark_counts_as_the_paper_says(monkeypatch, tmp_path: Path):
         "--json": str(tmp_path / "out.json"),
         "--png": str(tmp_path / "out.png"),
     }
-    runpy.run_path(str(SCRIPTS / "benchmarks" / "__main__.py"))["main"](["growth", *itertools.chain(*options.items())])
+    runpy.run_path(str(SCRIPTS / "benchmarks" / "__main__.py"))["main"](
+        ["growth", *itertools.chain(*options.items())]
+    )
     points = json.loads((tmp_path / "out.json").read_text())["points"]
-    assert [(point["frames"], point["scheme"]) for point in points] == list(itertools.product([2, 8], growth.NAMES))
+    assert [(point["frames"], point["scheme"]) for point in points] == list(
+        itertools.product([2, 8], growth.NAMES)
+    )
     flops = {(point["scheme"], point["frames"]): point["TFLOPs"] for point in points}
     tokens, width = 64, 768
     # Two attentions of four maps, one of them followed by one more, and the MLP.
     block = tokens * 2 * (4 + 4 + 1 + 8) * width**2
     attention = tokens * 2 * 2 * width * (2 + 65)
     counted = flops["divided_space_time", 2] * 1e12
-    assert counted == pytest.approx(12 * (block + attention), rel=0.03)  # CLS and the patch embedding are the rest
-    assert flops["divided_space_time", 8] == pytest.approx(4 * flops["divided_space_time", 2], rel=0.02)
+    # CLS and the patch embedding are the rest
+    assert counted == pytest.approx(12 * (block + attention), rel=0.03)
+    assert flops["divided_space_time", 8] == pytest.approx(
+        4 * flops["divided_space_time", 2], rel=0.02
+    )
     assert flops["joint_space_time", 8] > 4.1 * flops["joint_space_time", 2]
     assert (tmp_path / "out.png").stat().st_size > 10_000
 
@@ -266,4 +376,6 @@ def test_benchmarks_ask_for_sizes_that_networks_have(monkeypatch):
     places = [(work.frames, work.size) for work in model.SUITE] + [*growth.LENGTHS, *growth.SIZES]
     for frames, size in places:
         for scheme in model.NAMES:
-            TimeSformerConfig(**model.config_fields(model.Work(scheme, frames, size), scheme, layers=1))
+            TimeSformerConfig(
+                **model.config_fields(model.Work(scheme, frames, size), scheme, layers=1)
+            )

@@ -1,4 +1,6 @@
-"""Weights as mmaction2 names them give the logits of a network that is put together from the layers it has."""
+"""Weights as mmaction2 names them give the logits of a network that is put together from the layers
+it has.
+"""
 
 import pytest
 import torch
@@ -48,7 +50,9 @@ class Block(nn.Module):
         super().__init__()
         self.is_divided = is_divided
         if is_divided:
-            self.attentions = nn.ModuleList([Attention(norm=True, over_time=True), Attention(norm=True)])
+            self.attentions = nn.ModuleList(
+                [Attention(norm=True, over_time=True), Attention(norm=True)]
+            )
         else:
             self.attentions = nn.ModuleList([Attention()])
             self.norms = nn.ModuleList([nn.LayerNorm(WIDTH, eps=1e-6) for _ in range(2)])
@@ -70,7 +74,9 @@ class Block(nn.Module):
 
 
 class Recognizer(nn.Module):
-    """mmaction2's `Recognizer3D` with `TimeSformer` and `TimeSformerHead`, as far as it counts for the logits."""
+    """mmaction2's `Recognizer3D` with `TimeSformer` and `TimeSformerHead`, as far as it counts for
+    the logits.
+    """
 
     def __init__(self, kind: str):
         super().__init__()
@@ -90,7 +96,8 @@ class Recognizer(nn.Module):
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:  # (b, t, 3, h, w)
         part = self.backbone
-        x = part.patch_embed.projection(clips.flatten(0, 1)).flatten(2).transpose(1, 2)  # (b*t, p, width)
+        # (b*t, p, width)
+        x = part.patch_embed.projection(clips.flatten(0, 1)).flatten(2).transpose(1, 2)
         x = torch.cat((part.cls_token.expand(len(x), -1, -1), x), dim=1) + part.pos_embed
         if self.kind != "space_only":
             x = x.unflatten(0, (-1, FRAMES))  # (b, t, 1 + p, width)
@@ -108,7 +115,10 @@ def make_recognizer(kind: str) -> Recognizer:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in recognizer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2 * parameter.shape[-1]) ** -0.5)
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator)
+                * (2 * parameter.shape[-1]) ** -0.5
+            )
     return recognizer.eval()
 
 
@@ -145,11 +155,15 @@ def test_backbone_alone_gives_a_model_without_a_classifier(kind: str, tmp_path):
     model, _, _ = convert_checkpoint(tmp_path / "backbone.pth")
     assert type(model) is TimeSformerModel
     model.save_pretrained(tmp_path / "converted")
-    full = TimeSformerForVideoClassification.from_pretrained(tmp_path / "converted", num_labels=LABELS)
+    full = TimeSformerForVideoClassification.from_pretrained(
+        tmp_path / "converted", num_labels=LABELS
+    )
     full.classifier.load_state_dict(recognizer.cls_head.fc_cls.state_dict())
     clips = torch.randn(1, FRAMES, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(full.eval()(clips).logits, recognizer(clips), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            full.eval()(clips).logits, recognizer(clips), rtol=1e-4, atol=1e-5
+        )
     with pytest.raises(ValueError, match="has no classifier"):
         convert_checkpoint(tmp_path / "backbone.pth", label_names=["a"])
 

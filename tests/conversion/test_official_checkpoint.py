@@ -1,4 +1,6 @@
-"""Files in the official code's format: what is read from them, and the same logits as a forward written here."""
+"""Files in the official code's format: what is read from them, and the same logits as a forward
+written here.
+"""
 
 import json
 import pickle
@@ -21,7 +23,14 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_checkpoint.p
 
 
 def official_weights(
-    kind: str, *, width: int = 128, depth: int = 2, patch: int = 4, side: int = 3, frames: int = 3, labels: int = 5
+    kind: str,
+    *,
+    width: int = 128,
+    depth: int = 2,
+    patch: int = 4,
+    side: int = 3,
+    frames: int = 3,
+    labels: int = 5,
 ) -> dict[str, torch.Tensor]:
     """Random weights under the names that the official code gives them."""
     generator = torch.Generator().manual_seed(0)
@@ -56,8 +65,12 @@ def official_weights(
     return state
 
 
-def reference_logits(state: dict[str, torch.Tensor], kind: str, clips: torch.Tensor, heads: int) -> torch.Tensor:
-    """Logits of clips `(b, c, t, h, w)` in plain loops over places and frames; shares no code with the product."""
+def reference_logits(
+    state: dict[str, torch.Tensor], kind: str, clips: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """Logits of clips `(b, c, t, h, w)` in plain loops over places and frames; shares no code with
+    the product.
+    """
     width = state["cls_token"].shape[-1]
 
     def linear(name, x):
@@ -67,12 +80,16 @@ def reference_logits(state: dict[str, torch.Tensor], kind: str, clips: torch.Ten
         return F.layer_norm(x, (width,), state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)
 
     def attend(name, x):  # (l, d)
-        query, key, value = linear(f"{name}.qkv", x).reshape(len(x), 3, heads, -1).permute(1, 2, 0, 3)
+        query, key, value = (
+            linear(f"{name}.qkv", x).reshape(len(x), 3, heads, -1).permute(1, 2, 0, 3)
+        )
         weights = (query @ key.transpose(1, 2) / (width // heads) ** 0.5).softmax(-1)
         return linear(f"{name}.proj", (weights @ value).transpose(0, 1).reshape(len(x), width))
 
     def feed_forward(block, x):
-        return linear(f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x))))
+        return linear(
+            f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x)))
+        )
 
     def plain_block(block, x):
         x = x + attend(f"{block}.attn", norm(f"{block}.norm1", x))
@@ -96,8 +113,13 @@ def reference_logits(state: dict[str, torch.Tensor], kind: str, clips: torch.Ten
     stride = state["patch_embed.proj.weight"].shape[-1]
     logits = []
     for clip in clips:
-        pictures = F.conv2d(clip.transpose(0, 1), state["patch_embed.proj.weight"], stride=stride)  # (t, d, h, w)
-        x = pictures.flatten(2).permute(2, 0, 1) + state["patch_embed.proj.bias"] + state["pos_embed"][0, 1:, None]
+        # (t, d, h, w)
+        pictures = F.conv2d(clip.transpose(0, 1), state["patch_embed.proj.weight"], stride=stride)
+        x = (
+            pictures.flatten(2).permute(2, 0, 1)
+            + state["patch_embed.proj.bias"]
+            + state["pos_embed"][0, 1:, None]
+        )
         cls = state["cls_token"][0, 0] + state["pos_embed"][0, 0]
         if kind == "space_only":
             frames = []
@@ -122,18 +144,28 @@ def reference_logits(state: dict[str, torch.Tensor], kind: str, clips: torch.Ten
 def wrapped(state: dict[str, torch.Tensor], wrapper: str) -> dict:
     if wrapper == "none":
         return state
-    if wrapper in ("model", "state_dict"):  # as other programs save: also with the prefix of data parallelism
+    # as other programs save: also with the prefix of data parallelism
+    if wrapper in ("model", "state_dict"):
         return {wrapper: {f"module.{name}": value for name, value in state.items()}, "epoch": 3}
     if wrapper == "nested":
-        return {"model": {"state_dict": {f"module.model.{name}": value for name, value in state.items()}}}
+        return {
+            "model": {
+                "state_dict": {f"module.model.{name}": value for name, value in state.items()}
+            }
+        }
     state = {f"model.{name}": value for name, value in state.items()}
     if wrapper == "model.":
         return state
-    optimizer = {"state": {0: {"step": 3, "momentum_buffer": torch.zeros(2)}}, "param_groups": [{"lr": 0.005}]}
+    optimizer = {
+        "state": {0: {"step": 3, "momentum_buffer": torch.zeros(2)}},
+        "param_groups": [{"lr": 0.005}],
+    }
     return {"epoch": 14, "model_state": state, "optimizer_state": optimizer, "cfg": "DATA: {}\n"}
 
 
-@pytest.mark.parametrize("wrapper", ["none", "model.", "model_state", "model", "state_dict", "nested"])
+@pytest.mark.parametrize(
+    "wrapper", ["none", "model.", "model_state", "model", "state_dict", "nested"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_of_converted_files(kind, wrapper, tmp_path):
     """Converted, saved, opened through the Auto classes: the logits of the forward above."""
@@ -168,18 +200,29 @@ def test_logits_of_converted_files(kind, wrapper, tmp_path):
     ],
 )
 def test_released_kinds(labels, frames, side, sampling, tmp_path):
-    """Sizes of the released files (narrow and shallow here), and the sampling they were trained with."""
+    """Sizes of the released files (narrow and shallow here), and the sampling they were trained
+    with.
+    """
     state = official_weights(
         "divided_space_time", width=64, depth=1, patch=16, side=side, frames=frames, labels=labels
     )
     torch.save(wrapped(state, "model_state"), tmp_path / "official.pyth")
     model, processor, origin = convert_checkpoint(tmp_path / "official.pyth")
     size = 16 * side
-    assert (model.config.num_frames, model.config.image_size, model.config.num_labels) == (frames, size, labels)
+    assert (model.config.num_frames, model.config.image_size, model.config.num_labels) == (
+        frames,
+        size,
+        labels,
+    )
     assert processor.num_frames == frames
     assert dict(processor.crop_size) == {"height": size, "width": size}
-    assert (dict(processor.size), processor.sampling) == ({"shortest_edge": size}, sampling["sampling"])
-    assert processor.sampling_rate == sampling.get("sampling_rate", TimeSformerVideoProcessor.sampling_rate)
+    assert (dict(processor.size), processor.sampling) == (
+        {"shortest_edge": size},
+        sampling["sampling"],
+    )
+    assert processor.sampling_rate == sampling.get(
+        "sampling_rate", TimeSformerVideoProcessor.sampling_rate
+    )
     assert list(processor.image_mean) == [0.45] * 3
     assert list(processor.image_std) == [0.225] * 3
     assert "released checkpoints" in origin
@@ -188,9 +231,24 @@ def test_released_kinds(labels, frames, side, sampling, tmp_path):
 @pytest.mark.parametrize(
     ("cfg", "arguments", "expected", "origin"),
     [
-        ("DATA: {SAMPLING_RATE: 7}\nTRAIN: {DATASET: kinetics}\n", {}, ("clip", 7), "training configuration"),
-        ("DATA: {SAMPLING_RATE: 7}\nTRAIN: {DATASET: Ssv2}\n", {}, ("segments", 32), "training configuration"),
-        ("DATA: {SAMPLING_RATE: 7}\nTRAIN: {DATASET: kinetics}\n", {"sampling_rate": 3}, ("clip", 3), "arguments"),
+        (
+            "DATA: {SAMPLING_RATE: 7}\nTRAIN: {DATASET: kinetics}\n",
+            {},
+            ("clip", 7),
+            "training configuration",
+        ),
+        (
+            "DATA: {SAMPLING_RATE: 7}\nTRAIN: {DATASET: Ssv2}\n",
+            {},
+            ("segments", 32),
+            "training configuration",
+        ),
+        (
+            "DATA: {SAMPLING_RATE: 7}\nTRAIN: {DATASET: kinetics}\n",
+            {"sampling_rate": 3},
+            ("clip", 3),
+            "arguments",
+        ),
         ("not: [yaml", {}, ("clip", 32), "defaults"),
         (None, {}, ("clip", 32), "defaults"),
         (None, {"sampling": "segments"}, ("segments", 32), "arguments"),
@@ -216,7 +274,10 @@ class Payload:
 
 def test_malicious_pickle_is_refused_and_not_run(tmp_path):
     files = {name: tmp_path / f"{name}.pyth" for name in ("zip", "legacy", "bare")}
-    harmful = {"model_state": official_weights("joint_space_time", depth=1), "cfg": Payload(tmp_path / "trace")}
+    harmful = {
+        "model_state": official_weights("joint_space_time", depth=1),
+        "cfg": Payload(tmp_path / "trace"),
+    }
     torch.save(harmful, files["zip"])
     torch.save(harmful, files["legacy"], _use_new_zipfile_serialization=False)
     files["bare"].write_bytes(pickle.dumps(Payload(tmp_path / "trace")))
@@ -231,7 +292,11 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path):
 def test_damaged_and_missing_files(tmp_path):
     whole = tmp_path / "whole.pyth"
     torch.save(official_weights("joint_space_time", depth=1), whole)
-    for name, data in {"cut": whole.read_bytes()[:-5000], "empty": b"", "text": b"<html>404</html>"}.items():
+    for name, data in {
+        "cut": whole.read_bytes()[:-5000],
+        "empty": b"",
+        "text": b"<html>404</html>",
+    }.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=name):
             read_checkpoint(tmp_path / name)
@@ -244,9 +309,18 @@ def test_damaged_and_missing_files(tmp_path):
     [
         (lambda state: state.pop("head.bias"), "lacks head.bias"),
         (lambda state: state.pop("blocks.1.mlp.fc2.bias"), "missing.*layer.1.output.dense.bias"),
-        (lambda state: state.update({"blocks.1.mlp.fc3.bias": torch.zeros(2)}), "no place for blocks.1.mlp.fc3.bias"),
-        (lambda state: state.update({"pos_embed": torch.zeros(1, 8, 128)}), "7 patches, which make no square"),
-        (lambda state: state.update({"blocks.1.norm2.bias": torch.zeros(7)}), r"\(7,\), expected \(128,\)"),
+        (
+            lambda state: state.update({"blocks.1.mlp.fc3.bias": torch.zeros(2)}),
+            "no place for blocks.1.mlp.fc3.bias",
+        ),
+        (
+            lambda state: state.update({"pos_embed": torch.zeros(1, 8, 128)}),
+            "7 patches, which make no square",
+        ),
+        (
+            lambda state: state.update({"blocks.1.norm2.bias": torch.zeros(7)}),
+            r"\(7,\), expected \(128,\)",
+        ),
         (lambda state: state.clear(), "lacks pos_embed"),
     ],
 )
@@ -274,7 +348,9 @@ def test_a_file_without_a_classifier_gives_the_network_below_it(tmp_path):
     whole = state | {f"head.{kind}": value for kind, value in head.items()}
     with torch.no_grad():
         found = full.eval()(clips.transpose(1, 2)).logits
-    torch.testing.assert_close(found, reference_logits(whole, "divided_space_time", clips, 2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found, reference_logits(whole, "divided_space_time", clips, 2), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_tensor_alone_is_refused(tmp_path):
@@ -297,8 +373,12 @@ def test_heads_of_another_width(heads, tmp_path):
 
 
 def test_script(tmp_path, monkeypatch, capsys):
-    """The program writes a folder that opens with its names, refuses to write over it, names wrong label counts."""
-    torch.save(wrapped(official_weights("divided_space_time"), "model_state"), tmp_path / "official.pyth")
+    """The program writes a folder that opens with its names, refuses to write over it, names wrong
+    label counts.
+    """
+    torch.save(
+        wrapped(official_weights("divided_space_time"), "model_state"), tmp_path / "official.pyth"
+    )
     (tmp_path / "labels.json").write_text(json.dumps(list("abcde")))
     (tmp_path / "few.json").write_text(json.dumps(list("abc")))
 
@@ -309,7 +389,10 @@ def test_script(tmp_path, monkeypatch, capsys):
 
     run("out", "--labels", str(tmp_path / "labels.json"), "--sampling_rate", "4")
     told = capsys.readouterr().out
-    assert "divided_space_time, 3 frames of 12 pixels, 5 labels; sampling clip, rate 4, from your arguments" in told
+    assert (
+        "divided_space_time, 3 frames of 12 pixels, 5 labels; sampling clip, rate 4, from your arguments"
+        in told
+    )
     model = AutoModelForVideoClassification.from_pretrained(tmp_path / "out")
     assert model.config.id2label == dict(enumerate("abcde"))
     processor = AutoVideoProcessor.from_pretrained(tmp_path / "out")

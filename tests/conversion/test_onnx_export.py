@@ -1,4 +1,6 @@
-"""The network as a graph: torch.compile without breaks, torch.export, ONNX Runtime; the same numbers every time."""
+"""The network as a graph: torch.compile without breaks, torch.export, ONNX Runtime; the same
+numbers every time.
+"""
 
 import contextlib
 import json
@@ -27,7 +29,9 @@ CLIPS, LABELS = clips(2, 3, 3, 8, 4), torch.tensor([1, 3])
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_compiled_without_graph_breaks(scheme):
-    """Eval and train, `fullgraph=True`; gradients too; another batch needs no more than one other graph."""
+    """Eval and train, `fullgraph=True`; gradients too; another batch needs no more than one other
+    graph.
+    """
     torch._dynamo.reset()
     model = tiny_model(scheme, **SMALL)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -127,7 +131,9 @@ def test_int8_is_close(tmp_path):
 
 
 def test_commands_over_each_format(tmp_path, monkeypatch, capsys):
-    """The commands export, predict and evaluate over each format: the answers that they give without it."""
+    """The commands export, predict and evaluate over each format: the answers that they give
+    without it.
+    """
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("nncf")
@@ -144,11 +150,21 @@ def test_commands_over_each_format(tmp_path, monkeypatch, capsys):
         return capsys.readouterr().out
 
     told = run("export_onnx.py", str(tmp_path / "model"), str(tmp_path / "graph"), "--int8")
-    assert [Path(line.split()[0]).name for line in told.splitlines()[-2:]] == ["model.onnx", "model_int8.onnx"]
+    assert [Path(line.split()[0]).name for line in told.splitlines()[-2:]] == [
+        "model.onnx",
+        "model_int8.onnx",
+    ]
     scores = {}
     run("export_onnx.py", str(tmp_path / "model"), str(tmp_path / "ov"), "--format", "openvino")
     int8 = ["--int8", "--calibration_dir", str(tmp_path / "clips")]
-    run("export_onnx.py", str(tmp_path / "model"), str(tmp_path / "ov8"), "--format", "openvino", *int8)
+    run(
+        "export_onnx.py",
+        str(tmp_path / "model"),
+        str(tmp_path / "ov8"),
+        "--format",
+        "openvino",
+        *int8,
+    )
     for name, folder, arguments in (
         ("torch", "model", ["--dtype", "float32"]),
         ("fp32", "graph", ["--onnx", "fp32"]),
@@ -174,7 +190,9 @@ def test_commands_over_each_format(tmp_path, monkeypatch, capsys):
         "ov/eval_test_fp32": "fp32",
         "ov8/eval_test": "int8",
     }
-    results = {place: json.loads((tmp_path / place / "eval_results.json").read_text()) for place in dtypes}
+    results = {
+        place: json.loads((tmp_path / place / "eval_results.json").read_text()) for place in dtypes
+    }
     assert {place: result["dtype"] for place, result in results.items()} == dtypes
     for place in ("graph/eval_test_fp32", "ov/eval_test_fp32"):
         assert results[place]["top1_accuracy"] == results["model/eval_test"]["top1_accuracy"]

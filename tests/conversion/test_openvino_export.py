@@ -1,4 +1,6 @@
-"""OpenVINO: the same logits in fp32, close in bf16 and in int8 calibrated on clips; the folder says how to open it."""
+"""OpenVINO: the same logits in fp32, close in bf16 and in int8 calibrated on clips; the folder says
+how to open it.
+"""
 
 from pathlib import Path
 

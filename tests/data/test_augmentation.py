@@ -18,7 +18,9 @@ def make(crop=16, short_side=(16, 16), **options) -> ClipAugmentation:
 
 
 def noise(frames=3, height=16, width=16, seed=0) -> torch.Tensor:
-    return torch.randint(256, (frames, 3, height, width), generator=torch.manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        256, (frames, 3, height, width), generator=torch.manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def normalise(frames: torch.Tensor) -> torch.Tensor:
@@ -28,7 +30,9 @@ def normalise(frames: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("crop", "width"), [((16, 24), 30), ((24, 16), 30), ((16, 24), 20)])
 def test_crops_may_be_higher_or_wider(crop, width):
-    """Every frame of the clip is cut alike; where the frame is too small for the crop it gets a black border."""
+    """Every frame of the clip is cut alike; where the frame is too small for the crop it gets a
+    black border.
+    """
     frames = noise(width=width)
     clip = make(crop, flip=False)(frames, 16, np.random.default_rng(0))
     assert clip.shape == (3, 3, *crop)
@@ -58,7 +62,9 @@ def test_no_flip_is_no_flip():
     frames = noise()
     augmentation = make(flip=False)
     for seed in range(20):
-        torch.testing.assert_close(augmentation(frames, 16, np.random.default_rng(seed)), normalise(frames))
+        torch.testing.assert_close(
+            augmentation(frames, 16, np.random.default_rng(seed)), normalise(frames)
+        )
 
 
 STRONG = {
@@ -66,7 +72,12 @@ STRONG = {
     "random_resized_crop": {"random_resized_crop": (0.1, 0.8)},
     "rand_augment": {"rand_augment": (2, 20)},
     "random_erasing": {"random_erasing": 1.0},
-    "all": {"color_jitter": 0.4, "random_resized_crop": (0.1, 1.0), "rand_augment": (2, 9), "random_erasing": 0.5},
+    "all": {
+        "color_jitter": 0.4,
+        "random_resized_crop": (0.1, 1.0),
+        "rand_augment": (2, 9),
+        "random_erasing": 0.5,
+    },
 }
 
 
@@ -129,7 +140,9 @@ def test_a_rectangle_is_erased_in_that_share_of_the_clips():
     augmentation = make(flip=False, random_erasing=0.5)
     frames, erased = noise(frames=2), 0
     for seed in range(60):
-        changed = (augmentation(frames, 16, np.random.default_rng(seed)) - normalise(frames)).abs().amax((0, 1)) > 1e-5
+        changed = (
+            augmentation(frames, 16, np.random.default_rng(seed)) - normalise(frames)
+        ).abs().amax((0, 1)) > 1e-5
         rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
         erased += len(rows) > 0
         if len(rows):
@@ -154,7 +167,9 @@ def test_strengths_that_are_none(options, message):
 
 @pytest.mark.parametrize("short_side", [(15, 20), (20, 18)])
 def test_jitter_that_does_not_fit_the_crop(short_side):
-    with pytest.raises(ValueError, match=rf"{short_side[0]} to {short_side[1]} does not fit crops of 16"):
+    with pytest.raises(
+        ValueError, match=rf"{short_side[0]} to {short_side[1]} does not fit crops of 16"
+    ):
         make(short_side=short_side)
 
 
@@ -174,12 +189,16 @@ def test_cutmix_puts_one_rectangle_of_another_clip_into_all_frames():
     clips = torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1, 1, 1).expand(3, 2, 3, 10, 14)
     shares = []
     for seed in range(40):
-        mixed, labels = cut_and_mix_clips(clips, torch.tensor([0, 1, 2]), 3, 1.0, np.random.default_rng(seed))
+        mixed, labels = cut_and_mix_clips(
+            clips, torch.tensor([0, 1, 2]), 3, 1.0, np.random.default_rng(seed)
+        )
         is_other = mixed[0] == 4.0
         torch.testing.assert_close(mixed[0], torch.where(is_other, 4.0, 1.0))
         assert (is_other == is_other[:1, :1]).all()  # the same place in all frames and channels
         share = is_other.float().mean().item()
-        torch.testing.assert_close(labels, torch.tensor([[1 - share, 0, share], [0, 1, 0], [share, 0, 1 - share]]))
+        torch.testing.assert_close(
+            labels, torch.tensor([[1 - share, 0, share], [0, 1, 0], [share, 0, 1 - share]])
+        )
         rows, columns = is_other[0, 0].any(1), is_other[0, 0].any(0)
         assert is_other[0, 0].sum() == rows.sum() * columns.sum()
         shares.append(share)
@@ -190,14 +209,23 @@ def test_cutmix_puts_one_rectangle_of_another_clip_into_all_frames():
 def test_a_batch_is_mixed_in_one_way_or_the_other():
     """With both, half of the batches each; the way follows from the batch's first clip."""
     items = [
-        {"pixel_values": torch.full((1, 3, 8, 8), float(n)), "labels": n, "video_id": "", "faults": []} for n in (0, 1)
+        {
+            "pixel_values": torch.full((1, 3, 8, 8), float(n)),
+            "labels": n,
+            "video_id": "",
+            "faults": [],
+        }
+        for n in (0, 1)
     ]
     kinds = []
     for seed in range(40):
         for item in items:
             item["entropy"] = [seed]
         batch = ClipCollator(2, mixup_alpha=1.0, cutmix_alpha=1.0)(items)
-        kinds.append(len(batch["pixel_values"][0].unique()) > 1 or batch["pixel_values"][0, 0, 0, 0, 0] in (0, 1))
+        kinds.append(
+            len(batch["pixel_values"][0].unique()) > 1
+            or batch["pixel_values"][0, 0, 0, 0, 0] in (0, 1)
+        )
         again = ClipCollator(2, mixup_alpha=1.0, cutmix_alpha=1.0)(items)
         torch.testing.assert_close(again["pixel_values"], batch["pixel_values"], rtol=0, atol=0)
     assert 10 < sum(kinds) < 30

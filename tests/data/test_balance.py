@@ -1,4 +1,6 @@
-"""How often clips are drawn: by weight and by class, the same after a resume and over several processes."""
+"""How often clips are drawn: by weight and by class, the same after a resume and over several
+processes.
+"""
 
 from collections import Counter
 
@@ -16,7 +18,9 @@ from hf_timesformer.data.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 def records_of(labels: list, problem_type: str = SINGLE_LABEL, weights: list | None = None):
     records = VideoRecords(["a", "b", "c"], problem_type)
     for number, label in enumerate(labels):
-        records.add(str(number), str(number), label, weight=None if weights is None else weights[number])
+        records.add(
+            str(number), str(number), label, weight=None if weights is None else weights[number]
+        )
     return records.to_dataset()
 
 
@@ -27,7 +31,8 @@ def drawn(shares: np.ndarray, epochs: int) -> list[list[ClipKey]]:
         sampler.set_epoch(epoch)
         keys.append(list(sampler))
         assert keys[-1] == list(sampler)
-        assert len(keys[-1]) == len(set(keys[-1])) == len(sampler)  # each time another draw of frames and crop
+        # each time another draw of frames and crop
+        assert len(keys[-1]) == len(set(keys[-1])) == len(sampler)
     return keys
 
 
@@ -39,7 +44,10 @@ def test_every_class_comes_equally_often():
         classes = Counter(labels[key.index] for key in keys)
         assert all(abs(classes[label] - 20) <= 2 for label in range(3))
         rows = Counter(key.index for key in keys)
-        assert all(rows[row] in (np.floor(60 * shares[row]), np.ceil(60 * shares[row])) for row in range(60))
+        assert all(
+            rows[row] in (np.floor(60 * shares[row]), np.ceil(60 * shares[row]))
+            for row in range(60)
+        )
     rows = Counter(key.index for keys in epochs for key in keys)
     assert all(rows[row] == pytest.approx(400 * 60 * shares[row], rel=0.25) for row in range(60))
 
@@ -77,7 +85,9 @@ def test_processes_divide_an_epoch(num_processes: int):
     loader = DataLoader(list(range(24)), batch_size=2, sampler=sampler, collate_fn=list)
     shards = []
     for rank in range(num_processes):
-        dealt = prepare_data_loader(loader, num_processes=num_processes, process_index=rank, put_on_device=False)
+        dealt = prepare_data_loader(
+            loader, num_processes=num_processes, process_index=rank, put_on_device=False
+        )
         shards.append(list(dealt.batch_sampler))
     merged = [key for batches in zip(*shards) for batch in batches for key in batch]
     assert merged[:24] == list(sampler)

@@ -26,7 +26,9 @@ from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoPr
 
 @pytest.fixture(scope="module")
 def good_folder(tmp_path_factory):
-    return make_motion_dataset(tmp_path_factory.mktemp("good"), splits={"train": 2}, num_frames=10, size=40)
+    return make_motion_dataset(
+        tmp_path_factory.mktemp("good"), splits={"train": 2}, num_frames=10, size=40
+    )
 
 
 @pytest.fixture
@@ -36,8 +38,12 @@ def records(good_folder):
 
 @pytest.fixture(scope="module")
 def damaged_folder(tmp_path_factory):
-    """Two clips a class, of which: one of `down` is text, one of `left` is cut off, both of `up` are empty."""
-    folder = make_motion_dataset(tmp_path_factory.mktemp("bad"), splits={"train": 2}, num_frames=10, size=40)
+    """Two clips a class, of which: one of `down` is text, one of `left` is cut off, both of `up`
+    are empty.
+    """
+    folder = make_motion_dataset(
+        tmp_path_factory.mktemp("bad"), splits={"train": 2}, num_frames=10, size=40
+    )
     clips = {name: sorted((folder / "train" / name).iterdir()) for name in ("down", "left", "up")}
     clips["down"][0].write_text("no video")
     clips["left"][1].write_bytes(clips["left"][1].read_bytes()[:700])
@@ -62,7 +68,9 @@ def make_training(records, **options) -> TrainingClips:
         32, short_side=(34, 40), image_mean=processor.image_mean, image_std=processor.image_std
     )
     options = {"label_ids": range(6), "seed": 0} | options
-    return TrainingClips(RecordSource(records), FrameSampling.of(processor), augmentation, **options)
+    return TrainingClips(
+        RecordSource(records), FrameSampling.of(processor), augmentation, **options
+    )
 
 
 def test_a_clip_follows_from_seed_epoch_and_row_alone(records):
@@ -77,8 +85,12 @@ def test_a_clip_follows_from_seed_epoch_and_row_alone(records):
 def test_workers_and_order_change_nothing(records):
     clips, keys = make_training(records), [ClipKey(2, row) for row in range(12)]
     alone = [clips[key]["pixel_values"] for key in reversed(keys)][::-1]
-    loader = DataLoader(clips, sampler=keys, batch_size=5, num_workers=2, collate_fn=ClipCollator(6))
-    torch.testing.assert_close(torch.cat([batch["pixel_values"] for batch in loader]), torch.stack(alone))
+    loader = DataLoader(
+        clips, sampler=keys, batch_size=5, num_workers=2, collate_fn=ClipCollator(6)
+    )
+    torch.testing.assert_close(
+        torch.cat([batch["pixel_values"] for batch in loader]), torch.stack(alone)
+    )
 
 
 def test_labels_are_those_of_the_checkpoint(records):
@@ -105,13 +117,18 @@ def test_a_broken_clip_is_replaced_by_the_next_good_one(damaged):
 
 def test_nothing_readable_at_all(damaged):
     only_bad = damaged.filter(lambda name: name.startswith("up/"), input_columns="video_id")
-    with pytest.raises(BadClipsError, match=r"none of 2 clips in a row can be read: up/up_000\.mp4: "):
+    with pytest.raises(
+        BadClipsError, match=r"none of 2 clips in a row can be read: up/up_000\.mp4: "
+    ):
         make_training(only_bad)[ClipKey(0, 0)]
 
 
 def test_every_class_needs_a_readable_clip(records, damaged):
     assert check_every_class_is_readable(records) == []
-    with pytest.raises(BadClipsError, match=r"no readable clip in class 'up' \(up/up_000\.mp4: .*; up/up_001\.mp4: "):
+    with pytest.raises(
+        BadClipsError,
+        match=r"no readable clip in class 'up' \(up/up_000\.mp4: .*; up/up_001\.mp4: ",
+    ):
         check_every_class_is_readable(damaged)
 
 
@@ -144,8 +161,12 @@ def test_three_frames_for_eight(tmp_path):
     folder = make_motion_dataset(tmp_path, splits={"train": 1}, num_frames=3, size=40)
     records = load_videos("folder", folder, "train")
     sampling = FrameSampling(num_frames=8)
-    augmentation = ClipAugmentation(32, short_side=(40, 40), image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    clip = TrainingClips(RecordSource(records), sampling, augmentation, label_ids=range(6), seed=0)[ClipKey(0, 0)]
+    augmentation = ClipAugmentation(
+        32, short_side=(40, 40), image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    clip = TrainingClips(RecordSource(records), sampling, augmentation, label_ids=range(6), seed=0)[
+        ClipKey(0, 0)
+    ]
     assert clip["faults"] == []
     assert clip["pixel_values"].shape == (8, 3, 32, 32)
     assert len({frame.numpy().tobytes() for frame in clip["pixel_values"]}) <= 3
@@ -210,8 +231,12 @@ def test_sampling_of_the_processor(records):
 
 @pytest.fixture(scope="module")
 def counting_video(tmp_path_factory) -> str:
-    """30 frames at 10 a second, each of one grey of its own, so that a frame's number can be read from its pixels."""
-    frames = np.repeat(np.arange(30, dtype=np.uint8)[:, None] * 8 + 8, 48 * 48 * 3, axis=1).reshape(30, 48, 48, 3)
+    """30 frames at 10 a second, each of one grey of its own, so that a frame's number can be read
+    from its pixels.
+    """
+    frames = np.repeat(np.arange(30, dtype=np.uint8)[:, None] * 8 + 8, 48 * 48 * 3, axis=1).reshape(
+        30, 48, 48, 3
+    )
     path = tmp_path_factory.mktemp("counting") / "counting.mkv"
     return str(write_video(path, frames, fps=10, codec="ffv1", pix_fmt="bgr0"))
 
@@ -232,12 +257,20 @@ def numbers_of(pixel_values: torch.Tensor) -> list[int]:
         ({"start_frame": 25, "end_frame": 99}, 25, 29),
     ],
 )
-def test_a_segment_is_sampled_as_a_clip_of_its_own(counting_video, segment: dict, first: int, last: int):
+def test_a_segment_is_sampled_as_a_clip_of_its_own(
+    counting_video, segment: dict, first: int, last: int
+):
     record = {"video_id": "x", "video": counting_video, "label": 0} | segment
-    augmentation = ClipAugmentation(32, short_side=(32, 32), image_mean=[0.45] * 3, image_std=[0.225] * 3)
+    augmentation = ClipAugmentation(
+        32, short_side=(32, 32), image_mean=[0.45] * 3, image_std=[0.225] * 3
+    )
     sampling = FrameSampling(num_frames=4, sampling="segments")
     clips = TrainingClips(RecordSource([record]), sampling, augmentation, label_ids=[0], seed=0)
-    drawn = {number for epoch in range(40) for number in numbers_of(clips[ClipKey(epoch, 0)]["pixel_values"])}
+    drawn = {
+        number
+        for epoch in range(40)
+        for number in numbers_of(clips[ClipKey(epoch, 0)]["pixel_values"])
+    }
     assert drawn <= set(range(first, last + 1))
     assert {first, last} <= drawn or len(drawn) >= min(8, last - first)
 
@@ -254,9 +287,18 @@ def test_a_segment_is_evaluated_as_a_clip_of_its_own(counting_video):
 def test_a_segment_past_the_end_is_a_fault(counting_video):
     records = [
         {"video_id": "late", "video": counting_video, "label": 0, "start": 50.0, "end": 60.0},
-        {"video_id": "later", "video": counting_video, "label": 0, "start_frame": 30, "end_frame": 40},
+        {
+            "video_id": "later",
+            "video": counting_video,
+            "label": 0,
+            "start_frame": 30,
+            "end_frame": 40,
+        },
         {"video_id": "good", "video": counting_video, "label": 0, "start": 1.0, "end": None},
     ]
     item = make_training(records)[ClipKey(0, 0)]
     assert item["video_id"] == "good"
-    assert [(fault.video_id, fault.reason) for fault in item["faults"]] == [("late", "segment"), ("later", "segment")]
+    assert [(fault.video_id, fault.reason) for fault in item["faults"]] == [
+        ("late", "segment"),
+        ("later", "segment"),
+    ]

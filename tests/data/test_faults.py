@@ -1,4 +1,6 @@
-"""Clips that cannot be read: counted once each, over all processes, and too many of them stop a run."""
+"""Clips that cannot be read: counted once each, over all processes, and too many of them stop a
+run.
+"""
 
 import pytest
 
@@ -22,7 +24,8 @@ def test_faults_are_counted_once_and_too_many_stop_the_run(tmp_path):
     resumed.sync()  # five of 50 are not more than a tenth
     resumed.add([("v5", "limit", "why")])
     with pytest.raises(
-        BadClipsError, match=r"6 of 50 training clips .* 0\.1: v0: no-video-stream; .*v5: limit\. Repair"
+        BadClipsError,
+        match=r"6 of 50 training clips .* 0\.1: v0: no-video-stream; .*v5: limit\. Repair",
     ):
         resumed.sync()
     handful = FaultTally(6, limit=0.1)

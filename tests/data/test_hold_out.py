@@ -1,4 +1,6 @@
-"""Held-out clips: how many of each class, and none that shares its source with a clip that is trained on."""
+"""Held-out clips: how many of each class, and none that shares its source with a clip that is
+trained on.
+"""
 
 import logging
 import re
@@ -45,7 +47,10 @@ def test_names_of_ucf101_are_recognised(caplog, seed: int):
         kept, held_out = hold_out(ucf101().to_dataset(), 0.2, seed=seed)
     assert not groups_in(kept, r"v_c\d_g\d+") & groups_in(held_out, r"v_c\d_g\d+")
     assert np.bincount(held_out["label"]).tolist() == [4, 4, 4]
-    assert "names such as c0/v_c0_g00_c00.avi tell which recording a clip is from (UCF101)" in caplog.text
+    assert (
+        "names such as c0/v_c0_g00_c00.avi tell which recording a clip is from (UCF101)"
+        in caplog.text
+    )
     assert "kept together, 15 of them" in caplog.text
     parted = [hold_out(ucf101().to_dataset(), 0.2, seed=s, group_by="none") for s in range(3)]
     assert any(groups_in(k, r"v_c\d_g\d+") & groups_in(h, r"v_c\d_g\d+") for k, h in parted)
@@ -61,7 +66,9 @@ def test_groups_by_a_regular_expression():
     kept, held_out = hold_out(dataset, 0.2, seed=3, group_by=r"/(person\d)-")
     assert not groups_in(kept, r"person\d") & groups_in(held_out, r"person\d")
     assert np.bincount(held_out["label"]).tolist() == [3, 3]  # one person, in both classes
-    with pytest.raises(ValueError, match=r"does not match 36 of 36 names, such as a/person0-0\.mp4"):
+    with pytest.raises(
+        ValueError, match=r"does not match 36 of 36 names, such as a/person0-0\.mp4"
+    ):
         hold_out(dataset, 0.2, seed=0, group_by=r"subject\d")
     with pytest.raises(ValueError, match="no column of the clips and no regular expression"):
         hold_out(dataset, 0.2, seed=0, group_by="(")
@@ -74,7 +81,14 @@ def test_a_column_of_groups_and_segments_of_one_video():
     for number in range(40):
         # videos of two segments; groups of two videos, and the last ten videos in no group
         group = f"day {number // 4}" if number < 20 else None
-        records.add(f"{number}", f"video {number // 2}", 0, start=float(number % 2), end=number % 2 + 1.0, group=group)
+        records.add(
+            f"{number}",
+            f"video {number // 2}",
+            0,
+            start=float(number % 2),
+            end=number % 2 + 1.0,
+            group=group,
+        )
     for seed in range(5):
         kept, held_out = hold_out(records.to_dataset(), 0.3, seed=seed)
         assert not set(kept["video"]) & set(held_out["video"])

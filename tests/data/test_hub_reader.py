@@ -1,4 +1,6 @@
-"""Data sets that `datasets` opens, from local folders: what is read, and in which order it is streamed."""
+"""Data sets that `datasets` opens, from local folders: what is read, and in which order it is
+streamed.
+"""
 
 from pathlib import Path
 
@@ -39,7 +41,9 @@ def table(folder: Path, split: str, column: str = "clip") -> Dataset:
     paths = sorted((folder / split).rglob("*.mp4"), key=lambda path: int(path.stem))
     features = Features({column: Video(decode=False), "label": ClassLabel(names=NAMES)})
     videos = [{"path": path.name, "bytes": path.read_bytes()} for path in paths]
-    return Dataset.from_dict({column: videos, "label": [NAMES.index(path.parent.name) for path in paths]}, features)
+    return Dataset.from_dict(
+        {column: videos, "label": [NAMES.index(path.parent.name) for path in paths]}, features
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,9 @@ def parquet(clips: Path, tmp_path_factory) -> Path:
     (folder / "data").mkdir()
     train = table(clips, "train")
     for shard in range(3):
-        train.shard(3, shard, contiguous=True).to_parquet(folder / f"data/train-{shard:05d}-of-00003.parquet")
+        train.shard(3, shard, contiguous=True).to_parquet(
+            folder / f"data/train-{shard:05d}-of-00003.parquet"
+        )
     table(clips, "test").to_parquet(folder / "data/validation-00000-of-00001.parquet")
     return folder
 
@@ -66,7 +72,12 @@ def read(dataset) -> list[tuple[int, int]]:
 def test_class_folders(clips: Path):
     assert available_splits("hub", clips) == ["train", "test"]
     found = find_videos("hub", clips, "train")
-    assert (found.class_names, found.num_expected, found.num_found, found.shards) == (NAMES, 7, 7, None)
+    assert (found.class_names, found.num_expected, found.num_found, found.shards) == (
+        NAMES,
+        7,
+        7,
+        None,
+    )
     assert sorted(read(found.videos)) == list(enumerate(LABELS))
     assert found.videos["video_id"][0] == "train/jump/0.mp4"
     assert isinstance(video_of(found.videos[0]["video"]), str)  # read where it lies
@@ -80,16 +91,23 @@ def test_parquet_with_bytes(parquet: Path):
     assert found.videos["video_id"][:2] == ["0.mp4", "1.mp4"]
     assert len(load_videos("hub", parquet, "val")) == 2
     assert read(found.videos.select([4, 2])) == [(4, 1), (2, 1)]  # as held-out clips are
-    assert brightness(video_of(next(RecordSource(found.videos).candidates(ClipKey(0, 6)))["video"])) == 6
+    assert (
+        brightness(video_of(next(RecordSource(found.videos).candidates(ClipKey(0, 6)))["video"]))
+        == 6
+    )
     with pytest.raises(ValueError, match="has no test split; it has: train, validation"):
         load_videos("hub", parquet, "test")
 
 
 def test_clips_are_held_out_and_read_for_evaluation(parquet: Path):
     kept, held_out = hold_out(load_videos("hub", parquet, "train"), 0.3, seed=0)
-    assert sorted(kept["video_id"][:] + held_out["video_id"][:]) == [f"{number}.mp4" for number in range(7)]
+    assert sorted(kept["video_id"][:] + held_out["video_id"][:]) == [
+        f"{number}.mp4" for number in range(7)
+    ]
     assert set(held_out["label"]) == {0, 1}
-    processor = TimeSformerVideoProcessor(num_frames=2, size={"shortest_edge": 16}, crop_size=16, image_mean=[0.0] * 3)
+    processor = TimeSformerVideoProcessor(
+        num_frames=2, size={"shortest_edge": 16}, crop_size=16, image_mean=[0.0] * 3
+    )
     for row in range(len(held_out)):
         item = read_for_evaluation(held_out[row], processor, [0, 1])
         shown = float(item["pixel_values"].mean()) * 0.225 * 255 / 30
@@ -112,7 +130,9 @@ def test_streamed(kind: str, parquet: Path, clips: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_streamed_in_the_exact_order_of_shards(parquet: Path, num_workers: int):
-    """Every clip once an epoch over two processes, in an order that a resumed run takes up in the middle."""
+    """Every clip once an epoch over two processes, in an order that a resumed run takes up in the
+    middle.
+    """
     found = find_videos("hub", parquet, "train", streaming=True)
     layout = StreamLayout(7, batch_size=2, num_processes=2, num_workers=max(1, num_workers))
 
@@ -140,14 +160,24 @@ def save(folder: Path, columns: dict, features: dict) -> Path:
     [
         (["run", "jump", "run"], Value("string"), ["jump", "run"], "label", [1, 0, 1]),
         ([0, 1, 1], Value("int64"), ["class 0", "class 1"], "label", [0, 1, 1]),
-        ([[0, 2], [], [1]], List(ClassLabel(names=["a", "b", "c"])), ["a", "b", "c"], "labels", [[0, 2], [], [1]]),
+        (
+            [[0, 2], [], [1]],
+            List(ClassLabel(names=["a", "b", "c"])),
+            ["a", "b", "c"],
+            "labels",
+            [[0, 2], [], [1]],
+        ),
         ([["b", "a"], ["b"], []], List(Value("string")), ["a", "b"], "labels", [[1, 0], [1], []]),
         ([0.5, -1.0, 2.0], Value("float32"), ["label"], "target", [0.5, -1.0, 2.0]),
     ],
 )
-def test_labels_of_every_kind(tmp_path: Path, labels, feature, names, column, expected, streaming: bool):
+def test_labels_of_every_kind(
+    tmp_path: Path, labels, feature, names, column, expected, streaming: bool
+):
     save(
-        tmp_path / "set", {"video": [b"x", b"y", b"z"], "label": labels}, {"video": Value("binary"), "label": feature}
+        tmp_path / "set",
+        {"video": [b"x", b"y", b"z"], "label": labels},
+        {"video": Value("binary"), "label": feature},
     )
     found = find_videos("hub", tmp_path / "set", "train", streaming=streaming)
     assert found.class_names == names
@@ -156,11 +186,18 @@ def test_labels_of_every_kind(tmp_path: Path, labels, feature, names, column, ex
 
 
 def test_paths_segments_and_columns_that_are_named(tmp_path: Path):
-    columns = {"file": ["a.mp4", "a.mp4"], "seen": [1, 0], "mood": ["x", "y"], "start": [0, 2], "end": [2, 4]}
+    columns = {
+        "file": ["a.mp4", "a.mp4"],
+        "seen": [1, 0],
+        "mood": ["x", "y"],
+        "start": [0, 2],
+        "end": [2, 4],
+    }
     kinds = {"file": Value("string"), "seen": Value("int64"), "mood": Value("string")}
     save(tmp_path / "set", columns, kinds | {"start": Value("int32"), "end": Value("int32")})
     with pytest.raises(
-        ValueError, match=r"the column of labels is not to be found: give --label_column.*mood \(string"
+        ValueError,
+        match=r"the column of labels is not to be found: give --label_column.*mood \(string",
     ):
         find_videos("hub", tmp_path / "set", "train")
     with pytest.raises(ValueError, match="there is no column 'word'"):
@@ -178,7 +215,10 @@ def test_paths_segments_and_columns_that_are_named(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([1, 2], "they begin at 1: take 1 from each"), ([0, None], "row 1 of the train split of .* has no label")],
+    [
+        ([1, 2], "they begin at 1: take 1 from each"),
+        ([0, None], "row 1 of the train split of .* has no label"),
+    ],
 )
 def test_labels_that_make_no_sense(tmp_path: Path, labels: list, message: str):
     kinds = {"video": Value("binary"), "label": Value("int64")}
@@ -188,7 +228,11 @@ def test_labels_that_make_no_sense(tmp_path: Path, labels: list, message: str):
 
 
 def test_what_is_no_data_set(tmp_path: Path):
-    with pytest.raises(ValueError, match="is neither a folder nor, as user/name, a data set of the Hub"):
+    with pytest.raises(
+        ValueError, match="is neither a folder nor, as user/name, a data set of the Hub"
+    ):
         find_videos("hub", tmp_path / "nowhere", "train")
-    with pytest.raises(ValueError, match="--streaming does not go with --dataset folder: only --dataset hub has it"):
+    with pytest.raises(
+        ValueError, match="--streaming does not go with --dataset folder: only --dataset hub has it"
+    ):
         find_videos("folder", tmp_path, "train", streaming=True)

@@ -60,7 +60,10 @@ def test_class_names_one_a_line(tmp_path):
     [
         ('["a", "a"]', "twice: a"),
         ("a\nb\na", "twice: a"),
-        ('{"a": 1, "b": 2}', "numbered 0 to 1, each number once; they begin at 1: take 1 from each"),
+        (
+            '{"a": 1, "b": 2}',
+            "numbered 0 to 1, each number once; they begin at 1: take 1 from each",
+        ),
         ('{"a": 0, "b": 3}', "numbered 0 to 1, .* no class has number 1, 2: number them anew"),
         ('{"a": 0, "b": 0}', "a number stands for two"),
         ('{"a": 0, "b": "x"}', "must hold class names"),

@@ -35,22 +35,30 @@ KINDS = (
 )
 
 
-def write_clip(path: Path, container_format: str, codec: str, pixel_format: str, frames: int = 6) -> Path:
+def write_clip(
+    path: Path, container_format: str, codec: str, pixel_format: str, frames: int = 6
+) -> Path:
     with av.open(str(path), "w", format=container_format) as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
         for value in range(frames):
             picture = np.full((48, 64, 3), 20 * value, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture).reformat(format=pixel_format)))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(picture).reformat(format=pixel_format))
+            )
         container.mux(stream.encode(None))
     return path
 
 
-@pytest.mark.parametrize(("suffix", "container_format", "codec", "pixel_format"), KINDS, ids=[k[0] for k in KINDS])
+@pytest.mark.parametrize(
+    ("suffix", "container_format", "codec", "pixel_format"), KINDS, ids=[k[0] for k in KINDS]
+)
 def test_what_is_listed_is_what_can_be_read(
     tmp_path: Path, suffix: str, container_format: str, codec: str, pixel_format: str
 ):
-    """Whatever containers the decoder accepts: a file of an accepted one is a clip, another is counted."""
+    """Whatever containers the decoder accepts: a file of an accepted one is a clip, another is
+    counted.
+    """
     path = write_clip(tmp_path / f"clip.{suffix}", container_format, codec, pixel_format)
     media = find_media(tmp_path)
     if suffix in VIDEO_EXTENSIONS:
@@ -63,7 +71,21 @@ def test_what_is_listed_is_what_can_be_read(
 def test_every_container_of_the_decoder_has_its_suffixes():
     unknown = set(CONTAINERS.split(",")) - SUFFIXES_OF_CONTAINER.keys()
     assert not unknown, f"name the suffixes of {unknown} in SUFFIXES_OF_CONTAINER"
-    for suffix in ("3g2", "asf", "divx", "f4v", "gif", "mp4", "mkv", "webm", "avi", "mpg", "vob", "mts", "wmv"):
+    for suffix in (
+        "3g2",
+        "asf",
+        "divx",
+        "f4v",
+        "gif",
+        "mp4",
+        "mkv",
+        "webm",
+        "avi",
+        "mpg",
+        "vob",
+        "mts",
+        "wmv",
+    ):
         assert is_video(f"a.{suffix.upper()}")
     assert not is_video(".a.mp4")
 
@@ -75,7 +97,10 @@ def test_files_without_a_suffix_are_opened(tmp_path: Path):
     (tmp_path / "data.dat").write_bytes(bytes(1000))
     media = find_media(tmp_path)
     assert [path.name for path in media.clips] == ["AVSEQ01.DAT", "Mr. Bean", "clip", "take 1.5"]
-    assert media.left_out == {"without suffix and without a video in it": 1, ".dat without a video in it": 1}
+    assert media.left_out == {
+        "without suffix and without a video in it": 1,
+        ".dat without a video in it": 1,
+    }
 
 
 def test_what_the_message_says(tmp_path: Path):
@@ -85,11 +110,16 @@ def test_what_the_message_says(tmp_path: Path):
         "1 of 5 files used; left out: 2 .xyz (b.xyz), 1 .txt (d.txt), 1 .blend (e.blend); "
         "for videos among them add --extensions blend xyz or rename"
     )
-    assert find_media(tmp_path, ["XYZ"]).describe().startswith("3 of 5 files used; left out: 1 .txt (d.txt)")
+    assert (
+        find_media(tmp_path, ["XYZ"])
+        .describe()
+        .startswith("3 of 5 files used; left out: 1 .txt (d.txt)")
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "stem"), [("a.mp4", "a"), ("v_1.5.webm", "v_1.5"), ("Mr. Bean", "Mr. Bean"), ("a.264", "a"), ("x", "x")]
+    ("name", "stem"),
+    [("a.mp4", "a"), ("v_1.5.webm", "v_1.5"), ("Mr. Bean", "Mr. Bean"), ("a.264", "a"), ("x", "x")],
 )
 def test_stem_of(name: str, stem: str):
     assert stem_of(name) == stem
@@ -114,5 +144,7 @@ def test_where_a_listed_clip_is(tmp_path: Path, listed: str, found: str | None):
         (tmp_path / "clips" / name).touch()
     index = ClipIndex(tmp_path)
     assert index.locate(listed) == (found and tmp_path / found)
-    with pytest.raises(ValueError, match=r"x/1.mp4 is not in .* may be .*jump/1.mp4 or .*run/1.mp4"):
+    with pytest.raises(
+        ValueError, match=r"x/1.mp4 is not in .* may be .*jump/1.mp4 or .*run/1.mp4"
+    ):
         index.locate("x/1.mp4")

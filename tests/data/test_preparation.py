@@ -22,7 +22,13 @@ from hf_timesformer.cli import prepare as prepare_command
 from hf_timesformer.data.dataset_factory import find_videos, load_videos
 from hf_timesformer.data.preparation.pack import PackSettings, pack
 from hf_timesformer.data.preparation.parts import Part, join_indexes
-from hf_timesformer.data.preparation.scan import Listed, list_records, scan, usable_frames, write_manifest
+from hf_timesformer.data.preparation.scan import (
+    Listed,
+    list_records,
+    scan,
+    usable_frames,
+    write_manifest,
+)
 from hf_timesformer.data.preparation.worker_pool import PROCESS_DIED, run_in_workers
 from hf_timesformer.data.readers.folder import read_folder
 from hf_timesformer.data.readers.kinetics import read_kinetics
@@ -40,7 +46,9 @@ SCRIPT = Path(__file__).parents[2] / "scripts/prepare_dataset.py"
 def make_clip(path: Path, *, frames: int = 12, size: int = 48, seed: int = 0, **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_video(
-        path, motion_frames("right", np.random.default_rng(seed), num_frames=frames, size=size), **options
+        path,
+        motion_frames("right", np.random.default_rng(seed), num_frames=frames, size=size),
+        **options,
     )
 
 
@@ -73,8 +81,19 @@ def test_scan_says_what_each_video_is(clips: Path, tmp_path: Path, check: str):
     table = {row["video_id"]: row for row in pq.read_table(path).to_pylist()}
     assert len(table) == 7
     good = table["run/2.mp4"]
-    assert (good["status"], good["frames"], good["width"], good["height"], good["fps"]) == ("ok", 12, 48, 48, 30.0)
-    assert (good["codec"], good["label_name"], good["label"], good["split"]) == ("h264", "run", 1, "train")
+    assert (good["status"], good["frames"], good["width"], good["height"], good["fps"]) == (
+        "ok",
+        12,
+        48,
+        48,
+        30.0,
+    )
+    assert (good["codec"], good["label_name"], good["label"], good["split"]) == (
+        "h264",
+        "run",
+        1,
+        "train",
+    )
     assert good["bytes"] == (clips / "train/run/2.mp4").stat().st_size
     assert good["seconds"] == pytest.approx(0.4)
     assert good["source"] == "train/run/2.mp4"
@@ -99,10 +118,14 @@ def test_missing_clips_stand_in_the_manifest(tmp_path: Path):
 
 
 def damaged_tail(path: Path, *, frames: int = 40) -> Path:
-    """A stream whose last frames are gone for good: every packet is there, the last quarter is zeros."""
+    """A stream whose last frames are gone for good: every packet is there, the last quarter is
+    zeros.
+    """
     make_clip(path, frames=frames, size=64, codec="mjpeg", pix_fmt="yuvj420p")
     content = bytearray(path.read_bytes())
-    starts = [place for place in range(len(content) - 2) if content[place : place + 3] == b"\xff\xd8\xff"]
+    starts = [
+        place for place in range(len(content) - 2) if content[place : place + 3] == b"\xff\xd8\xff"
+    ]
     assert len(starts) == frames
     ends = [*starts[1:], content.index(b"idx1")]
     for start, end in list(zip(starts, ends))[3 * frames // 4 :]:
@@ -121,7 +144,14 @@ def test_a_damaged_end_costs_only_the_frames_there(tmp_path: Path):
     row = rows["train", "run/tail.avi"]
     assert (row["status"], row["usable_frames"]) == ("partial", 30)
     assert row["message"] == "only the first 30 of 40 frames can be decoded"
-    pack(videos, ["run"], tmp_path / "out", PackSettings(short_side=32), expected={"train": 1}, num_workers=0)
+    pack(
+        videos,
+        ["run"],
+        tmp_path / "out",
+        PackSettings(short_side=32),
+        expected={"train": 1},
+        num_workers=0,
+    )
     record = next(iter(load_videos("webdataset", tmp_path / "out", "train")))
     assert probe_video(record["video"]).total_num_frames == 30
 
@@ -149,7 +179,9 @@ def test_a_changed_file_or_a_deeper_check_is_scanned_again(clips: Path, tmp_path
     moved = tmp_path / "text.mp4"
     moved.write_text("longer than it was before")
     changed = [
-        video if video.video_id != "jump/text.mp4" else Listed(**{**vars(video), "path": str(moved)})
+        video
+        if video.video_id != "jump/text.mp4"
+        else Listed(**{**vars(video), "path": str(moved)})
         for video in videos
     ]
     scan(changed, tmp_path, check="frames", num_workers=0)
@@ -208,13 +240,18 @@ def test_packed_shards_give_back_the_videos(clips: Path, tmp_path: Path, short_s
     for video in videos:
         record = records[video.video_id]
         assert record["label"] == video.label
-        assert places[video.identity]["shard"] in ("train-000000.tar", "train-000001.tar", "train-000002.tar")
+        assert places[video.identity]["shard"] in (
+            "train-000000.tar",
+            "train-000001.tar",
+            "train-000002.tar",
+        )
         if short_side == 32:
             frames, metadata = decode_video(record["video"], lambda m: range(m.total_num_frames))
             wanted, _ = decode_video(video.path, lambda m: range(m.total_num_frames), short_side=32)
             assert frames.shape == wanted.shape
             assert metadata.fps == 30
-            assert (frames.float() - wanted.float()).square().mean().sqrt() < 8  # of 255, after lossy coding
+            # of 255, after lossy coding
+            assert (frames.float() - wanted.float()).square().mean().sqrt() < 8
         else:  # as they are: nothing is enlarged
             assert record["video"] == Path(video.path).read_bytes()
 
@@ -222,11 +259,18 @@ def test_packed_shards_give_back_the_videos(clips: Path, tmp_path: Path, short_s
 def test_sample_descriptions(clips: Path, tmp_path: Path):
     _, videos = listed(clips)
     pack(
-        readable(videos), ["jump", "run"], tmp_path, PackSettings(short_side=32), expected={"train": 7}, num_workers=0
+        readable(videos),
+        ["jump", "run"],
+        tmp_path,
+        PackSettings(short_side=32),
+        expected={"train": 7},
+        num_workers=0,
     )
     with tarfile.open(tmp_path / "train-000000.tar") as tar:
         names = tar.getnames()
-        about = [json.loads(tar.extractfile(name).read()) for name in names if name.endswith(".json")]
+        about = [
+            json.loads(tar.extractfile(name).read()) for name in names if name.endswith(".json")
+        ]
     assert names[:2] == ["train_00000000.mp4", "train_00000000.json"]
     by_id = {entry["video_id"]: entry for entry in about}
     assert by_id["run/1.mp4"] == {
@@ -247,14 +291,25 @@ def test_odd_sides_are_encoded(tmp_path: Path):
     (tmp_path / "clips/train/run").mkdir(parents=True)
     write_video(tmp_path / "clips/train/run/odd.mp4", frames)
     _, videos = listed(tmp_path / "clips")
-    pack(videos, ["run"], tmp_path / "out", PackSettings(short_side=33), expected={"train": 1}, num_workers=0)
-    metadata = probe_video(next(iter(load_videos("webdataset", tmp_path / "out", "train")))["video"])
+    pack(
+        videos,
+        ["run"],
+        tmp_path / "out",
+        PackSettings(short_side=33),
+        expected={"train": 1},
+        num_workers=0,
+    )
+    metadata = probe_video(
+        next(iter(load_videos("webdataset", tmp_path / "out", "train")))["video"]
+    )
     assert (metadata.total_num_frames, metadata.height, metadata.width) == (4, 32, 60)
 
 
 def test_a_clip_that_went_bad_after_the_scan_is_left_out(clips: Path, tmp_path: Path):
     _, videos = listed(clips)
-    places = pack(videos, ["jump", "run"], tmp_path, PackSettings(), expected={"train": 7}, num_workers=0)
+    places = pack(
+        videos, ["jump", "run"], tmp_path, PackSettings(), expected={"train": 7}, num_workers=0
+    )
     assert places["train", "jump/text.mp4"]["reason"] == "container"
     assert len(list(load_videos("webdataset", tmp_path, "train"))) == 5
     assert find_videos("webdataset", tmp_path, "train").num_found == 5
@@ -264,7 +319,8 @@ def test_a_full_disk_leaves_no_half_shard_and_the_next_run_goes_on(clips: Path, 
     _, videos = listed(clips)
     videos, settings = readable(videos), PackSettings(videos_per_shard=3)
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))  # no file may grow past this: as good as full
+    # no file may grow past this: as good as full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, unlimited[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
             pack(videos, ["jump", "run"], tmp_path, settings, expected={"train": 5}, num_workers=0)
@@ -284,20 +340,33 @@ def test_another_plan_is_refused(clips: Path, tmp_path: Path):
     pack(videos, ["jump", "run"], tmp_path, PackSettings(), expected={"train": 5}, num_workers=0)
     before = shard_bytes(tmp_path)
     with pytest.raises(ValueError, match=r"another videos_per_shard \(256 -> 2\)"):
-        pack(videos, ["jump", "run"], tmp_path, PackSettings(2), expected={"train": 5}, num_workers=0)
+        pack(
+            videos, ["jump", "run"], tmp_path, PackSettings(2), expected={"train": 5}, num_workers=0
+        )
     with pytest.raises(ValueError, match=r"another videos \(5 -> 4\), digest"):
-        pack(videos[1:], ["jump", "run"], tmp_path, PackSettings(), expected={"train": 5}, num_workers=0)
+        pack(
+            videos[1:],
+            ["jump", "run"],
+            tmp_path,
+            PackSettings(),
+            expected={"train": 5},
+            num_workers=0,
+        )
     assert shard_bytes(tmp_path) == before
 
 
-@pytest.mark.parametrize(("name", "value"), [("videos_per_shard", 0), ("short_side", 8), ("key_frame_every", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("videos_per_shard", 0), ("short_side", 8), ("key_frame_every", 0)]
+)
 def test_settings_are_checked(name: str, value: int):
     with pytest.raises(ValueError, match=f"{name} must be at least .* got {value}"):
         PackSettings(**{name: value})
 
 
 def test_segments_several_labels_and_further_columns_are_packed(tmp_path: Path):
-    """Each segment is a clip of its own in the shard; what it is, and what else is told of it, comes back."""
+    """Each segment is a clip of its own in the shard; what it is, and what else is told of it,
+    comes back.
+    """
     path = tmp_path / "long.mp4"
     frames = np.stack([np.full((32, 48, 3), 6 * number, np.uint8) for number in range(40)])
     write_video(path, frames, fps=10)
@@ -307,7 +376,10 @@ def test_segments_several_labels_and_further_columns_are_packed(tmp_path: Path):
     records.add("frames", path, [1], start_frame=30, group="g")
     videos = list_records({"train": records}, tmp_path)
     rows = scan(videos, tmp_path / "out", num_workers=0, check="full")
-    found = {identity[1]: (row["frames"], row["usable_frames"], row.get("start")) for identity, row in rows.items()}
+    found = {
+        identity[1]: (row["frames"], row["usable_frames"], row.get("start"))
+        for identity, row in rows.items()
+    }
     assert found == {"whole": (40, 40, None), "seconds": (15, 15, 1.0), "frames": (10, 10, 3.0)}
     _, table = write_manifest(tmp_path / "out", {"train": records}, rows.values())
     assert [(row["labels"], row["label_name"], row["label"]) for row in table.to_pylist()] == [
@@ -325,7 +397,11 @@ def test_segments_several_labels_and_further_columns_are_packed(tmp_path: Path):
         "seconds": [],
         "frames": [1],
     }
-    assert (records["whole"]["weight"], records["seconds"]["weight"], records["frames"]["group"]) == (2.0, None, "g")
+    assert (
+        records["whole"]["weight"],
+        records["seconds"]["weight"],
+        records["frames"]["group"],
+    ) == (2.0, None, "g")
     assert "start" not in records["seconds"]
     assert records["whole"]["video"] == path.read_bytes()
     for name, first, count in (("seconds", 10, 15), ("frames", 30, 10)):
@@ -338,7 +414,13 @@ def test_segments_several_labels_and_further_columns_are_packed(tmp_path: Path):
 def test_a_regression_is_packed(clips: Path, tmp_path: Path):
     records = VideoRecords(["height"], REGRESSION)
     records.add("x", clips / "train/run/0.mp4", 1.5)
-    pack(list_records({"train": records}, clips), ["height"], tmp_path, PackSettings(), expected={"train": 1})
+    pack(
+        list_records({"train": records}, clips),
+        ["height"],
+        tmp_path,
+        PackSettings(),
+        expected={"train": 1},
+    )
     found = find_videos("webdataset", tmp_path, "train")
     assert (found.problem_type, [row["target"] for row in found.videos]) == (REGRESSION, [1.5])
 
@@ -350,11 +432,15 @@ def test_a_clip_of_an_unusual_suffix_is_found_again(clips: Path, tmp_path: Path)
     splits = {"train": read_folder(tmp_path / "clips", "train", extensions=["xyz"])}
     videos = list_records(splits, tmp_path / "clips")
     pack(videos, ["run"], tmp_path / "out", PackSettings(), expected={"train": 1}, num_workers=0)
-    assert [row["video"] for row in load_videos("webdataset", tmp_path / "out", "train")] == [content]
+    assert [row["video"] for row in load_videos("webdataset", tmp_path / "out", "train")] == [
+        content
+    ]
 
 
 @pytest.mark.parametrize(("every", "fast"), [(8, False), (16, True)])
-def test_packed_clips_have_the_key_frames_that_were_asked_for(tmp_path: Path, every: int, fast: bool):
+def test_packed_clips_have_the_key_frames_that_were_asked_for(
+    tmp_path: Path, every: int, fast: bool
+):
     make_clip(tmp_path / "clips/train/run/a.mp4", frames=40, size=96)
     _, videos = listed(tmp_path / "clips")
     settings = PackSettings(short_side=64, key_frame_every=every, fast_decode=fast)
@@ -370,11 +456,18 @@ def test_folders_of_pictures_are_packed_as_videos(tmp_path: Path):
     folder = tmp_path / "clips/run/a"
     folder.mkdir(parents=True)
     for number in range(6):
-        PIL.Image.fromarray(np.full((48, 64, 3), 40 * number, np.uint8)).save(folder / f"img_{number:05d}.png")
+        PIL.Image.fromarray(np.full((48, 64, 3), 40 * number, np.uint8)).save(
+            folder / f"img_{number:05d}.png"
+        )
     _, videos = listed(tmp_path / "clips")
     rows = scan(videos, tmp_path / "out", num_workers=0, check="full")
     row = rows["train", "run/a"]
-    assert (row["status"], row["frames"], row["usable_frames"], row["codec"]) == ("ok", 6, 6, "pictures")
+    assert (row["status"], row["frames"], row["usable_frames"], row["codec"]) == (
+        "ok",
+        6,
+        6,
+        "pictures",
+    )
     pack(videos, ["run"], tmp_path / "out", PackSettings(), expected={"train": 1}, num_workers=0)
     content = next(iter(load_videos("webdataset", tmp_path / "out", "train")))["video"]
     frames, _ = decode_video(content, range(6))
@@ -390,8 +483,12 @@ def prepare(*argv: object) -> None:
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
 @pytest.mark.parametrize("by_launcher", [False, True])
-def test_parts_are_joined(clips: Path, tmp_path: Path, order, by_launcher: bool, monkeypatch, capsys):
-    """Three parts in whatever order are the same clips and the same manifest as the whole, once all are there."""
+def test_parts_are_joined(
+    clips: Path, tmp_path: Path, order, by_launcher: bool, monkeypatch, capsys
+):
+    """Three parts in whatever order are the same clips and the same manifest as the whole, once all
+    are there.
+    """
     common = ("--data_dir", clips, "--pack", "--videos_per_shard", 2, "--num_workers", 0)
     prepare(*common, "--output_dir", tmp_path / "whole")
     output = tmp_path / "parts"
@@ -409,11 +506,18 @@ def test_parts_are_joined(clips: Path, tmp_path: Path, order, by_launcher: bool,
     assert f"part {order[0]} of 3; still to come before all is joined: " in told
 
     def content(folder: Path) -> dict[str, bytes]:
-        return {record["video_id"]: record["video"] for record in load_videos("webdataset", folder, "train")}
+        return {
+            record["video_id"]: record["video"]
+            for record in load_videos("webdataset", folder, "train")
+        }
 
     assert content(output) == content(tmp_path / "whole")
-    whole, joined = (find_videos("webdataset", folder, "train") for folder in (tmp_path / "whole", output))
-    assert (joined.num_found, joined.num_expected) == (whole.num_found, whole.num_expected) == (5, 7)
+    whole, joined = (
+        find_videos("webdataset", folder, "train") for folder in (tmp_path / "whole", output)
+    )
+    assert (
+        (joined.num_found, joined.num_expected) == (whole.num_found, whole.num_expected) == (5, 7)
+    )
 
     def rows_of(folder: Path) -> list[dict]:
         rows = pq.read_table(folder / "manifest.parquet").to_pylist()
@@ -424,7 +528,16 @@ def test_parts_are_joined(clips: Path, tmp_path: Path, order, by_launcher: bool,
 
 
 def test_another_division_is_refused(clips: Path, tmp_path: Path, capsys):
-    common = ("--data_dir", clips, "--output_dir", tmp_path, "--num_workers", 0, "--check", "header")
+    common = (
+        "--data_dir",
+        clips,
+        "--output_dir",
+        tmp_path,
+        "--num_workers",
+        0,
+        "--check",
+        "header",
+    )
     prepare(*common, "--shard", "1/2")
     for shard, complaint in (
         ("1/3", "was prepared in 2 parts, not 3"),
@@ -438,7 +551,13 @@ def test_another_division_is_refused(clips: Path, tmp_path: Path, capsys):
 
 
 def test_parts_of_different_settings_are_not_joined():
-    index = {"splits": {}, "classes": 2, "problem_type": "x", "columns": [], "settings": {"short_side": 256}}
+    index = {
+        "splits": {},
+        "classes": 2,
+        "problem_type": "x",
+        "columns": [],
+        "settings": {"short_side": 256},
+    }
     with pytest.raises(ValueError, match="packed with different settings"):
         join_indexes([index, index | {"settings": {"short_side": 320}}])
 
@@ -462,9 +581,25 @@ def test_killed_while_packing_it_goes_on_and_ends_the_same(clips: Path, tmp_path
     source = tmp_path / "clips"
     for number in range(40):
         make_clip(source / f"train/run/{number}.mp4", frames=60, size=160, seed=number)
-    arguments = ["--data_dir", str(source), "--pack", "--videos_per_shard", "4", "--short_side", "128"]
+    arguments = [
+        "--data_dir",
+        str(source),
+        "--pack",
+        "--videos_per_shard",
+        "4",
+        "--short_side",
+        "128",
+    ]
     output = tmp_path / "out"
-    command = [sys.executable, str(SCRIPT), *arguments, "--num_workers", "1", "--output_dir", str(output)]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        *arguments,
+        "--num_workers",
+        "1",
+        "--output_dir",
+        str(output),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(output.glob("train-*.tar")):
         assert process.poll() is None, "it ended before it could be killed"
@@ -486,7 +621,14 @@ def test_killed_while_packing_it_goes_on_and_ends_the_same(clips: Path, tmp_path
     assert not list(output.glob(".*.part"))
 
     _, videos = listed(source)
-    pack(videos, ["run"], tmp_path / "once", PackSettings(4, 128), expected={"train": 40}, num_workers=0)
+    pack(
+        videos,
+        ["run"],
+        tmp_path / "once",
+        PackSettings(4, 128),
+        expected={"train": 40},
+        num_workers=0,
+    )
     assert shard_bytes(output) == shard_bytes(tmp_path / "once")
     manifest = pq.read_table(output / "manifest.parquet").to_pylist()
     assert {row["shard"] for row in manifest} == set(shard_bytes(output))
@@ -497,9 +639,16 @@ def test_killed_while_packing_it_goes_on_and_ends_the_same(clips: Path, tmp_path
 
 @pytest.mark.parametrize("short_side", [None, 32])
 def test_segments_are_packed_as_clips_of_their_own(tmp_path: Path, short_side: int | None):
-    frames = np.repeat(np.arange(20, dtype=np.uint8)[:, None] * 12, 48 * 64 * 3, axis=1).reshape(20, 48, 64, 3)
+    frames = np.repeat(np.arange(20, dtype=np.uint8)[:, None] * 12, 48 * 64 * 3, axis=1).reshape(
+        20, 48, 64, 3
+    )
     write_video(tmp_path / "long.mp4", frames, fps=10)
-    rows = ["path,label,start,end,split", "long.mp4,a,0.5,1.0,train", "long.mp4,b,1.2,,train", "long.mp4,a,,0.4,test"]
+    rows = [
+        "path,label,start,end,split",
+        "long.mp4,a,0.5,1.0,train",
+        "long.mp4,b,1.2,,train",
+        "long.mp4,a,,0.4,test",
+    ]
     (tmp_path / "clips.csv").write_text("\n".join(rows))
     splits = {split: read_table(tmp_path / "clips.csv", split) for split in ("train", "test")}
     videos = list_records(splits, tmp_path / "clips.csv")
@@ -507,11 +656,26 @@ def test_segments_are_packed_as_clips_of_their_own(tmp_path: Path, short_side: i
     assert [row["frames"] for row in scanned.values()] == [5, 8, 4]
     assert [row["status"] for row in scanned.values()] == ["ok"] * 3
     expected = {"train": 2, "test": 1}
-    pack(videos, ["a", "b"], tmp_path / "out", PackSettings(short_side=short_side), expected=expected, num_workers=0)
+    pack(
+        videos,
+        ["a", "b"],
+        tmp_path / "out",
+        PackSettings(short_side=short_side),
+        expected=expected,
+        num_workers=0,
+    )
     _, table = write_manifest(tmp_path / "out", splits, scanned.values())
     assert table["start"].to_pylist() == [0.5, 1.2, None]
-    packed = {row["video_id"]: row for s in expected for row in load_videos("webdataset", tmp_path / "out", s)}
-    for name, first, last in (("long.mp4@0.5-1", 5, 9), ("long.mp4@1.2-", 12, 19), ("long.mp4@0-0.4", 0, 3)):
+    packed = {
+        row["video_id"]: row
+        for s in expected
+        for row in load_videos("webdataset", tmp_path / "out", s)
+    }
+    for name, first, last in (
+        ("long.mp4@0.5-1", 5, 9),
+        ("long.mp4@1.2-", 12, 19),
+        ("long.mp4@0-0.4", 0, 3),
+    ):
         metadata = probe_video(packed[name]["video"])
         assert (metadata.total_num_frames, metadata.fps) == (last - first + 1, 10)
         pixels, _ = decode_video(packed[name]["video"], [0, last - first])
@@ -522,9 +686,14 @@ def test_segments_are_packed_as_clips_of_their_own(tmp_path: Path, short_side: i
 
 @pytest.mark.parametrize(
     ("column", "cells", "expected"),
-    [("labels", ["x|y", "", "y"], [[0, 1], [], [1]]), ("target", ["-1.5", "0", "7"], [-1.5, 0.0, 7.0])],
+    [
+        ("labels", ["x|y", "", "y"], [[0, 1], [], [1]]),
+        ("target", ["-1.5", "0", "7"], [-1.5, 0.0, 7.0]),
+    ],
 )
-def test_labels_of_every_kind_are_packed(tmp_path: Path, column: str, cells: list[str], expected: list):
+def test_labels_of_every_kind_are_packed(
+    tmp_path: Path, column: str, cells: list[str], expected: list
+):
     lines = [f"path,{column}"]
     for number, cell in enumerate(cells):
         make_clip(tmp_path / f"{number}.mp4", seed=number, frames=4)
@@ -535,7 +704,16 @@ def test_labels_of_every_kind_are_packed(tmp_path: Path, column: str, cells: lis
     rows = scan(videos, tmp_path / "out", check="header", num_workers=0)
     _, table = write_manifest(tmp_path / "out", {"train": records}, rows.values())
     assert table[column].to_pylist() == expected
-    pack(videos, records.class_names, tmp_path / "out", PackSettings(), expected={"train": 3}, num_workers=0)
+    pack(
+        videos,
+        records.class_names,
+        tmp_path / "out",
+        PackSettings(),
+        expected={"train": 3},
+        num_workers=0,
+    )
     found = find_videos("webdataset", tmp_path / "out", "train")
     assert found.problem_type == records.problem_type
-    assert {row["video_id"]: row[column] for row in found.videos} == dict(zip(records.video_ids, expected))
+    assert {row["video_id"]: row[column] for row in found.videos} == dict(
+        zip(records.video_ids, expected)
+    )

@@ -25,12 +25,15 @@ def pauses(monkeypatch) -> list[float]:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    noise = np.random.default_rng(0).integers(0, 255, (12, 160, 240, 3), np.uint8)  # more than one read's worth
+    # more than one read's worth
+    noise = np.random.default_rng(0).integers(0, 255, (12, 160, 240, 3), np.uint8)
     return write_video(tmp_path / "clip.mp4", noise, options={"crf": "10", "preset": "ultrafast"})
 
 
 def is_decoders(path, options: dict, clip: Path) -> bool:
-    """Whether a file is opened to be decoded: without a buffer. What only looks at its first bytes may fail."""
+    """Whether a file is opened to be decoded: without a buffer. What only looks at its first bytes
+    may fail.
+    """
     return str(path) == str(clip) and options.get("buffering") == 0
 
 
@@ -49,7 +52,9 @@ class FlakyFile(io.FileIO):
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EACCES])
 @pytest.mark.parametrize("failures", [1, 3])
-def test_a_file_that_cannot_be_opened_for_a_moment(clip: Path, monkeypatch, pauses, number: int, failures: int):
+def test_a_file_that_cannot_be_opened_for_a_moment(
+    clip: Path, monkeypatch, pauses, number: int, failures: int
+):
     real_open, calls = builtins.open, []
 
     def flaky(path, *args, **options):
@@ -73,7 +78,11 @@ def test_a_read_that_fails_in_the_middle(clip: Path, monkeypatch, pauses, at: in
     real_open = builtins.open
 
     def opened(path, *args, **options):
-        return FlakyFile(path) if is_decoders(path, options, clip) else real_open(path, *args, **options)
+        return (
+            FlakyFile(path)
+            if is_decoders(path, options, clip)
+            else real_open(path, *args, **options)
+        )
 
     monkeypatch.setattr(builtins, "open", opened)
     frames, _ = read_with_retries(lambda: decode_video(clip, range(12)), "clip")
@@ -92,7 +101,9 @@ def test_what_lasts_is_not_waited_for(tmp_path: Path, pauses):
     assert pauses == []
 
 
-def test_a_file_system_that_stays_broken_is_the_fault_in_the_manifest(clip: Path, monkeypatch, pauses):
+def test_a_file_system_that_stays_broken_is_the_fault_in_the_manifest(
+    clip: Path, monkeypatch, pauses
+):
     real_open = builtins.open
 
     def broken(path, *args, **options):

@@ -1,4 +1,6 @@
-"""The plan of an epoch of tar shards, against plain counting; readers that open no more than they must."""
+"""The plan of an epoch of tar shards, against plain counting; readers that open no more than they
+must.
+"""
 
 import io
 import tarfile
@@ -35,8 +37,12 @@ def make_source(sizes, layout: StreamLayout, **options) -> ShardSource:
     return ShardSource(videos, sizes, layout, **options)
 
 
-def read_epoch(sizes, layout: StreamLayout, epoch: int, first_step: int = 0, **options) -> list[list[str]]:
-    """Clips of each global batch from `first_step` on: each stream has its own source, as workers have."""
+def read_epoch(
+    sizes, layout: StreamLayout, epoch: int, first_step: int = 0, **options
+) -> list[list[str]]:
+    """Clips of each global batch from `first_step` on: each stream has its own source, as workers
+    have.
+    """
     sources, batches = {}, []
     keys = list(layout.keys(epoch))[first_step * layout.batch_size * layout.num_processes :]
     for start in range(0, len(keys), layout.batch_size):
@@ -63,13 +69,16 @@ def test_every_clip_once_and_equal_steps(sizes, batch, processes, workers, epoch
     layout = StreamLayout(sum(sizes), batch, processes, workers)
     batches = read_epoch(sizes, layout, epoch, shuffle_buffer=4, seed=5)
     assert len(batches) == layout.steps * processes
-    ranks = [[name for one in batches[rank::processes] for name in one] for rank in range(processes)]
+    ranks = [
+        [name for one in batches[rank::processes] for name in one] for rank in range(processes)
+    ]
     everything = {f"{shard}/{clip}" for shard, size in enumerate(sizes) for clip in range(size)}
     assert set().union(*ranks) == everything
     repeats = layout.num_keys - sum(sizes)
     assert sum(len(names) for names in ranks) == len(everything) + repeats
     assert repeats < processes * batch + processes
-    if layout.num_keys // layout.batch_size <= sum(sizes):  # otherwise a process has to borrow a clip
+    # otherwise a process has to borrow a clip
+    if layout.num_keys // layout.batch_size <= sum(sizes):
         assert sum(len(set(names)) for names in ranks) == len(everything)
 
 
@@ -89,14 +98,18 @@ def test_resumed_at_any_step_the_same_clips_follow(sizes, batch, processes, work
     layout = StreamLayout(sum(sizes), batch, processes, workers)
     whole = read_epoch(sizes, layout, 3, shuffle_buffer=5, seed=0)
     for step in range(1, layout.steps):
-        assert read_epoch(sizes, layout, 3, first_step=step, shuffle_buffer=5, seed=0) == whole[step * processes :]
+        assert (
+            read_epoch(sizes, layout, 3, first_step=step, shuffle_buffer=5, seed=0)
+            == whole[step * processes :]
+        )
 
 
 def test_resuming_leaves_finished_shards_closed():
     sizes, layout = (10, 10, 10, 10, 10), StreamLayout(50, 5)
     OPENED.clear()
     read_epoch(sizes, layout, 0, first_step=8, shuffle_buffer=3, seed=0)
-    assert len(OPENED) <= 3  # clips 40 to 49, those of the batch before, and what lingered in the buffer
+    # clips 40 to 49, those of the batch before, and what lingered in the buffer
+    assert len(OPENED) <= 3
 
 
 def test_evaluation_keeps_the_order_and_leaves_places_empty():
@@ -114,7 +127,10 @@ def test_stand_ins_are_the_next_clips_and_come_again_in_their_turn():
     layout = StreamLayout(6, 2)
     source = make_source((6,), layout, shuffle_buffer=1, seed=0)
     keys = list(layout.keys(0))
-    order = [next(make_source((6,), layout, shuffle_buffer=1, seed=0).candidates(key))["video_id"] for key in keys]
+    order = [
+        next(make_source((6,), layout, shuffle_buffer=1, seed=0).candidates(key))["video_id"]
+        for key in keys
+    ]
     stand_ins = source.candidates(keys[1])
     assert [next(stand_ins)["video_id"] for _ in range(4)] == order[1:5]
     assert [next(source.candidates(key))["video_id"] for key in keys[2:]] == order[2:]
@@ -122,7 +138,12 @@ def test_stand_ins_are_the_next_clips_and_come_again_in_their_turn():
 
 @pytest.mark.parametrize(
     ("begin", "end", "pieces"),
-    [(2, 5, [(1, 2, 3), (0, 0, 2)]), (0, 7, [(1, 0, 3), (0, 0, 4)]), (3, 3, []), (3, 4, [(0, 0, 1)])],
+    [
+        (2, 5, [(1, 2, 3), (0, 0, 2)]),
+        (0, 7, [(1, 0, 3), (0, 0, 4)]),
+        (3, 3, []),
+        (3, 4, [(0, 0, 1)]),
+    ],
 )
 def test_cut_line(begin, end, pieces):
     assert cut_line(np.array([4, 3]), np.array([1, 0]), begin, end) == pieces

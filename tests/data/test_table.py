@@ -1,4 +1,6 @@
-"""Tables of clips: every form they come in, every column, and a line or an error for whatever makes no sense."""
+"""Tables of clips: every form they come in, every column, and a line or an error for whatever makes
+no sense.
+"""
 
 import json
 import logging
@@ -50,11 +52,18 @@ def rows_of(records) -> list[tuple[str, str | list | float]]:
             return [records.class_names[number] for number in label]
         return records.class_names[label] if isinstance(label, int) else label
 
-    return [(video_id, in_words(label)) for video_id, label in zip(records.video_ids, records.labels)]
+    return [
+        (video_id, in_words(label)) for video_id, label in zip(records.video_ids, records.labels)
+    ]
 
 
 QUOTED = 'sub dir/"e".mp4'
-EXPECTED = [("a.mp4", "run fast"), ("b.mp4", "jump"), ("sub dir/c, d.mp4", "jump"), (QUOTED, "run fast")]
+EXPECTED = [
+    ("a.mp4", "run fast"),
+    ("b.mp4", "jump"),
+    ("sub dir/c, d.mp4", "jump"),
+    (QUOTED, "run fast"),
+]
 COMMAS = 'path,label\na.mp4,run fast\n"b.mp4", jump\n"sub dir/c, d.mp4",jump\n"sub dir/""e"".mp4",run fast\n'
 TABS = 'Video\tLabel\na.mp4\trun fast\nb.mp4\tjump\nsub dir/c, d.mp4\tjump\n"sub dir/""e"".mp4"\trun fast\n'
 
@@ -74,12 +83,21 @@ def parquet(rows: list[dict]) -> bytes:
         ("clips.csv", TABS),
         ("clips.csv", TABS.replace("\t", ";")),
         ("clips.csv", COMMAS.replace("sub dir/", "sub dir\\").replace("path", "file_name")),
-        ("clips.jsonl", "".join(json.dumps({"video": path, "label": label}) + "\n" for path, label in EXPECTED)),
-        ("clips.json", json.dumps([{"path": path, "label": label, "x": 1} for path, label in EXPECTED])),
+        (
+            "clips.jsonl",
+            "".join(json.dumps({"video": path, "label": label}) + "\n" for path, label in EXPECTED),
+        ),
+        (
+            "clips.json",
+            json.dumps([{"path": path, "label": label, "x": 1} for path, label in EXPECTED]),
+        ),
         ("clips.parquet", parquet([{"path": path, "label": label} for path, label in EXPECTED])),
         # without a header
         ("clips.csv", COMMAS.partition("\n")[2]),
-        ("clips.txt", 'a.mp4 run fast\nb.mp4\tjump\nsub dir/c, d.mp4 jump\nsub dir/"e".mp4, run fast\n'),
+        (
+            "clips.txt",
+            'a.mp4 run fast\nb.mp4\tjump\nsub dir/c, d.mp4 jump\nsub dir/"e".mp4, run fast\n',
+        ),
     ],
 )
 def test_every_form_of_a_table(folder, write, name: str, content):
@@ -92,10 +110,15 @@ def test_every_form_of_a_table(folder, write, name: str, content):
 
 def test_class_numbers(folder, write):
     table = write("a.mp4 0\nsub dir/c, d.mp4 1\nb.mp4 0\n", "clips.txt")
-    assert rows_of(read_table(table, "train")) == [("a.mp4", "class 0"), (NAMES[2], "class 1"), ("b.mp4", "class 0")]
+    assert rows_of(read_table(table, "train")) == [
+        ("a.mp4", "class 0"),
+        (NAMES[2], "class 1"),
+        ("b.mp4", "class 0"),
+    ]
     write('["walk", "swim"]', "labels.json")
     assert [label for _, label in rows_of(read_table(table, "train"))] == ["walk", "swim", "walk"]
-    pandas = write("path,label\na.mp4,1.0\nb.mp4,0.0\n", "pandas.csv")  # what it makes of integers with gaps
+    # what it makes of integers with gaps
+    pandas = write("path,label\na.mp4,1.0\nb.mp4,0.0\n", "pandas.csv")
     assert [label for _, label in rows_of(read_table(pandas, "train"))] == ["swim", "walk"]
 
 
@@ -104,7 +127,10 @@ def test_folders_name_the_class_numbers(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     (tmp_path / "train.csv").write_text("path,label\nwalk/a.mp4,1\nswim/b.mp4,0\n")
-    assert rows_of(read_table(tmp_path, "train")) == [("walk/a.mp4", "walk"), ("swim/b.mp4", "swim")]
+    assert rows_of(read_table(tmp_path, "train")) == [
+        ("walk/a.mp4", "walk"),
+        ("swim/b.mp4", "swim"),
+    ]
 
 
 def test_order_of_the_classes_from_a_file(folder, write):
@@ -114,12 +140,20 @@ def test_order_of_the_classes_from_a_file(folder, write):
 
 @pytest.mark.parametrize(
     ("cells", "expected"),
-    [(["run|jump", "", " jump | jump"], [["jump", "run"], [], ["jump"]]), (["1|0", "0", ""], [[0, 1], [0], []])],
+    [
+        (["run|jump", "", " jump | jump"], [["jump", "run"], [], ["jump"]]),
+        (["1|0", "0", ""], [[0, 1], [0], []]),
+    ],
 )
 def test_several_labels(folder, write, cells: list[str], expected: list[list]):
-    lines = "".join(f"{path},{labels}\n" for path, labels in zip(["a.mp4", "b.mp4", "gone.mp4"], cells))
+    lines = "".join(
+        f"{path},{labels}\n" for path, labels in zip(["a.mp4", "b.mp4", "gone.mp4"], cells)
+    )
     records = read_table(write("path,labels\n" + lines), "train")
-    names = [[f"class {label}" if isinstance(label, int) else label for label in labels] for labels in expected[:2]]
+    names = [
+        [f"class {label}" if isinstance(label, int) else label for label in labels]
+        for labels in expected[:2]
+    ]
     assert (records.problem_type, records.missing) == (MULTI_LABEL, ["gone.mp4"])
     assert [labels for _, labels in rows_of(records)] == names
     assert records.to_dataset()["labels"] == records.labels
@@ -127,8 +161,14 @@ def test_several_labels(folder, write, cells: list[str], expected: list[list]):
 
 def test_several_labels_as_lists(folder, write):
     rows = [{"path": "a.mp4", "labels": ["x", "y"]}, {"path": "b.mp4", "labels": []}]
-    for name, content in (("t.parquet", parquet(rows)), ("t.jsonl", "\n".join(map(json.dumps, rows)))):
-        assert rows_of(read_table(write(content, name), "train")) == [("a.mp4", ["x", "y"]), ("b.mp4", [])]
+    for name, content in (
+        ("t.parquet", parquet(rows)),
+        ("t.jsonl", "\n".join(map(json.dumps, rows))),
+    ):
+        assert rows_of(read_table(write(content, name), "train")) == [
+            ("a.mp4", ["x", "y"]),
+            ("b.mp4", []),
+        ]
 
 
 def test_a_number_to_predict(folder, write):
@@ -152,7 +192,9 @@ def test_segments_groups_and_weights(folder, write):
     assert dataset["end"] == [None, 2.5, 63.0, None]
     assert dataset["group"] == ["day 1", "day 1", None, None]
     assert dataset["weight"] == [2.0, None, 0.5, None]
-    frames = read_table(write("path,label,start_frame,end_frame\na.mp4,x,30,60\nb.mp4,x,5,\n"), "train").to_dataset()
+    frames = read_table(
+        write("path,label,start_frame,end_frame\na.mp4,x,30,60\nb.mp4,x,5,\n"), "train"
+    ).to_dataset()
     assert frames["video_id"] == ["a.mp4@f30-f60", "b.mp4@f5-"]
     assert (frames["start_frame"], frames["end_frame"]) == ([30, 5], [60, None])
 
@@ -176,7 +218,9 @@ def test_a_table_a_split(folder, write, caplog):
         assert table_splits(folder) == ["train", "validation"]
     assert "the test split has no labels and is left out" in caplog.text
     assert read_table(folder, "validation").class_names == ["x", "y"]
-    with pytest.raises(ValueError, match=r"no test split \(its clips have no label\); found: train, validation"):
+    with pytest.raises(
+        ValueError, match=r"no test split \(its clips have no label\); found: train, validation"
+    ):
         read_table(folder, "test")
 
 
@@ -190,7 +234,9 @@ def test_videofolder(tmp_path):
     assert read_table(tmp_path, "test").videos == [str(tmp_path / "test/1.mp4")]
     for split in ("train", "test"):
         (tmp_path / split / "metadata.csv").unlink()
-    lines = [json.dumps({"file_name": f"{split}/1.mp4", "label": split}) for split in ("train", "test")]
+    lines = [
+        json.dumps({"file_name": f"{split}/1.mp4", "label": split}) for split in ("train", "test")
+    ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     assert table_splits(tmp_path) == ["train", "test"]
     assert rows_of(read_table(tmp_path, "test")) == [("test/1.mp4", "test")]
@@ -199,16 +245,31 @@ def test_videofolder(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("path,label\na.mp4,1\nb.mp4,2\n", "numbered 0 to 1, each number once; they begin at 1: take 1 from each"),
+        (
+            "path,label\na.mp4,1\nb.mp4,2\n",
+            "numbered 0 to 1, each number once; they begin at 1: take 1 from each",
+        ),
         ("a.mp4 0\nb.mp4 2\n", "no class has number 1"),
-        ("path,label\na.mp4,0.5\nb.mp4,2\n", r"label 0\.5 is no class number.*call the column `target`"),
+        (
+            "path,label\na.mp4,0.5\nb.mp4,2\n",
+            r"label 0\.5 is no class number.*call the column `target`",
+        ),
         ("path,label\na.mp4,x\nb.mp4,\n", r"line 3: no label for 'b\.mp4'"),
         ("path,label\n,x\n", "line 2: no path"),
         ("path,label\na.mp4,x,y\n", "line 2: 3 fields, but the header has 2: put quotes around"),
-        ("path,label\na.mp4,x\na.mp4,y\n", "line 3: a.mp4 has another label in .*line 2.*column `labels`"),
+        (
+            "path,label\na.mp4,x\na.mp4,y\n",
+            "line 3: a.mp4 has another label in .*line 2.*column `labels`",
+        ),
         ("path,label,target\na.mp4,x,1\n", "columns label and target: keep the one"),
-        ("path,kind\na.mp4,x\n", "no column label, labels or target; columns that mean nothing here: kind"),
-        ("name,label\na.mp4,x\n", r"first line, 'name,label', has no column 'path', 'video', 'file_name'"),
+        (
+            "path,kind\na.mp4,x\n",
+            "no column label, labels or target; columns that mean nothing here: kind",
+        ),
+        (
+            "name,label\na.mp4,x\n",
+            r"first line, 'name,label', has no column 'path', 'video', 'file_name'",
+        ),
         ("path,label\n", "lists no clip"),
         ("path,target\na.mp4,high\n", "line 2: target 'high' is no number"),
         ("path,target\na.mp4,inf\n", "line 2: target 'inf' is no number"),
@@ -228,7 +289,9 @@ def test_tables_that_make_no_sense(folder, write, content, message: str):
 
 
 def test_places_without_a_table(folder, write, tmp_path):
-    with pytest.raises(ValueError, match=r"has no train\.csv .*name the table itself in --data_dir"):
+    with pytest.raises(
+        ValueError, match=r"has no train\.csv .*name the table itself in --data_dir"
+    ):
         read_table(tmp_path, "train")
     with pytest.raises(ValueError, match="is no table and no folder"):
         read_table(tmp_path / "none.csv", "train")
@@ -236,7 +299,9 @@ def test_places_without_a_table(folder, write, tmp_path):
         read_table(write("x", "clips.docx"), "train")
     write("path,label\na.mp4,x\n", "train.csv")
     write("path,label\na.mp4,x\n", "train.tsv")
-    with pytest.raises(ValueError, match=r"several tables of the train split: train\.csv, train\.tsv; keep one"):
+    with pytest.raises(
+        ValueError, match=r"several tables of the train split: train\.csv, train\.tsv; keep one"
+    ):
         read_table(folder, "train")
 
 

@@ -1,4 +1,6 @@
-"""Targets of every kind: from a record to an item, from items to a batch, and which places of a batch count."""
+"""Targets of every kind: from a record to an item, from items to a batch, and which places of a
+batch count.
+"""
 
 import numpy as np
 import pytest
@@ -36,14 +38,22 @@ def test_target_of_a_record(record, expected, problem_type: str):
 
 @pytest.mark.parametrize("columns", [["video"], ["label", "target"], ["labels", "label"]])
 def test_records_pose_one_kind_of_problem(columns):
-    with pytest.raises(ValueError, match=r"need one of the columns label, labels, target; found: (none|label)"):
+    with pytest.raises(
+        ValueError, match=r"need one of the columns label, labels, target; found: (none|label)"
+    ):
         problem_type_of(columns)
 
 
 def batch_of(labels: list, problem_type: str | None, **options) -> dict:
     entropy = {"entropy": [0, 0, 7, 0]} if options else {}
     items = [
-        {"pixel_values": torch.full((1, 3, 2, 2), float(row)), "labels": label, "video_id": "", "faults": []} | entropy
+        {
+            "pixel_values": torch.full((1, 3, 2, 2), float(row)),
+            "labels": label,
+            "video_id": "",
+            "faults": [],
+        }
+        | entropy
         for row, label in enumerate(labels)
     ]
     return ClipCollator(3, problem_type=problem_type, **options)(items)

@@ -1,4 +1,6 @@
-"""Features of data sets: the right vectors, every video once over shares and kills; neighbours that vote."""
+"""Features of data sets: the right vectors, every video once over shares and kills; neighbours that
+vote.
+"""
 
 import os
 from pathlib import Path
@@ -44,7 +46,9 @@ def test_vectors(scheme: str, pool: str, layer: int | None):
             assert torch.allclose(normed, outputs.last_hidden_state, atol=1e-5)
         tokens = tokens.mean(0)  # space_only: the mean over its frames; else one clip
         expected.append(tokens[0] if pool == "cls" else tokens[1:].mean(0))
-    torch.testing.assert_close(found, torch.stack(expected).unflatten(0, (2, 3)).mean(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        found, torch.stack(expected).unflatten(0, (2, 3)).mean(1), atol=1e-5, rtol=1e-4
+    )
 
 
 def run(capsys, *arguments: str | Path) -> tuple[int, str, str]:
@@ -70,7 +74,9 @@ def arguments(clips: Path, model_folder: Path, output: Path) -> list[str | Path]
 
 
 def test_every_video_has_its_vector(clips, model_folder, tmp_path: Path, capsys):
-    code, out, err = run(capsys, *arguments(clips, model_folder, tmp_path), "--num_crops", 3, "--num_workers", 2)
+    code, out, err = run(
+        capsys, *arguments(clips, model_folder, tmp_path), "--num_crops", 3, "--num_workers", 2
+    )
     assert code == 1  # one is no video
     assert "12 videos added" in out
     assert "failed: up/broken.mp4: " in err
@@ -91,7 +97,9 @@ def test_shares_and_a_kill(clips, model_folder, tmp_path: Path, capsys, monkeypa
     run(capsys, *arguments(clips, model_folder, whole))
     extract = features_module.extract
     monkeypatch.setattr(
-        features_module, "extract", lambda *args, **kwargs: extract(*args, **kwargs | {"rows_per_part": 1})
+        features_module,
+        "extract",
+        lambda *args, **kwargs: extract(*args, **kwargs | {"rows_per_part": 1}),
     )
     monkeypatch.setenv("WORLD_SIZE", "2")
     for shard, rank in (("0/2", "0"), ("0/2", "1"), ("1/2", "0"), ("1/2", "1")):
@@ -127,20 +135,39 @@ def test_shards_of_a_stream(clips, model_folder, tmp_path: Path, capsys, monkeyp
     from hf_timesformer.cli import prepare
 
     prepare.main(
-        [*map(str, ["--data_dir", clips, "--output_dir", tmp_path / "shards", "--pack", "--videos_per_shard", 3])]
+        [
+            *map(
+                str,
+                [
+                    "--data_dir",
+                    clips,
+                    "--output_dir",
+                    tmp_path / "shards",
+                    "--pack",
+                    "--videos_per_shard",
+                    3,
+                ],
+            )
+        ]
         + ["--num_workers", "0"]
     )
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        options = ["--dataset", "webdataset", *arguments(tmp_path / "shards", model_folder, tmp_path / "found")]
+        options = [
+            "--dataset",
+            "webdataset",
+            *arguments(tmp_path / "shards", model_folder, tmp_path / "found"),
+        ]
         assert run(capsys, *options)[0] == 0
     found = read_features(tmp_path / "found")
     assert len(set(found["video_id"])) == 12
     assert sorted(found["label_name"]) == sorted(sorted(MOTIONS) * 2)
 
 
-@pytest.mark.parametrize(("option", "message"), [(["--layer", 2], "1 to 1, got 2"), (["--shard", "2/2"], "give I/N")])
+@pytest.mark.parametrize(
+    ("option", "message"), [(["--layer", 2], "1 to 1, got 2"), (["--shard", "2/2"], "give I/N")]
+)
 def test_mistakes(clips, model_folder, tmp_path, capsys, option: list, message: str):
     code, _, err = run(capsys, *arguments(clips, model_folder, tmp_path), *option)
     assert code == 2
@@ -155,7 +182,9 @@ def test_neighbours_vote():
     asked = rng.normal(size=(25, 8))
     expected = []
     for vector in asked:  # one at a time, in words
-        cosine = [vector @ other / np.linalg.norm(vector) / np.linalg.norm(other) for other in known]
+        cosine = [
+            vector @ other / np.linalg.norm(vector) / np.linalg.norm(other) for other in known
+        ]
         nearest = np.argsort(cosine)[::-1][:7]
         votes = dict.fromkeys(range(4), 0.0)
         for index in nearest:

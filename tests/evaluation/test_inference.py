@@ -1,4 +1,6 @@
-"""What a model says of a video, for each kind of problem, beside the stock pipeline; dtypes; what was looked at."""
+"""What a model says of a video, for each kind of problem, beside the stock pipeline; dtypes; what
+was looked at.
+"""
 
 import json
 from pathlib import Path
@@ -40,7 +42,9 @@ def clip(tmp_path_factory) -> Path:
 def model_folder(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     names = {index: f"class {index}" for index in range(3)}
-    tiny_model("divided_space_time", problem_type=request.param, num_labels=3, id2label=names).save_pretrained(folder)
+    tiny_model(
+        "divided_space_time", problem_type=request.param, num_labels=3, id2label=names
+    ).save_pretrained(folder)
     sizes = {"size": {"shortest_edge": 12}, "crop_size": {"height": 12, "width": 8}}
     TimeSformerVideoProcessor(num_frames=4, sampling_rate=2, **sizes).save_pretrained(folder)
     return folder
@@ -49,14 +53,17 @@ def model_folder(request, tmp_path_factory) -> Path:
 def test_answers_are_the_stock_pipelines(model_folder: Path, clip: Path):
     model, processor = load_model_and_processor(str(model_folder))
     rows = classify(model.eval(), make_views(processor, str(clip)))
-    stock = pipeline("video-classification", model=str(model_folder), video_processor=processor)(str(clip), top_k=3)
+    stock = pipeline("video-classification", model=str(model_folder), video_processor=processor)(
+        str(clip), top_k=3
+    )
     expected = {row["label"]: pytest.approx(row["score"], abs=1e-5) for row in stock}
     key = "value" if problem_type_of(model.config) == REGRESSION else "score"
     assert {row["label"]: row[key] for row in rows} == expected
     if key == "score":
         assert [row["label"] for row in rows] == [row["label"] for row in stock]
     else:
-        assert [row["label"] for row in rows] == ["class 0", "class 1", "class 2"]  # the order of the outputs
+        # the order of the outputs
+        assert [row["label"] for row in rows] == ["class 0", "class 1", "class 2"]
 
 
 def test_explanations_say_the_same(model_folder: Path, clip: Path):
@@ -76,22 +83,33 @@ def test_one_output_is_a_number():
     assert problem_type_of(config) == REGRESSION
     logits = torch.tensor([[3.25]])
     model = torch.nn.Module()
-    model.config, model.forward = config, lambda pixel_values: type("Output", (), {"logits": logits})
+    model.config, model.forward = (
+        config,
+        lambda pixel_values: type("Output", (), {"logits": logits}),
+    )
     assert classify(model, torch.zeros(1, 4, 3, 12, 8)) == [{"label": "LABEL_0", "value": 3.25}]
 
 
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
-    [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+    [
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx2": True}, torch.float32),
+    ],
 )
-def test_auto_dtype_is_what_the_cpu_computes_in(monkeypatch, capabilities: dict, expected: torch.dtype):
+def test_auto_dtype_is_what_the_cpu_computes_in(
+    monkeypatch, capabilities: dict, expected: torch.dtype
+):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert choose_dtype("auto", torch.device("cpu")) == expected
     assert choose_dtype("float16", torch.device("cpu")) == torch.float16
 
 
 def test_unknown_dtype_and_device():
-    with pytest.raises(ValueError, match="--dtype int4 is unknown: choose auto, float32, bfloat16, float16"):
+    with pytest.raises(
+        ValueError, match="--dtype int4 is unknown: choose auto, float32, bfloat16, float16"
+    ):
         choose_dtype("int4", torch.device("cpu"))
     with pytest.raises(ValueError, match="--device abacus"):
         choose_device("abacus")
@@ -115,12 +133,17 @@ def test_seconds_looked_at(indices: list[int], num_clips: int, fps: float | None
 
 def test_predict_says_what_it_looked_at(model_folder: Path, clip: Path, capsys):
     for arguments, words in (
-        ([], "(looked at 0.8 s of 4.0 s; --num_clips auto or `timesformer label` look at more; float32)"),
+        (
+            [],
+            "(looked at 0.8 s of 4.0 s; --num_clips auto or `timesformer label` look at more; float32)",
+        ),
         (["--num_clips", "5"], "(looked at 4.0 s of 4.0 s; float32)"),
         (["--num_clips", "auto"], "(looked at 4.0 s of 4.0 s; float32)"),
     ):
         with pytest.raises(SystemExit) as end:
-            predict.main([str(clip), "--model", str(model_folder), "--dtype", "float32", *arguments])
+            predict.main(
+                [str(clip), "--model", str(model_folder), "--dtype", "float32", *arguments]
+            )
         assert end.value.code == 0
         assert capsys.readouterr().out.splitlines()[0] == f"{clip}  {words}"
 
@@ -130,10 +153,22 @@ def test_all_of_a_video_is_as_many_clips_as_cover_it(model_folder: Path, clip: P
     for num_clips in ("5", "auto"):  # clips of 8 frames of 40
         with pytest.raises(SystemExit):
             predict.main(
-                [str(clip), "--model", str(model_folder), "--json", "--dtype", "float32", "--num_clips", num_clips]
+                [
+                    str(clip),
+                    "--model",
+                    str(model_folder),
+                    "--json",
+                    "--dtype",
+                    "float32",
+                    "--num_clips",
+                    num_clips,
+                ]
             )
         answers.append(json.loads(capsys.readouterr().out)[0])
-    rows = [{row["label"]: row.get("score", row.get("value")) for row in answer["predictions"]} for answer in answers]
+    rows = [
+        {row["label"]: row.get("score", row.get("value")) for row in answer["predictions"]}
+        for answer in answers
+    ]
     assert rows[0] == pytest.approx(rows[1], abs=1e-5)
 
 
@@ -145,6 +180,8 @@ def test_predict_in_bfloat16(model_folder: Path, clip: Path, capsys):
         (answer,) = json.loads(capsys.readouterr().out)
         assert answer["dtype"] == dtype
         assert answer["seconds"] == 4
-        answers[dtype] = {row["label"]: row.get("score", row.get("value")) for row in answer["predictions"]}
+        answers[dtype] = {
+            row["label"]: row.get("score", row.get("value")) for row in answer["predictions"]
+        }
     assert answers["bfloat16"] != answers["float32"]
     assert answers["bfloat16"] == pytest.approx(answers["float32"], abs=0.1)

@@ -1,4 +1,6 @@
-"""Evaluation of several classes and of numbers, whole long videos, saved predictions, fused runs, worst errors."""
+"""Evaluation of several classes and of numbers, whole long videos, saved predictions, fused runs,
+worst errors.
+"""
 
 import csv
 import json
@@ -17,7 +19,11 @@ from hf_timesformer.cli import evaluate
 from hf_timesformer.evaluation.accuracy import average_precision, multi_label_metrics
 from hf_timesformer.evaluation.prediction_file import fuse, read_predictions, write_predictions
 from hf_timesformer.evaluation.predictions import Predictions
-from hf_timesformer.evaluation.whole_video import clips_that_cover, covering_indices, views_of_whole_video
+from hf_timesformer.evaluation.whole_video import (
+    clips_that_cover,
+    covering_indices,
+    views_of_whole_video,
+)
 from hf_timesformer.evaluation.worst_errors import describe_error, error_sizes
 from hf_timesformer.inference import load_model_and_processor, make_views
 from hf_timesformer.video.decoding import decode_video, probe_video
@@ -30,13 +36,20 @@ ROWS = [("a|b", 1.5), ("b", -2.0), ("c", 0.0), ("a|c", 3.25), ("a|b|c", 7.0)]
 
 def make_processor(**settings) -> TimeSformerVideoProcessor:
     crop = {"height": 12, "width": 8}
-    defaults = {"num_frames": 4, "sampling_rate": 2, "size": {"shortest_edge": 12}, "crop_size": crop}
+    defaults = {
+        "num_frames": 4,
+        "sampling_rate": 2,
+        "size": {"shortest_edge": 12},
+        "crop_size": crop,
+    }
     return TimeSformerVideoProcessor(**defaults | settings)
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
-    """Five clips of different pictures, of 10 to 50 frames, with one table of several classes and one of numbers."""
+    """Five clips of different pictures, of 10 to 50 frames, with one table of several classes and
+    one of numbers.
+    """
     folder = tmp_path_factory.mktemp("clips")
     for number in range(len(ROWS)):
         frames = np.roll(picture_sequence(10 * (number + 1)), 37 * number, axis=3)
@@ -49,7 +62,11 @@ def clips(tmp_path_factory) -> Path:
 
 
 def save_model(folder: Path, problem: str) -> Path:
-    fields = {"num_labels": 1} if problem == "regression" else {"num_labels": 3, "id2label": dict(enumerate(NAMES))}
+    fields = (
+        {"num_labels": 1}
+        if problem == "regression"
+        else {"num_labels": 3, "id2label": dict(enumerate(NAMES))}
+    )
     model = tiny_model("divided_space_time", problem_type=problem, **fields)
     model.save_pretrained(folder)
     make_processor().save_pretrained(folder)
@@ -123,7 +140,9 @@ def test_numbers(clips, tmp_path: Path, capsys):
     true = np.array([row[1] for row in ROWS])
     results = json.loads((tmp_path / "out/eval_results.json").read_text())
     assert results["mean_absolute_error"] == pytest.approx(np.abs(said - true).mean(), abs=1e-4)
-    assert results["root_mean_squared_error"] == pytest.approx(np.sqrt(((said - true) ** 2).mean()), abs=1e-4)
+    assert results["root_mean_squared_error"] == pytest.approx(
+        np.sqrt(((said - true) ** 2).mean()), abs=1e-4
+    )
     assert f"mean_absolute_error {results['mean_absolute_error']:.6g}" in out
     found, _ = read_predictions(tmp_path / "out/predictions.parquet")
     np.testing.assert_allclose(found.labels, true)
@@ -133,7 +152,10 @@ def test_numbers(clips, tmp_path: Path, capsys):
         "--output_dir", tmp_path / "out",
     )  # fmt: skip
     assert code == 2
-    assert "a problem of type multi_label_classification, the model solves one of type regression" in err
+    assert (
+        "a problem of type multi_label_classification, the model solves one of type regression"
+        in err
+    )
 
 
 def test_one_class(tmp_path: Path, capsys):
@@ -143,18 +165,29 @@ def test_one_class(tmp_path: Path, capsys):
     assert code == 0
     assert "For each video as many clips as cover it, spread evenly" in out
     results = json.loads((tmp_path / "out/eval_results.json").read_text())
-    assert (results["videos_evaluated"], results["videos_failed"], results["num_clips"]) == (12, 1, "auto")
+    assert (results["videos_evaluated"], results["videos_failed"], results["num_clips"]) == (
+        12,
+        1,
+        "auto",
+    )
     found, _ = read_predictions(tmp_path / "out")
     assert found.views.tolist() == [6] * 12  # 10 frames in clips that span 8, three crops each
     assert f"wrote {tmp_path / 'out/worst_errors.png'}" in out
     code, out, _ = run(
-        capsys, "--from_predictions", tmp_path / "out", tmp_path / "out", "--output_dir", tmp_path / "fused"
+        capsys,
+        "--from_predictions",
+        tmp_path / "out",
+        tmp_path / "out",
+        "--output_dir",
+        tmp_path / "fused",
     )
     assert code == 0
     fused = json.loads((tmp_path / "fused/eval_results.json").read_text())
     for name in ("top1_accuracy", "mean_class_accuracy", "videos_evaluated"):
         assert fused[name] == results[name]
-    code, _, err = run(capsys, "--from-predictions", tmp_path / "none", "--output_dir", tmp_path / "fused")
+    code, _, err = run(
+        capsys, "--from-predictions", tmp_path / "none", "--output_dir", tmp_path / "fused"
+    )
     assert code == 2
     assert "none" in err
 
@@ -203,11 +236,15 @@ def make_run(problem: str, seed: int, **fields) -> Predictions:
     rng = np.random.default_rng(seed)
     labels = {
         "single_label_classification": np.array([0, 2, 1, 1]),
-        "multi_label_classification": np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]], np.float32),
+        "multi_label_classification": np.array(
+            [[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]], np.float32
+        ),
         "regression": np.array([0.5, -1, 2, 3], np.float32),
     }[problem]
     logits = rng.normal(size=(4, 1 if problem == "regression" else 3)).astype(np.float32) * 3
-    return Predictions(list("abcd"), logits, labels, problem_type=problem, views=np.array([3, 3, 6, 3]), **fields)
+    return Predictions(
+        list("abcd"), logits, labels, problem_type=problem, views=np.array([3, 3, 6, 3]), **fields
+    )
 
 
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
@@ -217,7 +254,9 @@ PROBLEMS = ("single_label_classification", "multi_label_classification", "regres
 def test_predictions_come_back(problem: str, tmp_path: Path):
     one = make_run(problem, 0)
     names = list(NAMES[: one.logits.shape[1]])
-    found, found_names = read_predictions(write_predictions(tmp_path / "predictions.parquet", one, names))
+    found, found_names = read_predictions(
+        write_predictions(tmp_path / "predictions.parquet", one, names)
+    )
     assert (found.video_ids, found_names, found.problem_type) == (one.video_ids, names, problem)
     for name in ("logits", "labels", "views"):
         np.testing.assert_array_equal(getattr(found, name), getattr(one, name))
@@ -228,7 +267,11 @@ def test_fused_runs_are_the_mean_of_their_scores(problem: str):
     one, other = make_run(problem, 0), make_run(problem, 1)
     reverse = [3, 2, 1, 0]
     turned = Predictions(
-        list("dcba"), other.logits[reverse], other.labels[reverse], problem_type=problem, views=other.views[reverse]
+        list("dcba"),
+        other.logits[reverse],
+        other.labels[reverse],
+        problem_type=problem,
+        views=other.views[reverse],
     )
     fused, _ = fuse([(one, list(NAMES)), (turned, list(NAMES))])
     to_scores = {
@@ -248,10 +291,13 @@ def test_runs_that_do_not_fit():
     other = make_run(PROBLEMS[0], 1)
     other.video_ids = list("abce")
     with pytest.raises(
-        ValueError, match=r"run 2 is of other videos than run 1: 1 only in run 1 and 1 only in the other"
+        ValueError,
+        match=r"run 2 is of other videos than run 1: 1 only in run 1 and 1 only in the other",
     ):
         fuse([one, (other, list(NAMES))])
-    with pytest.raises(ValueError, match="run 2 has other classes than run 1: the same names in another order"):
+    with pytest.raises(
+        ValueError, match="run 2 has other classes than run 1: the same names in another order"
+    ):
         fuse([one, (make_run(PROBLEMS[0], 1), ["b", "a", "c"])])
     other = make_run(PROBLEMS[0], 1)
     other.labels = np.array([0, 2, 2, 1])
@@ -261,7 +307,9 @@ def test_runs_that_do_not_fit():
 
 def test_sizes_of_errors():
     single = Predictions(
-        list("ab"), np.log(np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]], np.float32)), np.array([0, 1])
+        list("ab"),
+        np.log(np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]], np.float32)),
+        np.array([0, 1]),
     )
     np.testing.assert_allclose(error_sizes(single), [0, 0.1], atol=1e-6)
     assert describe_error(single, 1, list(NAMES)) == ("true: b 40%", "said: a 50%")

@@ -1,4 +1,6 @@
-"""A headless Chromium for the tests, driven through chromedriver's own HTTP interface (W3C WebDriver)."""
+"""A headless Chromium for the tests, driven through chromedriver's own HTTP interface (W3C
+WebDriver).
+"""
 
 import base64
 import json
@@ -12,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key that the WebDriver standard gives to elements
+# the key that the WebDriver standard gives to elements
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
 def missing_programs() -> list[str]:
@@ -30,14 +33,27 @@ class Browser:
     """One window; a context manager."""
 
     def __enter__(self) -> "Browser":
-        self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
+        self.driver = subprocess.Popen(
+            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True
+        )
         for line in self.driver.stdout:
             if found := re.search(r"started successfully on port (\d+)", line):
                 break
         self.url = f"http://127.0.0.1:{found[1]}"
-        options = {"args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1100,1500"]}
+        options = {
+            "args": [
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-dev-shm-usage",
+                "--window-size=1100,1500",
+            ]
+        }
         capabilities = {
-            "alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options, "pageLoadStrategy": "none"}
+            "alwaysMatch": {
+                "browserName": "chrome",
+                "goog:chromeOptions": options,
+                "pageLoadStrategy": "none",
+            }
         }
         session = self.call("POST", "/session", {"capabilities": capabilities})
         self.url += f"/session/{session['sessionId']}"
@@ -50,7 +66,9 @@ class Browser:
 
     def call(self, method: str, path: str, body: dict | None = None) -> Any:
         data = json.dumps(body or {}).encode() if method == "POST" else None
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=300) as answer:
                 return json.load(answer)["value"]
@@ -74,13 +92,17 @@ class Browser:
                 if "renderer" not in str(error):
                     raise
             time.sleep(0.25)
-        raise TimeoutError(f"{script} did not come true in {seconds} s; the page says: {self.text()[:2000]}")
+        raise TimeoutError(
+            f"{script} did not come true in {seconds} s; the page says: {self.text()[:2000]}"
+        )
 
     def text(self) -> str:
         return self.run("return document.body.innerText")
 
     def upload(self, selector: str, path: Path) -> None:
-        element = self.call("POST", "/element", {"using": "css selector", "value": selector})[ELEMENT]
+        element = self.call("POST", "/element", {"using": "css selector", "value": selector})[
+            ELEMENT
+        ]
         self.call("POST", f"/element/{element}/value", {"text": str(path)})
 
     def screenshot(self, path: Path) -> None:

@@ -12,7 +12,9 @@ from hf_timesformer.data.synthetic import motion_frames
 
 def picture_sequence(num_frames: int = 40, height: int = 48, width: int = 64) -> np.ndarray:
     """Moving test pictures, no two alike: uint8 `(num_frames, height, width, 3)`."""
-    frames = motion_frames("right", np.random.default_rng(3), num_frames=num_frames, size=max(height, width))
+    frames = motion_frames(
+        "right", np.random.default_rng(3), num_frames=num_frames, size=max(height, width)
+    )
     return np.ascontiguousarray(frames[:, :height, :width])
 
 
@@ -28,7 +30,9 @@ def encode(
     container_options: dict[str, str] | None = None,
     change: Callable[[int, av.Packet], list[av.Packet]] | None = None,
 ) -> Path:
-    """Encode `frames`; `times` are presentation times in 1/30 s, `change` may rewrite a packet before it is muxed."""
+    """Encode `frames`; `times` are presentation times in 1/30 s, `change` may rewrite a packet
+    before it is muxed.
+    """
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=30, options=options or {})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
@@ -47,21 +51,27 @@ def encode(
 
 
 def reference_frames(path: Path) -> list[np.ndarray]:
-    """Every frame of a plain full decode, turned as its display matrix says: uint8 `(H, W, 3)` each."""
+    """Every frame of a plain full decode, turned as its display matrix says: uint8 `(H, W, 3)`
+    each.
+    """
     frames = []
     with av.open(str(path), metadata_errors="replace") as container:
         stream = container.streams.video[0]
         stream.thread_count, stream.thread_type = 1, "NONE"
         try:
             for frame in container.decode(stream):
-                frames.append(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
+                frames.append(
+                    np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+                )
         except av.error.InvalidDataError:
             pass  # a damaged tail: what came before it is the reference
     return frames
 
 
 def earlier(shift: int) -> Callable[[int, av.Packet], list[av.Packet]]:
-    """Move all times back, so that the container cuts the first frames away (an edit list) or keeps negative times."""
+    """Move all times back, so that the container cuts the first frames away (an edit list) or keeps
+    negative times.
+    """
 
     def change(index: int, packet: av.Packet) -> list[av.Packet]:
         packet.pts -= int(shift / 30 / packet.time_base)
@@ -79,7 +89,9 @@ def doubled(index: int, packet: av.Packet) -> list[av.Packet]:
 
 
 def packed_avi(path: Path) -> Path:
-    """MPEG-4 in AVI as DivX packs it: a B picture in the packet of the picture before it, then an empty packet."""
+    """MPEG-4 in AVI as DivX packs it: a B picture in the packet of the picture before it, then an
+    empty packet.
+    """
     held: list[av.Packet] = []
 
     def change(index: int, packet: av.Packet) -> list[av.Packet]:
@@ -97,7 +109,8 @@ def packed_avi(path: Path) -> Path:
         ready, held[:] = held[:-1], held[-1:]
         return ready
 
-    options = {"bf": "1", "g": "12", "qmin": "1", "qmax": "2"}  # no B picture so small that decoders overlook it
+    # no B picture so small that decoders overlook it
+    options = {"bf": "1", "g": "12", "qmin": "1", "qmax": "2"}
     encode(path, picture_sequence(40, 96, 128), "mpeg4", options=options, change=change)
     return path
 
@@ -113,7 +126,8 @@ def copy_of(packet: av.Packet, data: bytes) -> av.Packet:
 B_FRAMES = {"bf": "3", "g": "12"}
 OPEN_GOP = {"x264-params": "open-gop=1:keyint=8:bframes=3:scenecut=0"}
 VP8 = {"g": "12", "cpu-used": "8", "deadline": "realtime"}
-KEPT = {"avoid_negative_ts": "disabled"}  # negative times reach the file; Matroska's demuxer then reports none at all
+# negative times reach the file; Matroska's demuxer then reports none at all
+KEPT = {"avoid_negative_ts": "disabled"}
 GROWING_STEPS = [step * (step + 1) // 2 for step in range(40)]
 
 # name -> (codec, keyword arguments of `encode`); the suffix chooses the container.
@@ -146,9 +160,18 @@ ENCODED: dict[str, tuple[str, dict]] = {
     "edit-list.mp4": ("libx264", {"options": B_FRAMES, "change": earlier(6)}),
     "edit-list-mpeg4.mp4": ("mpeg4", {"options": {"bf": "2", "g": "12"}, "change": earlier(6)}),
     "edit-list-open-gop.mp4": ("libx264", {"options": OPEN_GOP, "change": earlier(10)}),
-    "negative-times.webm": ("libvpx", {"options": VP8, "change": earlier(6), "container_options": KEPT}),
-    "negative-times.ts": ("libx264", {"options": B_FRAMES, "change": earlier(6), "container_options": KEPT}),
-    "missing-times.mkv": ("libx264", {"options": B_FRAMES, "change": earlier(6), "container_options": KEPT}),
+    "negative-times.webm": (
+        "libvpx",
+        {"options": VP8, "change": earlier(6), "container_options": KEPT},
+    ),
+    "negative-times.ts": (
+        "libx264",
+        {"options": B_FRAMES, "change": earlier(6), "container_options": KEPT},
+    ),
+    "missing-times.mkv": (
+        "libx264",
+        {"options": B_FRAMES, "change": earlier(6), "container_options": KEPT},
+    ),
     "raw.hevc": ("libx265", {"options": {"x265-params": "keyint=10:bframes=3"}}),
     "raw.m4v": ("mpeg4", {"options": {"bf": "2", "g": "12"}}),
     "turned-90.mp4": ("libx264", {"options": B_FRAMES, "rotation": (90, False, False)}),
@@ -165,7 +188,12 @@ def make_clip(folder: Path, name: str) -> Path:
     if name == "one-frame.mp4":
         return encode(path, picture_sequence(1))
     if name == "odd-size.webm":
-        return encode(path, picture_sequence(20, 37, 51), "libvpx", options={"cpu-used": "8", "deadline": "realtime"})
+        return encode(
+            path,
+            picture_sequence(20, 37, 51),
+            "libvpx",
+            options={"cpu-used": "8", "deadline": "realtime"},
+        )
     if name == "odd-size.mp4":
         return encode(path, picture_sequence(20, 37, 51), pix_fmt="yuv444p", options=B_FRAMES)
     codec, arguments = ENCODED[name]

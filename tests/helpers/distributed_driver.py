@@ -1,6 +1,7 @@
 """One of two CPU processes of test_distributed.py: `python distributed_driver.py RANK FOLDER`.
 
-Trains one step and evaluates under DDP, FSDP and FSDP2, each rank on its half of the batch, and writes what it saw.
+Trains one step and evaluates under DDP, FSDP and FSDP2, each rank on its half of the batch, and
+writes what it saw.
 """
 
 import functools
@@ -62,13 +63,17 @@ def one_step(model, rank: int) -> dict:
 
 def main() -> None:
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2
+    )
     seen = {}
     for scheme in SCHEMES:
         for name, wrap in WRAPPERS.items():
             seen[scheme, name] = one_step(wrap(tiny_model(scheme)), rank)
     torch.save(seen, folder / f"rank{rank}.pt")
-    os._exit(0)  # FSDP2's caches keep the group; a thread of gloo that Python's end finds at work aborts the process
+    # FSDP2's caches keep the group; a thread of gloo that Python's end finds at work aborts the
+    # process
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Pairs of CPU processes of test_rank_exchange.py: `exchange_driver.py FOLDER`. Writes `<case>-<rank>.json`.
+"""Pairs of CPU processes of test_rank_exchange.py: `exchange_driver.py FOLDER`. Writes
+`<case>-<rank>.json`.
 
-In each case rank 0 has one row and is done at once. Rank 1 has eight and is slow, or is killed or hangs after two.
+In each case rank 0 has one row and is done at once. Rank 1 has eight and is slow, or is killed or
+hangs after two.
 """
 
 import json
@@ -40,7 +42,13 @@ def one_rank(case: str, rank: int) -> list[str]:
 
 
 def run(case: str, rank: int, port: int, folder: Path) -> None:
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    places = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1")
     start = time.monotonic()
     try:

@@ -1,7 +1,9 @@
-"""Mutated video files against the decoder: `python tests/fuzz_decoding.py CLIP... --count 10000 --seed 1`.
+"""Mutated video files against the decoder:
+`python tests/fuzz_decoding.py CLIP... --count 10000 --seed 1`.
 
-Each mutation is decoded here, in this process: run it as a child, so that a crash or a hang is seen from outside. The
-last line of the output is a JSON summary; the exit code is 1 where anything but frames or `VideoDecodeError` came out.
+Each mutation is decoded here, in this process: run it as a child, so that a crash or a hang is seen
+from outside. The last line of the output is a JSON summary; the exit code is 1 where anything but
+frames or `VideoDecodeError` came out.
 """
 
 import argparse
@@ -52,13 +54,17 @@ MUTATIONS = (flip_bits, flip_bits, cut_end, cut_out, splice, overwrite)
 
 
 def decode_one(data: bytes, rng: random.Random) -> str:
-    """Decode a few frames of `data`; the outcome in a word. The calls are those that training makes."""
+    """Decode a few frames of `data`; the outcome in a word. The calls are those that training
+    makes.
+    """
     try:
         if rng.random() < 0.1:
             probe_video(data)
         frames, metadata = decode_video(
             data,
-            lambda metadata: [rng.randrange(metadata.total_num_frames) for _ in range(rng.choice((1, 4, 8)))],
+            lambda metadata: [
+                rng.randrange(metadata.total_num_frames) for _ in range(rng.choice((1, 4, 8)))
+            ],
             short_side=rng.choice((None, 32)),
         )
     except VideoDecodeError as error:
@@ -76,11 +82,13 @@ def fuzz(clips: list[bytes], count: int, seed: int) -> dict:
         rng = random.Random(f"{seed}/{index}")
         data, other = rng.choice(clips), rng.choice(clips)
         mutated = rng.choice(MUTATIONS)(data, other, rng)
-        print(index, end=" ", file=sys.stderr, flush=True)  # the last one printed is the one that crashed or hung
+        # the last one printed is the one that crashed or hung
+        print(index, end=" ", file=sys.stderr, flush=True)
         begin = time.process_time()
         try:
             outcomes[decode_one(mutated, rng)] += 1
-        except Exception:  # the one place where everything is caught: it is what this program looks for
+        # the one place where everything is caught: it is what this program looks for
+        except Exception:
             failures.append({"index": index, "error": traceback.format_exc()})
         slowest = max(slowest, (time.process_time() - begin, index))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

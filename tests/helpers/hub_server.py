@@ -1,8 +1,9 @@
-"""A Hub on loopback: the parts of the Hugging Face Hub's HTTP API that publishing and loading a model need.
+"""A Hub on loopback: the parts of the Hugging Face Hub's HTTP API that publishing and loading a
+model need.
 
-It keeps what the Hub keeps (branches, commits, LFS objects by SHA-256) in memory, checks what the Hub checks (token,
-card metadata, size and SHA-256 of an LFS object, its presence before a commit names it) and applies a commit whole or
-not at all. `faults` makes it fail where a test wants it to.
+It keeps what the Hub keeps (branches, commits, LFS objects by SHA-256) in memory, checks what the
+Hub checks (token, card metadata, size and SHA-256 of an LFS object, its presence before a commit
+names it) and applies a commit whole or not at all. `faults` makes it fail where a test wants it to.
 """
 
 import base64
@@ -40,7 +41,9 @@ class File:
     def describe(self) -> dict:
         info = {"type": "file", "oid": git_sha1(self.data), "size": len(self.data)}
         return (
-            {**info, "lfs": {"oid": self.sha256, "size": len(self.data), "pointerSize": 134}} if self.sha256 else info
+            {**info, "lfs": {"oid": self.sha256, "size": len(self.data), "pointerSize": 134}}
+            if self.sha256
+            else info
         )
 
 
@@ -52,7 +55,9 @@ class Repo:
     messages: list[str] = field(default_factory=list)
 
     def commit(self, branch: str, files: dict[str, File], message: str) -> str:
-        seed = f"{len(self.commits)}{branch}{message}".encode() + b"".join(f.etag.encode() for f in files.values())
+        seed = f"{len(self.commits)}{branch}{message}".encode() + b"".join(
+            f.etag.encode() for f in files.values()
+        )
         oid = hashlib.sha1(seed).hexdigest()
         self.commits[oid], self.branches[branch] = files, oid
         self.messages.append(message)
@@ -76,14 +81,17 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.log: list[tuple[str, str]] = []  # (method, path) of every request
         self.ranges: list[str] = []  # Range headers that were served
-        self.faults: dict[str, list[str]] = {}  # "commit" or "put" -> what the next requests do: "500", "403", "drop"
+        # "commit" or "put" -> what the next requests do: "500", "403", "drop"
+        self.faults: dict[str, list[str]] = {}
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
-        # As on the Hub, large objects live at another host, which must never see a token: another name, since
-        # huggingface_hub before 2 takes two ports of one host for the same.
+        # As on the Hub, large objects live at another host, which must never see a token: another
+        # name, since huggingface_hub before 2 takes two ports of one host for the same.
         hosts = zip(("127.0.0.1", "localhost"), self.servers)
-        self.url, self.storage = (f"http://{host}:{server.server_address[1]}" for host, server in hosts)
+        self.url, self.storage = (
+            f"http://{host}:{server.server_address[1]}" for host, server in hosts
+        )
 
     def __enter__(self) -> "Hub":
         for server in self.servers:
@@ -100,7 +108,9 @@ class Hub:
         return set(self.repos[repo_id].files(revision)) - {".gitattributes"}
 
     def environment(self, home: object) -> dict[str, str]:
-        """Variables that point a process of huggingface_hub at this server and at a cache of its own."""
+        """Variables that point a process of huggingface_hub at this server and at a cache of its
+        own.
+        """
         return {
             "HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN, "HF_HOME": str(home),
             "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1,localhost",
@@ -118,7 +128,11 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<revision>[^/]+)", "create_branch"),
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "commit"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", "tree"),
+        (
+            "GET",
+            r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?P<folder>/.*)?",
+            "tree",
+        ),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>[^/]+)", "model_info"),
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)", "model_info"),
         ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
@@ -140,13 +154,21 @@ class _Handler(BaseHTTPRequestHandler):
             for method, pattern, name in self.ROUTES:
                 match = re.fullmatch(pattern, url.path)
                 if method == self.command and match:
-                    groups = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
+                    groups = {
+                        key: unquote(value)
+                        for key, value in match.groupdict().items()
+                        if value is not None
+                    }
                     getattr(self, name)(**groups)
                     return
             raise HubError(404, f"no such address: {self.command} {url.path}")
         except HubError as error:
             self._body()  # so that the next request on this connection starts at its beginning
-            self._json({"error": error.message}, error.status, {"X-Error-Code": error.code} if error.code else {})
+            self._json(
+                {"error": error.message},
+                error.status,
+                {"X-Error-Code": error.code} if error.code else {},
+            )
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 
@@ -175,8 +197,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _json(self, value: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self._send(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+    def _json(
+        self, value: object, status: int = 200, headers: dict[str, str] | None = None
+    ) -> None:
+        self._send(
+            json.dumps(value).encode(),
+            status,
+            {"Content-Type": "application/json", **(headers or {})},
+        )
 
     def _fault(self, where: str) -> None:
         kind = self.hub.faults[where].pop(0) if self.hub.faults.get(where) else None
@@ -201,7 +229,9 @@ class _Handler(BaseHTTPRequestHandler):
     def whoami(self) -> None:
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise HubError(401, "Invalid username or password.")
-        self._json({"type": "user", "name": USER, "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+        self._json(
+            {"type": "user", "name": USER, "orgs": [], "auth": {"accessToken": {"role": "write"}}}
+        )
 
     def create_repo(self) -> None:
         request = json.loads(self._body())
@@ -209,10 +239,15 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(401, "Invalid username or password.")
         name = f"{request.get('organization') or USER}/{request['name']}"
         if name in self.hub.repos:
-            return self._json({"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}, 409)
+            return self._json(
+                {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"},
+                409,
+            )
         repo = self.hub.repos[name] = Repo(private=request.get("visibility") == "private")
         repo.commit(
-            "main", {".gitattributes": File(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")}, "initial"
+            "main",
+            {".gitattributes": File(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")},
+            "initial",
         )
         self._json({"url": f"{self.hub.url}/{name}", "name": name})
 
@@ -225,7 +260,9 @@ class _Handler(BaseHTTPRequestHandler):
                 for result in model["results"]:
                     missing = {"task", "dataset", "metrics"} - result.keys()
                     errors += [f"model-index: a result without {name}" for name in sorted(missing)]
-        self._json({"errors": [{"message": e} for e in errors], "warnings": []}, 400 if errors else 200)
+        self._json(
+            {"errors": [{"message": e} for e in errors], "warnings": []}, 400 if errors else 200
+        )
 
     def create_branch(self, repo: str, revision: str) -> None:
         self._body()
@@ -242,12 +279,23 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": path} for path in stored.files(revision)]
         sha = stored.branches.get(revision, revision)
         self._json(
-            {"id": repo, "modelId": repo, "sha": sha, "private": stored.private, "tags": [], "siblings": siblings}
+            {
+                "id": repo,
+                "modelId": repo,
+                "sha": sha,
+                "private": stored.private,
+                "tags": [],
+                "siblings": siblings,
+            }
         )
 
     def tree(self, repo: str, revision: str, folder: str = "") -> None:
         files, folder = self._repo(repo).files(revision), folder.strip("/")
-        found = {path: file for path, file in files.items() if not folder or path.startswith(folder + "/")}
+        found = {
+            path: file
+            for path, file in files.items()
+            if not folder or path.startswith(folder + "/")
+        }
         if folder and not found:
             raise HubError(404, f"{folder} does not exist", "EntryNotFound")
         self._json([{"path": path, **file.describe()} for path, file in found.items()])
@@ -271,7 +319,9 @@ class _Handler(BaseHTTPRequestHandler):
         for item in request["objects"]:
             answer = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in self.hub.objects:
-                answer["actions"] = {"upload": {"href": f"{self.hub.storage}/lfs/{item['oid']}?size={item['size']}"}}
+                answer["actions"] = {
+                    "upload": {"href": f"{self.hub.storage}/lfs/{item['oid']}?size={item['size']}"}
+                }
             answers.append(answer)
         self._json({"transfer": "basic", "objects": answers})
 
@@ -280,7 +330,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._no_token()
         data = self._body()
         if len(data) != int(self.query["size"][0]) or hashlib.sha256(data).hexdigest() != oid:
-            raise HubError(400, f"content of {len(data)} bytes does not have the announced size and SHA-256")
+            raise HubError(
+                400, f"content of {len(data)} bytes does not have the announced size and SHA-256"
+            )
         self.hub.objects[oid] = data
         self._json({})
 
@@ -305,7 +357,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif key == "lfsFile":
             data = self.hub.objects.get(value["oid"])
             if data is None or len(data) != value.get("size", len(data)):
-                raise HubError(400, f"LFS pointer of {value['path']} names an object that was not uploaded")
+                raise HubError(
+                    400, f"LFS pointer of {value['path']} names an object that was not uploaded"
+                )
             files[value["path"]] = File(data, sha256=value["oid"])
         elif key == "deletedFile":
             if files.pop(value["path"], None) is None:
@@ -326,7 +380,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "ETag": f'"{file.etag}"'}
         if file.sha256:  # as on the Hub: LFS objects live at another address
             linked = {"X-Linked-Size": str(len(file.data)), "X-Linked-Etag": f'"{file.sha256}"'}
-            self._send(b"", 302, {**headers, **linked, "Location": f"{self.hub.storage}/lfs/{file.sha256}"})
+            self._send(
+                b"", 302, {**headers, **linked, "Location": f"{self.hub.storage}/lfs/{file.sha256}"}
+            )
         else:
             self._ranged(file.data, headers)
 
@@ -349,4 +405,8 @@ class _Handler(BaseHTTPRequestHandler):
         if start > end:
             return self._send(b"", 416, {**headers, "Content-Range": f"bytes */{len(data)}"})
         self.hub.ranges.append(match[0])
-        self._send(data[start : end + 1], 206, {**headers, "Content-Range": f"bytes {start}-{end}/{len(data)}"})
+        self._send(
+            data[start : end + 1],
+            206,
+            {**headers, "Content-Range": f"bytes {start}-{end}/{len(data)}"},
+        )

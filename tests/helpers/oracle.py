@@ -1,7 +1,8 @@
-"""TimeSformer written out naively: dense attention under explicit boolean masks, in double precision.
+"""TimeSformer written out naively: dense attention under explicit boolean masks, in double
+precision.
 
-It shares nothing with the package but the names of the weights. Tokens are a flat list of coordinates `(h, w, t)`;
-which of them see each other is asked pair by pair.
+It shares nothing with the package but the names of the weights. Tokens are a flat list of
+coordinates `(h, w, t)`; which of them see each other is asked pair by pair.
 """
 
 import math
@@ -55,7 +56,9 @@ def mask(step: str, rows: int, columns: int, frames: int) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def groups(step: str, rows: int, columns: int, frames: int) -> list[list[int]]:
-    """The sets of patches that see each other, each in token order, ordered by how `group_key` names them."""
+    """The sets of patches that see each other, each in token order, ordered by how `group_key`
+    names them.
+    """
     sets: dict[tuple, list[int]] = {}
     for number, place in enumerate(places(rows, columns, frames)):
         sets.setdefault(group_key(step, place), []).append(number)
@@ -73,21 +76,30 @@ def group_key(step: str, place: Place) -> tuple:
 
 
 class Oracle:
-    """The network with the weights of a model of this package (names without `timesformer.` for the base model)."""
+    """The network with the weights of a model of this package (names without `timesformer.` for the
+    base model).
+    """
 
-    def __init__(self, config, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float64):
+    def __init__(
+        self, config, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float64
+    ):
         self.config = config
         self.dtype = dtype
-        self.weights = {name.removeprefix("timesformer."): value.to(dtype) for name, value in weights.items()}
+        self.weights = {
+            name.removeprefix("timesformer."): value.to(dtype) for name, value in weights.items()
+        }
         self.steps = STEPS[config.attention_type]
 
     def __call__(self, clips: torch.Tensor) -> dict:
-        """`clips (b, t, c, height, width)` -> `last_hidden_state`, `logits`, `hidden_states`, and for each step's name
-        the list over layers of its dense weights (patches `(b, heads, n, n)`; last: with CLS, see `last_step`)."""
+        """`clips (b, t, c, height, width)` -> `last_hidden_state`, `logits`, `hidden_states`, and
+        for each step's name the list over layers of its dense weights (patches `(b, heads, n, n)`;
+        last: with CLS, see `last_step`).
+        """
         batch = clips.shape[0]
         self.recorded = {"hidden_states": [], **{step: [] for step in self.steps}}
         clips = clips.to(self.dtype)
-        if self.config.attention_type == "space_only":  # every frame alone, the tokens then averaged over frames
+        # every frame alone, the tokens then averaged over frames
+        if self.config.attention_type == "space_only":
             clips = clips.reshape(-1, 1, *clips.shape[2:])
         tokens, grid = self.embed(clips)
         self.recorded["hidden_states"].append(tokens)
@@ -95,7 +107,9 @@ class Oracle:
             tokens = self.block(f"encoder.layer.{layer}.", tokens, grid)
             self.recorded["hidden_states"].append(tokens)
         if self.config.attention_type == "space_only":
-            tokens = torch.stack([clip.mean(dim=0) for clip in tokens.reshape(batch, -1, *tokens.shape[1:])])
+            tokens = torch.stack(
+                [clip.mean(dim=0) for clip in tokens.reshape(batch, -1, *tokens.shape[1:])]
+            )
         tokens = self.norm("layernorm", tokens)
         logits = self.classify(tokens[:, 0])
         return {"last_hidden_state": tokens, "logits": logits, "grid": grid, **self.recorded}
@@ -132,11 +146,17 @@ class Oracle:
         old_rows, old_columns = (image // patch for image, patch in zip(*sizes))
         known = table[0, 1:].reshape(old_rows, old_columns, -1)
         kind = self.config.position_interpolation
-        vertical, horizontal = resampling(kind, old_rows, rows), resampling(kind, old_columns, columns)
+        vertical, horizontal = (
+            resampling(kind, old_rows, rows),
+            resampling(kind, old_columns, columns),
+        )
         if (old_rows, old_columns) == (rows, columns):
             vertical, horizontal = torch.eye(rows), torch.eye(columns)
         resampled = torch.einsum("ab,cd,bde->ace", vertical.to(known), horizontal.to(known), known)
-        return {"cls": table[0, 0], **{(h, w): resampled[h, w] for h, w in product(range(rows), range(columns))}}
+        return {
+            "cls": table[0, 0],
+            **{(h, w): resampled[h, w] for h, w in product(range(rows), range(columns))},
+        }
 
     def times(self, frames: int) -> list:
         table = self.weights.get("embeddings.time_embeddings")
@@ -152,7 +172,9 @@ class Oracle:
             patches = patches + self.early_step(layer, step, patches, grid)
         tokens = torch.cat((cls, patches), dim=1)
         tokens = tokens + self.last_step(layer, tokens, grid)
-        hidden = gelu(self.linear(layer + "intermediate.dense", self.norm(layer + "layernorm_after", tokens)))
+        hidden = gelu(
+            self.linear(layer + "intermediate.dense", self.norm(layer + "layernorm_after", tokens))
+        )
         return tokens + self.linear(layer + "output.dense", hidden)
 
     def early_step(self, layer: str, step: str, patches: torch.Tensor, grid: Place) -> torch.Tensor:
@@ -162,10 +184,13 @@ class Oracle:
         weights = masked_softmax(query @ key.mT, mask(step, *grid))  # (b, heads, n, n)
         self.recorded[step].append(weights)
         context = merge(weights @ value)
-        return self.linear(f"{layer}{step}_dense", self.linear(f"{layer}{step}_attention.output.dense", context))
+        return self.linear(
+            f"{layer}{step}_dense", self.linear(f"{layer}{step}_attention.output.dense", context)
+        )
 
     def last_step(self, layer: str, tokens: torch.Tensor, grid: Place) -> torch.Tensor:
-        """Patches see CLS and their group; CLS sees itself and one group at a time, and takes the plain mean.
+        """Patches see CLS and their group; CLS sees itself and one group at a time, and takes the
+        plain mean.
 
         Records `(patch weights (b, heads, n, 1 + n), CLS weights (b, heads, groups, 1 + n))`.
         """
@@ -210,7 +235,9 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def masked_softmax(scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    powers = torch.where(seen, scores - scores.amax(dim=-1, keepdim=True).detach(), -torch.inf).exp()
+    powers = torch.where(
+        seen, scores - scores.amax(dim=-1, keepdim=True).detach(), -torch.inf
+    ).exp()
     return powers / powers.sum(dim=-1, keepdim=True)
 
 
@@ -220,7 +247,9 @@ def merge(context: torch.Tensor) -> torch.Tensor:
 
 
 def resampling(kind: str, old: int, new: int) -> torch.Tensor:
-    """The matrix `(new, old)` that resamples one axis as image libraries do: pixel centres, borders repeated."""
+    """The matrix `(new, old)` that resamples one axis as image libraries do: pixel centres, borders
+    repeated.
+    """
     matrix = torch.zeros(new, old, dtype=torch.float64)
     for position in range(new):
         if kind == "nearest":

@@ -27,7 +27,9 @@ def tiny_config(scheme: str, **fields) -> TimeSformerConfig:
     return TimeSformerConfig(attention_type=scheme, **{**defaults, **fields})
 
 
-def tiny_model(scheme: str, *, attention: str = "sdpa", seed: int = 0, **fields) -> TimeSformerForVideoClassification:
+def tiny_model(
+    scheme: str, *, attention: str = "sdpa", seed: int = 0, **fields
+) -> TimeSformerForVideoClassification:
     """A classifier in eval mode; every weight is random, those that start from zero too."""
     config = tiny_config(scheme, **fields)
     model = TimeSformerForVideoClassification._from_config(config, attn_implementation=attention)
@@ -40,13 +42,19 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator) * 0.35
-        parameter.copy_(values + 1 if name.split(".")[-2].find("norm") >= 0 and name.endswith("weight") else values)
+        parameter.copy_(
+            values + 1
+            if name.split(".")[-2].find("norm") >= 0 and name.endswith("weight")
+            else values
+        )
     return model
 
 
 @contextmanager
 def layer_by_layer(model: torch.nn.Module) -> Iterator[None]:
-    """Somebody looks at what each module gives: then nothing is fused, left out, recomputed or done in place."""
+    """Somebody looks at what each module gives: then nothing is fused, left out, recomputed or done
+    in place.
+    """
     handles = [module.register_forward_hook(lambda *_: None) for module in model.modules()]
     yield
     for handle in handles:
@@ -60,7 +68,9 @@ def clips(*shape: int, seed: int = 1) -> torch.Tensor:
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-4) -> None:
     """The largest difference within `relative` of the largest expected magnitude."""
-    assert actual.shape == expected.shape, f"{tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    assert actual.shape == expected.shape, (
+        f"{tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    )
     actual, expected = actual.detach().double(), expected.detach().double()
     worst, scale = (actual - expected).abs().max().item(), expected.abs().max().item()
     assert worst <= relative * scale, f"differs by {worst:.3g} where values reach {scale:.3g}"

@@ -5,7 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
+from hf_timesformer import (
+    TimeSformerConfig,
+    TimeSformerForVideoClassification,
+    TimeSformerVideoProcessor,
+)
 from hf_timesformer.data.synthetic import MOTIONS, motion_frames
 from hf_timesformer.video.encoding import write_video
 
@@ -17,7 +21,8 @@ def write_clips(folder: Path) -> Path:
         for number in range(2):
             (folder / "test" / name).mkdir(parents=True, exist_ok=True)
             frames = motion_frames(name, rng, num_frames=10, size=48)
-            wide = np.concatenate([frames, frames[:, :, ::-1] // 2], axis=2)  # (10, 48, 96, 3): three crops differ
+            # (10, 48, 96, 3): three crops differ
+            wide = np.concatenate([frames, frames[:, :, ::-1] // 2], axis=2)
             write_video(folder / f"test/{name}/{number}.mp4", wide)
     (folder / "test/up/broken.mp4").write_text("no video")
     return folder

@@ -1,13 +1,14 @@
-"""`timesformer train` with witnesses, for tests: what each step took, what was decoded, which threads are left at its
-end, and a death at a chosen moment.
+"""`timesformer train` with witnesses, for tests: what each step took, what was decoded, which
+threads are left at its end, and a death at a chosen moment.
 
-Environment: TRAIN_LOG names a folder for one log a process; DIE_AT_STEP kills the process with that many steps done;
-DIE_SAVING kills it halfway through the checkpoint of that step; TERM_AT_STEP sends SIGTERM to the process and to its
-workers, as a scheduler does, with that many steps done; TERM_EVALUATING does so in the evaluation after that step.
+Environment: TRAIN_LOG names a folder for one log a process; DIE_AT_STEP kills the process with that
+many steps done; DIE_SAVING kills it halfway through the checkpoint of that step; TERM_AT_STEP sends
+SIGTERM to the process and to its workers, as a scheduler does, with that many steps done;
+TERM_EVALUATING does so in the evaluation after that step.
 
-`train_driver.py ARGUMENTS` is one run. `train_driver.py --serve` imports everything once. Then, for each line
-`{"argv": [...], "env": [{...}, ...], "output": "..."}` that it reads, it forks a process for each environment, and
-answers with the list of their exit codes.
+`train_driver.py ARGUMENTS` is one run. `train_driver.py --serve` imports everything once. Then, for
+each line `{"argv": [...], "env": [{...}, ...], "output": "..."}` that it reads, it forks a process
+for each environment, and answers with the list of their exit codes.
 """
 
 import json
@@ -31,7 +32,9 @@ take_batches = transformers.Trainer.get_batch_samples
 
 
 def note(kind: str, text: str) -> None:
-    with Path(os.environ["TRAIN_LOG"], f"{kind}-{os.environ.get('RANK', '0')}.txt").open("a") as file:
+    with Path(os.environ["TRAIN_LOG"], f"{kind}-{os.environ.get('RANK', '0')}.txt").open(
+        "a"
+    ) as file:
         file.write(f"{text}\n")
 
 
@@ -74,7 +77,10 @@ def terminate_if(variable: str):
 def run(argv: list[str]) -> None:
     main_of_train(argv)
     time.sleep(0.1)  # a thread that has just ended may be listed for a moment
-    note("threads", " ".join(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")))
+    note(
+        "threads",
+        " ".join(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")),
+    )
 
 
 def serve() -> None:
@@ -88,7 +94,9 @@ def serve() -> None:
 
 
 def exit_codes(children: list[int]) -> list[int]:
-    """How each ended; those that wait for one that failed are killed after a while, so that no test hangs."""
+    """How each ended; those that wait for one that failed are killed after a while, so that no test
+    hangs.
+    """
     codes, deadline = {}, float("inf")
     while len(codes) < len(children):
         for child in children:
@@ -127,7 +135,9 @@ watch(training.VideoTrainer, "training_step", terminate_if("TERM_AT_STEP"))
 watch(training.VideoTrainer, "prediction_step", terminate_if("TERM_EVALUATING"))
 watch(training.VideoTrainer, "_save_optimizer_and_scheduler", die_if("DIE_SAVING"))
 watch(
-    loading.TrainingClips, "__getitem__", lambda clips, key: note("decoded", f"{key.epoch} {key.index} {key.stream}")
+    loading.TrainingClips,
+    "__getitem__",
+    lambda clips, key: note("decoded", f"{key.epoch} {key.index} {key.stream}"),
 )
 
 if __name__ == "__main__":

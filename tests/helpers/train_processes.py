@@ -22,7 +22,8 @@ ARGUMENTS = (
     "--color_jitter 0.2 --disable_tqdm true --dataloader_num_workers 1"
 ).split()
 SHARD_SIZES = (9, 1, 7, 4)
-# accelerate's barrier takes the rank of a process for a GPU's, with --use_cpu too: two processes need two GPUs or 0.
+# accelerate's barrier takes the rank of a process for a GPU's, with --use_cpu too: two processes
+# need two GPUs or 0.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -46,14 +47,31 @@ def prepare(output: Path, arguments: list[str]) -> tuple[Path, list[str]]:
 
 def distributed(rank: int, processes: int, port: str) -> dict[str, str]:
     """What torchrun tells each process."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    return {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+    }
+    return {name: str(value) for name, value in names.items()} | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
 
 
 def launch(output: Path, *arguments: str, processes: int) -> Run:
-    """Run with `accelerate launch`, which with `--cpu` would start one process only, unless there is mpirun."""
+    """Run with `accelerate launch`, which with `--cpu` would start one process only, unless there
+    is mpirun.
+    """
     log, argv = prepare(output, list(arguments))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+    ]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", "0", str(DRIVER), *argv]
     environment = ENVIRONMENT | {"TRAIN_LOG": str(log), "PYTHONFAULTHANDLER": "1"}
@@ -86,7 +104,11 @@ def train_server() -> Iterator[Callable[..., Run]]:
             server.stdin.write(json.dumps(request) + "\n")
             server.stdin.flush()
             codes = json.loads(server.stdout.readline())
-            return Run(min(codes, key=lambda code: (code == 0, code)), (log / "output.txt").read_text(), log)
+            return Run(
+                min(codes, key=lambda code: (code == 0, code)),
+                (log / "output.txt").read_text(),
+                log,
+            )
 
         yield run
         server.stdin.close()

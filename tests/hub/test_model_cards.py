@@ -1,4 +1,6 @@
-"""The cards of the official model zoo hold the published figures, and the card of a run only what the run recorded."""
+"""The cards of the official model zoo hold the published figures, and the card of a run only what
+the run recorded.
+"""
 
 import json
 import re
@@ -50,7 +52,10 @@ def scores(card: ModelCard) -> dict[str, float]:
 
 
 def test_every_released_checkpoint_has_a_card() -> None:
-    named = [re.search(r"`(TimeSformer_divST_\w+)\.pyth`", path.read_text(encoding="utf-8"))[1] for path in CARDS]
+    named = [
+        re.search(r"`(TimeSformer_divST_\w+)\.pyth`", path.read_text(encoding="utf-8"))[1]
+        for path in CARDS
+    ]
     assert sorted(named) == sorted(MODEL_ZOO)
 
 
@@ -84,11 +89,15 @@ def test_released_cards_are_those_of_the_table() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    TimeSformerConfig(id2label={0: "falls", 1: "rises"}, image_size=[160, 224]).save_pretrained(tmp_path / "run")
+    TimeSformerConfig(id2label={0: "falls", 1: "rises"}, image_size=[160, 224]).save_pretrained(
+        tmp_path / "run"
+    )
     return tmp_path / "run"
 
 
-def write(folder: Path, train: dict | None = TRAINED, evaluated: dict | None = EVALUATED, where: str = ".") -> None:
+def write(
+    folder: Path, train: dict | None = TRAINED, evaluated: dict | None = EVALUATED, where: str = "."
+) -> None:
     if train is not None:
         (folder / "train_results.json").write_text(json.dumps(train))
     if evaluated is not None:
@@ -99,9 +108,15 @@ def write(folder: Path, train: dict | None = TRAINED, evaluated: dict | None = E
 @pytest.mark.parametrize("where", [".", "eval_test", "eval_validation"])
 def test_card_fills_itself_from_a_run(folder: Path, where: str) -> None:
     write(folder, where=where)
-    card = fill_model_card(folder, repo_id="me/falling", base_model="facebook/timesformer-base-finetuned-k400")
+    card = fill_model_card(
+        folder, repo_id="me/falling", base_model="facebook/timesformer-base-finetuned-k400"
+    )
     again = ModelCard(str(card))  # what the Hub reads
-    assert scores(again) == {"Top-1 accuracy": 81.25, "Top-5 accuracy": 100.0, "Mean class accuracy": 79.0}
+    assert scores(again) == {
+        "Top-1 accuracy": 81.25,
+        "Top-5 accuracy": 100.0,
+        "Mean class accuracy": 79.0,
+    }
     result = again.data.eval_results[0]
     assert (result.dataset_name, result.dataset_split) == ("falling-things", "test")
     metadata = yaml.safe_load(again.data.to_yaml())
@@ -121,7 +136,12 @@ def test_card_says_what_was_not_recorded(folder: Path) -> None:
     card = fill_model_card(folder, repo_id="me/falling")
     assert card.data.eval_results is None
     assert "model-index" not in str(card)
-    for text in ("training data was not recorded", "hyperparameters were not recorded", "Not evaluated", "Not stated"):
+    for text in (
+        "training data was not recorded",
+        "hyperparameters were not recorded",
+        "Not evaluated",
+        "Not stated",
+    ):
         assert text in card.text, text
 
 
@@ -141,7 +161,9 @@ def test_data_of_the_evaluation_is_not_taken_for_that_of_training(folder: Path) 
     assert card.data.eval_results[0].dataset_name == "Kinetics-2"
 
 
-@pytest.mark.parametrize(("scheme", "remote"), [("space_only", False), ("axial", True), ("sparse_local_global", True)])
+@pytest.mark.parametrize(
+    ("scheme", "remote"), [("space_only", False), ("axial", True), ("sparse_local_global", True)]
+)
 def test_card_says_how_to_load(folder: Path, scheme: str, remote: bool) -> None:
     TimeSformerConfig(attention_type=scheme).save_pretrained(folder)
     card = fill_model_card(folder, repo_id="me/falling")
@@ -151,7 +173,9 @@ def test_card_says_how_to_load(folder: Path, scheme: str, remote: bool) -> None:
 
 
 @pytest.mark.parametrize("base", ["facebook/timesformer-hr-finetuned-ssv2", "converted"])
-def test_licence_of_the_official_weights_cannot_be_shed(folder: Path, tmp_path: Path, base: str) -> None:
+def test_licence_of_the_official_weights_cannot_be_shed(
+    folder: Path, tmp_path: Path, base: str
+) -> None:
     if base == "converted":
         base = tmp_path / "converted"
         base.mkdir()
@@ -161,15 +185,22 @@ def test_licence_of_the_official_weights_cannot_be_shed(folder: Path, tmp_path: 
     assert fill_model_card(folder, base_model=str(base)).data.license == "cc-by-nc-4.0"
 
 
-def test_licence_of_other_base_models_is_taken_over_or_replaced(folder: Path, tmp_path: Path) -> None:
+def test_licence_of_other_base_models_is_taken_over_or_replaced(
+    folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# a ViT")
     assert fill_model_card(folder, base_model=str(tmp_path)).data.license == "apache-2.0"
     assert fill_model_card(folder, base_model=str(tmp_path), license="mit").data.license == "mit"
-    assert fill_model_card(folder, base_model=str(tmp_path)).data.base_model is None  # a path means nothing elsewhere
+    # a path means nothing elsewhere
+    assert fill_model_card(folder, base_model=str(tmp_path)).data.base_model is None
 
 
-@pytest.mark.parametrize(("name", "text"), [("train_results.json", "{"), ("eval_results.json", "[1]")])
-def test_broken_results_are_an_error_that_names_the_file(folder: Path, name: str, text: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"), [("train_results.json", "{"), ("eval_results.json", "[1]")]
+)
+def test_broken_results_are_an_error_that_names_the_file(
+    folder: Path, name: str, text: str
+) -> None:
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=name):
         fill_model_card(folder)

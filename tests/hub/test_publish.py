@@ -1,4 +1,6 @@
-"""Publishing, against a Hub on loopback, and opening what was published where this package is absent."""
+"""Publishing, against a Hub on loopback, and opening what was published where this package is
+absent.
+"""
 
 import json
 import os
@@ -19,7 +21,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from hf_timesformer.data.synthetic import make_motion_dataset, motion_frames
-from hf_timesformer.hub.publish import add_code, complete_folder, files_to_publish, push_folder, save_for_hub
+from hf_timesformer.hub.publish import (
+    add_code,
+    complete_folder,
+    files_to_publish,
+    push_folder,
+    save_for_hub,
+)
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.video.encoding import write_video
@@ -42,13 +50,21 @@ TINY = {
 }  # fmt: skip
 
 
-def make_model(folder: Path, scheme: str, *, seed: int = 0, **save_options: object) -> torch.nn.Module:
+def make_model(
+    folder: Path, scheme: str, *, seed: int = 0, **save_options: object
+) -> torch.nn.Module:
     torch.manual_seed(seed)
-    model = TimeSformerForVideoClassification(TimeSformerConfig(attention_type=scheme, **TINY)).eval()
-    for parameter in model.parameters():  # the extra dense layers start from zero: let every step count
+    model = TimeSformerForVideoClassification(
+        TimeSformerConfig(attention_type=scheme, **TINY)
+    ).eval()
+    # the extra dense layers start from zero: let every step count
+    for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     processor = TimeSformerVideoProcessor(
-        num_frames=4, sampling_rate=4, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        num_frames=4,
+        sampling_rate=4,
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
     )
     save_for_hub(model, folder, processor=processor)
     complete_folder(folder, f"{USER}/{folder.name}")
@@ -56,13 +72,17 @@ def make_model(folder: Path, scheme: str, *, seed: int = 0, **save_options: obje
 
 
 def run(code: str, hub: Hub, folder: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Run `code` in a process of its own, in an empty folder, with the Hub on loopback and an empty cache."""
+    """Run `code` in a process of its own, in an empty folder, with the Hub on loopback and an empty
+    cache.
+    """
     home = folder / "home"
     home.mkdir(parents=True, exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment |= hub.environment(home) | {"OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=900)
+    return subprocess.run(
+        command, cwd=home, env=environment, capture_output=True, text=True, timeout=900
+    )
 
 
 @pytest.fixture
@@ -150,7 +170,11 @@ def test_what_is_published_opens_where_the_package_is_absent(hub: Hub, tmp_path:
         assert answer[scheme]["class"].startswith("transformers_modules")
         assert scheme in answer[scheme]["refusal"]
         assert "trust_remote_code" in answer[scheme]["refusal"]
-    assert answer["kinds"] == ["TimeSformerModel", "TimeSformerVideoProcessor", "TimeSformerImageProcessor"]
+    assert answer["kinds"] == [
+        "TimeSformerModel",
+        "TimeSformerVideoProcessor",
+        "TimeSformerImageProcessor",
+    ]
 
     processor = TimeSformerVideoProcessor.from_pretrained(tmp_path / "axial")
     ours = processor(frames[:4], return_tensors="pt", do_sample_frames=False)["pixel_values"][0]
@@ -161,13 +185,27 @@ def test_what_is_published_opens_where_the_package_is_absent(hub: Hub, tmp_path:
 
 
 def test_script_publishes_and_never_shows_the_token(
-    hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    hub: Hub,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
 ) -> None:
     (folder / "README.md").unlink()
     (folder / "training_args.bin").write_bytes(b"a pickle that stays at home")
-    (folder / "eval_results.json").write_text('{"top1_accuracy": 0.5, "data_dir": "/home/me/falling"}')
+    (folder / "eval_results.json").write_text(
+        '{"top1_accuracy": 0.5, "data_dir": "/home/me/falling"}'
+    )
     script = str(ROOT / "scripts" / "push_to_hub.py")
-    arguments = [str(folder), f"{USER}/by-script", "--private", "--dataset", "Falling things", "--license", "mit"]
+    arguments = [
+        str(folder),
+        f"{USER}/by-script",
+        "--private",
+        "--dataset",
+        "Falling things",
+        "--license",
+        "mit",
+    ]
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -193,7 +231,9 @@ def test_script_publishes_and_never_shows_the_token(
 
 
 def test_training_publishes_code_processors_and_card(hub: Hub, tmp_path: Path) -> None:
-    clips = make_motion_dataset(tmp_path / "falling-things", splits={"train": 2}, num_frames=6, size=40)
+    clips = make_motion_dataset(
+        tmp_path / "falling-things", splits={"train": 2}, num_frames=6, size=40
+    )
     network = "image_size=32,patch_size=16,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,num_frames=2"
     arguments = {
         "data_dir": clips, "attention_type": "axial", "config_overrides": network, "recipe": "none",
@@ -210,8 +250,15 @@ def test_training_publishes_code_processors_and_card(hub: Hub, tmp_path: Path) -
     done = run(code, hub, tmp_path, HF_TOKEN="")
     assert done.returncode == 0, done.stderr[-3000:]
     files = hub.repos[f"{USER}/trained"].files()
-    shipped = {"modeling_timesformer.py", "video_processing_timesformer.py", "decoding.py", "schemes.py"}
-    assert shipped | {"config.json", "model.safetensors", "video_preprocessor_config.json"} <= set(files)
+    shipped = {
+        "modeling_timesformer.py",
+        "video_processing_timesformer.py",
+        "decoding.py",
+        "schemes.py",
+    }
+    assert shipped | {"config.json", "model.safetensors", "video_preprocessor_config.json"} <= set(
+        files
+    )
     config = json.loads(files["config.json"].data)
     assert config["auto_map"]["AutoModelForVideoClassification"].startswith("modeling_timesformer.")
     card = files["README.md"].data.decode()
@@ -222,7 +269,8 @@ def test_training_publishes_code_processors_and_card(hub: Hub, tmp_path: Path) -
         "12 training videos",
     ):
         assert text in card, text
-    assert "training_args.bin" in files  # Trainer pickles its arguments: the token must not be among them
+    # Trainer pickles its arguments: the token must not be among them
+    assert "training_args.bin" in files
     seen = [done.stdout.encode(), done.stderr.encode(), *(file.data for file in files.values())]
     seen += [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in data for data in seen)
@@ -252,11 +300,15 @@ def test_upload_that_breaks_leaves_nothing_and_can_be_repeated(
     push(folder, hub)
     assert hub.names(f"{USER}/tiny") == {path.name for path in folder.iterdir()}
     sent = [path for method, path in hub.log if method == "PUT"]
-    assert len(sent) == (2 if "put" in faults else len(sent_before)), "weights that had arrived were sent again"
+    assert len(sent) == (2 if "put" in faults else len(sent_before)), (
+        "weights that had arrived were sent again"
+    )
     assert len(hub.repos[f"{USER}/tiny"].messages) == 2
 
 
-def test_upload_over_an_older_model_is_all_or_nothing(hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_upload_over_an_older_model_is_all_or_nothing(
+    hub: Hub, folder: Path, tmp_path: Path
+) -> None:
     push(folder, hub)
     before = dict(hub.repos[f"{USER}/tiny"].files())
     make_model(tmp_path / "new" / "tiny", "axial", seed=5)
@@ -274,7 +326,9 @@ def test_connection_that_drops_within_the_weights_is_taken_up_again(hub: Hub, fo
     assert [method for method, _ in hub.log].count("PUT") == 2
 
 
-def test_answer_that_is_lost_after_the_commit_makes_no_second_commit(hub: Hub, folder: Path) -> None:
+def test_answer_that_is_lost_after_the_commit_makes_no_second_commit(
+    hub: Hub, folder: Path
+) -> None:
     hub.faults = {"commit-answer": ["drop"]}
     with pytest.raises(ConnectionError, match="run it again"):
         push(folder, hub)
@@ -284,7 +338,9 @@ def test_answer_that_is_lost_after_the_commit_makes_no_second_commit(hub: Hub, f
     assert commit.oid == repo.branches["main"]
 
 
-def test_two_pushes_at_a_time_do_not_mix(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_pushes_at_a_time_do_not_mix(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create_commit = HfApi.create_commit
 
     def overtaken(self: HfApi, *args: object, **kwargs: object) -> object:
@@ -321,7 +377,9 @@ def test_weights_of_an_earlier_push_do_not_stay_behind(hub: Hub, folder: Path) -
         path.unlink()
     (folder / "model.safetensors").write_bytes(weights)
     push(folder, hub)
-    assert not {name for name in hub.names(f"{USER}/tiny") if name.startswith("model")} - {"model.safetensors"}
+    assert not {name for name in hub.names(f"{USER}/tiny") if name.startswith("model")} - {
+        "model.safetensors"
+    }
 
 
 def test_a_branch_is_created_and_main_stays(hub: Hub, folder: Path) -> None:
@@ -342,7 +400,10 @@ def spoil_weights(folder: Path) -> None:
 
 
 def lose_shard(folder: Path) -> None:
-    index = {"metadata": {}, "weight_map": {"classifier.weight": "model-00002-of-00002.safetensors"}}
+    index = {
+        "metadata": {},
+        "weight_map": {"classifier.weight": "model-00002-of-00002.safetensors"},
+    }
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
@@ -374,10 +435,15 @@ def other_scheme(folder: Path) -> None:
         (lose_code, "code that is not there: .*modeling_timesformer.py"),
         (other_scheme, "axial.*save_for_hub"),
         (lambda f: (f / "README.md").unlink(), "no README.md"),
-        (lambda f: (f / "README.md").write_text(f"---\nlicense: mit\n---\nmy token is {TOKEN}"), "access token"),
+        (
+            lambda f: (f / "README.md").write_text(f"---\nlicense: mit\n---\nmy token is {TOKEN}"),
+            "access token",
+        ),
     ],
 )
-def test_half_a_model_is_not_uploaded(hub: Hub, folder: Path, spoil: Callable, message: str) -> None:
+def test_half_a_model_is_not_uploaded(
+    hub: Hub, folder: Path, spoil: Callable, message: str
+) -> None:
     spoil(folder)
     with pytest.raises((ValueError, OSError), match=message) as caught:
         push(folder, hub)
@@ -386,7 +452,13 @@ def test_half_a_model_is_not_uploaded(hub: Hub, folder: Path, spoil: Callable, m
 
 
 def test_only_what_belongs_there_is_published(folder: Path) -> None:
-    for name in ("optimizer.pt", "training_args.bin", "trainer_state.json", "train_results.json", ".env"):
+    for name in (
+        "optimizer.pt",
+        "training_args.bin",
+        "trainer_state.json",
+        "train_results.json",
+        ".env",
+    ):
         (folder / name).write_text("x")
     (folder / "checkpoint-10").mkdir()
     (folder / "checkpoint-10" / "model.safetensors").write_text("x")
@@ -410,7 +482,9 @@ def test_hub_serves_ranges(hub: Hub, folder: Path) -> None:
     assert (head.status_code, head.headers["X-Linked-Size"]) == (302, str(len(data)))
     part = httpx.get(url, headers={"Range": "bytes=100-199"}, follow_redirects=True)
     assert (part.status_code, part.content) == (206, data[100:200])
-    metadata = HfApi(endpoint=hub.url).parse_safetensors_file_metadata(f"{USER}/tiny", "model.safetensors")
+    metadata = HfApi(endpoint=hub.url).parse_safetensors_file_metadata(
+        f"{USER}/tiny", "model.safetensors"
+    )
     assert metadata.parameter_count["F32"] > 10_000
 
 

@@ -1,4 +1,6 @@
-"""A released checkpoint by its Hub id and nothing else, on a Hub on loopback that has tiny weights under that name."""
+"""A released checkpoint by its Hub id and nothing else, on a Hub on loopback that has tiny weights
+under that name.
+"""
 
 import json
 import os
@@ -9,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from hub_server import File, Hub, Repo
-from transformers import TimesformerConfig, TimesformerForVideoClassification, TimesformerVideoProcessor
+from transformers import (
+    TimesformerConfig,
+    TimesformerForVideoClassification,
+    TimesformerVideoProcessor,
+)
 
 from hf_timesformer.video.decoding import decode_video
 from hf_timesformer.video.encoding import write_video
@@ -29,7 +35,9 @@ print(json.dumps([about, classify(sys.argv[2], top_k=3)]))
 
 
 def released_files(folder: Path) -> tuple[TimesformerForVideoClassification, dict[str, File]]:
-    """A stock model of three classes and 6 frames, and the processor file that the released ones have."""
+    """A stock model of three classes and 6 frames, and the processor file that the released ones
+    have.
+    """
     torch.manual_seed(0)
     config = TimesformerConfig(
         image_size=32, patch_size=8, num_frames=6, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
@@ -74,4 +82,6 @@ def test_the_pipeline_takes_a_hub_id_alone(tmp_path):
     with torch.no_grad():
         expected = model(**stock(chosen, return_tensors="pt")).logits.softmax(-1)[0]
     for answer in answers:
-        np.testing.assert_allclose(answer["score"], expected[model.config.label2id[answer["label"]]], atol=1e-5)
+        np.testing.assert_allclose(
+            answer["score"], expected[model.config.label2id[answer["label"]]], atol=1e-5
+        )

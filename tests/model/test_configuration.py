@@ -23,7 +23,9 @@ TABLE_1 = {
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_parameter_counts_are_the_papers(scheme):
     with torch.device("meta"):
-        model = TimeSformerForVideoClassification(TimeSformerConfig(attention_type=scheme, num_labels=174))
+        model = TimeSformerForVideoClassification(
+            TimeSformerConfig(attention_type=scheme, num_labels=174)
+        )
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == TABLE_1[scheme]
 
 
@@ -46,8 +48,14 @@ def test_parameter_counts_are_the_papers(scheme):
         ({"drop_path_rate": -0.1}, ["drop_path_rate", "-0.1", "[0, 1)"]),
         ({"hidden_dropout_prob": 1.5}, ["hidden_dropout_prob", "1.5"]),
         ({"attention_probs_dropout_prob": 1}, ["attention_probs_dropout_prob", "1"]),
-        ({"position_interpolation": "linear"}, ["position_interpolation", "'linear'", "nearest", "bicubic"]),
-        ({"position_embedding_type": "time"}, ["position_embedding_type", "'time'", "space_time", "none"]),
+        (
+            {"position_interpolation": "linear"},
+            ["position_interpolation", "'linear'", "nearest", "bicubic"],
+        ),
+        (
+            {"position_embedding_type": "time"},
+            ["position_embedding_type", "'time'", "space_time", "none"],
+        ),
         ({"classifier_hidden_size": 0}, ["classifier_hidden_size", "0"]),
         ({"hidden_act": "gulu"}, ["hidden_act", "gulu"]),
         ({"layer_norm_eps": -1.0}, ["layer_norm_eps", "-1.0"]),

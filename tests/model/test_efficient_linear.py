@@ -52,14 +52,18 @@ def test_values_and_derivatives(convolutions, shape, features, bias):
     tensors = [numbers(*shape), numbers(features, shape[-1])] + [numbers(features)] * bias
     found = derivatives(linear, tensors)
     assert convolutions.call_count == 1
-    for one, other in zip(found, derivatives(functional.linear, [tensor.double() for tensor in tensors])):
+    for one, other in zip(
+        found, derivatives(functional.linear, [tensor.double() for tensor in tensors])
+    ):
         assert_close(one, other, 1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (6, 4), (2, 3, 5, 8), (9, 1)])
 def test_weight_gradient(convolutions, shape):
     inputs, outputs = numbers(*shape), numbers(*shape[:-1], 7)
-    with mock.patch.object(torch.nn.grad, "conv2d_weight", wraps=torch.nn.grad.conv2d_weight) as calls:
+    with mock.patch.object(
+        torch.nn.grad, "conv2d_weight", wraps=torch.nn.grad.conv2d_weight
+    ) as calls:
         found = weight_gradient(outputs, inputs)
     assert calls.call_count == 1
     assert_close(found, outputs.flatten(0, -2).T @ inputs.flatten(0, -2), 1e-5)
@@ -89,11 +93,16 @@ class Operators(TorchDispatchMode):
 def test_strided_inputs_are_one_product(dtype, learns, bias):
     """Also for frozen weights, where PyTorch makes a batch of products of it, slow in bf16 on CPUs."""
     inputs = numbers(2, 3, 4, 5, 8).permute(0, 2, 3, 1, 4).to(dtype)
-    weight, bias = numbers(6, 8).to(dtype).requires_grad_(learns), numbers(6).to(dtype) if bias else None
+    weight, bias = (
+        numbers(6, 8).to(dtype).requires_grad_(learns),
+        numbers(6).to(dtype) if bias else None,
+    )
     with torch.backends.mkldnn.flags(enabled=False), Operators() as ran:
         found = linear(inputs, weight, bias)
     assert_close(
-        found, functional.linear(inputs.contiguous(), weight, bias), 0.05 if dtype == torch.bfloat16 else 1e-5
+        found,
+        functional.linear(inputs.contiguous(), weight, bias),
+        0.05 if dtype == torch.bfloat16 else 1e-5,
     )
     assert "bmm" not in ran.names
     assert sum(name in ("mm", "addmm") for name in ran.names) == 1
@@ -120,7 +129,9 @@ def test_networks_are_the_same(convolutions, scheme, frames):
         assert_close(one, other, 1e-4)
 
 
-def logits_and_gradients(model: torch.nn.Module, clip: torch.Tensor, onednn: bool) -> list[torch.Tensor]:
+def logits_and_gradients(
+    model: torch.nn.Module, clip: torch.Tensor, onednn: bool
+) -> list[torch.Tensor]:
     with torch.backends.mkldnn.flags(enabled=onednn):
         with torch.inference_mode():
             logits = model(clip).logits

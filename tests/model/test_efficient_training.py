@@ -1,4 +1,6 @@
-"""Training: fused layers and what is computed again give the gradients of the layers run one by one, and keep less."""
+"""Training: fused layers and what is computed again give the gradients of the layers run one by
+one, and keep less.
+"""
 
 import copy
 
@@ -20,7 +22,11 @@ def loss_of(model: torch.nn.Module) -> torch.Tensor:
 def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss_of(model).backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def assert_same_gradients(found: dict, expected: dict, relative: float = 1e-4) -> None:
@@ -53,7 +59,9 @@ def test_what_is_random_falls_as_it_does_layer_by_layer(scheme, fields):
     assert_same_gradients(gradients_of(model), expected)
 
 
-@pytest.mark.parametrize("frozen", ["layernorm_after", "intermediate", "output", "attention", "embeddings", "layer.0"])
+@pytest.mark.parametrize(
+    "frozen", ["layernorm_after", "intermediate", "output", "attention", "embeddings", "layer.0"]
+)
 def test_frozen_parts_stay_frozen(frozen):
     model = tiny_model("divided_space_time").train()
     for name, parameter in model.named_parameters():
@@ -75,7 +83,9 @@ def test_gradients_under_bf16_autocast(scheme):
         plain = gradients_of(model)
 
     def error(gradients: dict) -> torch.Tensor:
-        differences = [(gradients[name] - exact[name]).norm() / (exact[name].norm() + 1e-3) for name in exact]
+        differences = [
+            (gradients[name] - exact[name]).norm() / (exact[name].norm() + 1e-3) for name in exact
+        ]
         return torch.stack(differences).mean()
 
     assert all(gradient.dtype == torch.float32 for gradient in found.values())
@@ -138,7 +148,9 @@ def kept_for_the_gradients(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_less_is_kept_for_the_gradients(scheme):
-    """With an MLP four times as wide as the tokens, what it widens them to is kept once and not twice."""
+    """With an MLP four times as wide as the tokens, what it widens them to is kept once and not
+    twice.
+    """
     model = tiny_model(scheme, intermediate_size=64, num_hidden_layers=4).train()
     with layer_by_layer(model):
         plain = kept_for_the_gradients(model)

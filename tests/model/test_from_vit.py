@@ -34,8 +34,12 @@ SIZES = {
 DINO = {**SIZES, "mlp_ratio": 2}
 
 
-def timm_weights(heads: int = 2, side: int = 4, qkv_bias: bool = True, layer_scale: bool = False) -> dict:
-    """A two-block ViT of heads of 64 channels under timm's names, with a classifier that has to be left out."""
+def timm_weights(
+    heads: int = 2, side: int = 4, qkv_bias: bool = True, layer_scale: bool = False
+) -> dict:
+    """A two-block ViT of heads of 64 channels under timm's names, with a classifier that has to be
+    left out.
+    """
     generator, d = torch.Generator().manual_seed(5), 64 * heads
     shapes = {
         "cls_token": (1, 1, d),
@@ -65,23 +69,35 @@ def timm_weights(heads: int = 2, side: int = 4, qkv_bias: bool = True, layer_sca
 
 
 def timm_features(state: dict, images: torch.Tensor, heads: int) -> torch.Tensor:
-    """The tokens that a ViT with these weights gives, written out: `(b, 3, height, width) -> (b, 1 + n, d)`."""
+    """The tokens that a ViT with these weights gives, written out:
+    `(b, 3, height, width) -> (b, 1 + n, d)`.
+    """
     filters = state["patch_embed.proj.weight"]
-    patches = functional.conv2d(images, filters, state["patch_embed.proj.bias"], stride=filters.shape[-1])
-    tokens = torch.cat((state["cls_token"].expand(len(images), -1, -1), patches.flatten(2).mT), dim=1)
+    patches = functional.conv2d(
+        images, filters, state["patch_embed.proj.bias"], stride=filters.shape[-1]
+    )
+    tokens = torch.cat(
+        (state["cls_token"].expand(len(images), -1, -1), patches.flatten(2).mT), dim=1
+    )
     tokens = tokens + state["pos_embed"]
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     for block in (f"blocks.{index}." for index in range(depth)):
 
         def linear(name, x, block=block):
-            return functional.linear(x, state[f"{block}{name}.weight"], state.get(f"{block}{name}.bias"))
+            return functional.linear(
+                x, state[f"{block}{name}.weight"], state.get(f"{block}{name}.bias")
+            )
 
         def norm(name, x, block=block):
             return functional.layer_norm(
                 x, x.shape[-1:], state[f"{block}{name}.weight"], state[f"{block}{name}.bias"], 1e-6
             )
 
-        qkv = linear("attn.qkv", norm("norm1", tokens)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = (
+            linear("attn.qkv", norm("norm1", tokens))
+            .unflatten(-1, (3, heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
         context = ((qkv[0] @ qkv[1].mT) * qkv.shape[-1] ** -0.5).softmax(dim=-1) @ qkv[2]
         update = linear("attn.proj", context.transpose(1, 2).flatten(2))
         tokens = tokens + update * state.get(f"{block}ls1.gamma", 1.0)
@@ -91,7 +107,9 @@ def timm_features(state: dict, images: torch.Tensor, heads: int) -> torch.Tensor
 
 
 def last_norm(state: dict, tokens: torch.Tensor) -> torch.Tensor:
-    return functional.layer_norm(tokens, tokens.shape[-1:], state["norm.weight"], state["norm.bias"], 1e-6)
+    return functional.layer_norm(
+        tokens, tokens.shape[-1:], state["norm.weight"], state["norm.bias"], 1e-6
+    )
 
 
 @pytest.fixture
@@ -108,17 +126,27 @@ def features(model, inputs):
 
 def test_space_only_starts_as_the_mean_of_the_frames(timm_file):
     path, state = timm_file
-    model, inputs = TimeSformerForVideoClassification.from_vit(path, attention_type="space_only"), clips(2, 5, 3, 8, 8)
+    model, inputs = (
+        TimeSformerForVideoClassification.from_vit(path, attention_type="space_only"),
+        clips(2, 5, 3, 8, 8),
+    )
     frames = timm_features(state, inputs.flatten(0, 1), heads=2).unflatten(0, (2, 5))
     assert_close(features(model, inputs), last_norm(state, frames.mean(dim=1)))
 
 
 @pytest.mark.parametrize("scheme", ["joint_space_time", "divided_space_time"])
 def test_one_frame_starts_as_the_vit(scheme, timm_file):
-    """Joint attention over one frame is the ViT's; over more it sees all of them, as nothing masks it."""
+    """Joint attention over one frame is the ViT's; over more it sees all of them, as nothing masks
+    it.
+    """
     path, state = timm_file
-    model, inputs = TimeSformerForVideoClassification.from_vit(path, attention_type=scheme), clips(2, 1, 3, 8, 8)
-    assert_close(features(model, inputs), last_norm(state, timm_features(state, inputs[:, 0], heads=2)))
+    model, inputs = (
+        TimeSformerForVideoClassification.from_vit(path, attention_type=scheme),
+        clips(2, 1, 3, 8, 8),
+    )
+    assert_close(
+        features(model, inputs), last_norm(state, timm_features(state, inputs[:, 0], heads=2))
+    )
 
 
 def test_divided_starts_as_the_vit_on_a_still_clip(timm_file):
@@ -151,28 +179,46 @@ def test_earlier_steps_start_from_the_blocks_own_attention(scheme, timm_file):
     model = TimeSformerForVideoClassification.from_vit(path, attention_type=scheme)
     for index, layer in enumerate(model.timesformer.encoder.layer):
         for step in STEPS[scheme][:-1]:
-            attention, norm = getattr(layer, f"{step}_attention"), getattr(layer, f"{step}_layernorm")
-            assert torch.equal(attention.attention.qkv.weight, state[f"blocks.{index}.attn.qkv.weight"])
+            attention, norm = (
+                getattr(layer, f"{step}_attention"),
+                getattr(layer, f"{step}_layernorm"),
+            )
+            assert torch.equal(
+                attention.attention.qkv.weight, state[f"blocks.{index}.attn.qkv.weight"]
+            )
             assert torch.equal(attention.output.dense.bias, state[f"blocks.{index}.attn.proj.bias"])
             assert torch.equal(norm.weight, state[f"blocks.{index}.norm1.weight"])
             dense = getattr(layer, f"{step}_dense")
             assert not dense.weight.any()
             assert not dense.bias.any()
-            assert attention.attention.qkv.weight.data_ptr() != layer.attention.attention.qkv.weight.data_ptr()
+            assert (
+                attention.attention.qkv.weight.data_ptr()
+                != layer.attention.attention.qkv.weight.data_ptr()
+            )
     assert not model.timesformer.embeddings.time_embeddings.any()
 
 
-@pytest.mark.parametrize("options", [{"layer_scale": True}, {"qkv_bias": False}, {"heads": 1, "side": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"layer_scale": True}, {"qkv_bias": False}, {"heads": 1, "side": 3}], ids=str
+)
 def test_kinds_of_timm_weights(options, tmp_path):
     state = timm_weights(**options)
     save_file(state, tmp_path / "vit.safetensors")
-    model = TimeSformerForVideoClassification.from_vit(str(tmp_path / "vit.safetensors"), num_labels=7)
+    model = TimeSformerForVideoClassification.from_vit(
+        str(tmp_path / "vit.safetensors"), num_labels=7
+    )
     assert model.config.num_labels == 7
     assert model.config.qkv_bias is options.get("qkv_bias", True)
     side, heads = 2 * options.get("side", 4), options.get("heads", 2)
-    assert (model.config.image_size, model.config.patch_size, model.config.num_attention_heads) == (side, 2, heads)
+    assert (model.config.image_size, model.config.patch_size, model.config.num_attention_heads) == (
+        side,
+        2,
+        heads,
+    )
     inputs = clips(2, 1, 3, side, side)
-    assert_close(features(model, inputs), last_norm(state, timm_features(state, inputs[:, 0], heads)))
+    assert_close(
+        features(model, inputs), last_norm(state, timm_features(state, inputs[:, 0], heads))
+    )
 
 
 def test_half_precision_weights_become_fp32(tmp_path):
@@ -205,11 +251,15 @@ def own_features(vit, images):
     with torch.no_grad():
         if base.config.model_type != "deit":
             return base(images).last_hidden_state
-        plain = ViTModel(ViTConfig(**SIZES, layer_norm_eps=base.config.layer_norm_eps), add_pooling_layer=False).eval()
+        plain = ViTModel(
+            ViTConfig(**SIZES, layer_norm_eps=base.config.layer_norm_eps), add_pooling_layer=False
+        ).eval()
         state = {n: v for n, v in base.state_dict().items() if not n.startswith("pooler")}
         del state["embeddings.distillation_token"]
         positions = state["embeddings.position_embeddings"]
-        state["embeddings.position_embeddings"] = torch.cat((positions[:, :1], positions[:, 2:]), dim=1)
+        state["embeddings.position_embeddings"] = torch.cat(
+            (positions[:, :1], positions[:, 2:]), dim=1
+        )
         incompatible = plain.load_state_dict(state, strict=False)
         assert not incompatible.missing_keys
         return plain(images).last_hidden_state
@@ -244,13 +294,17 @@ def test_another_image_size_resizes_the_positions_bicubically(timm_file):
     grid = state["pos_embed"][:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     expected = functional.interpolate(grid, size=(6, 3), mode="bicubic").flatten(2).mT
     assert_close(model.timesformer.embeddings.position_embeddings[:, 1:], expected, relative=1e-6)
-    assert torch.equal(model.timesformer.embeddings.position_embeddings[:, :1], state["pos_embed"][:, :1])
+    assert torch.equal(
+        model.timesformer.embeddings.position_embeddings[:, :1], state["pos_embed"][:, :1]
+    )
 
 
 @pytest.mark.parametrize("kind", ["space", "none"])
 def test_ablations_leave_out_what_they_lack(kind, timm_file):
     path, _ = timm_file
-    model = TimeSformerForVideoClassification.from_vit(path, position_embedding_type=kind, classifier_hidden_size=9)
+    model = TimeSformerForVideoClassification.from_vit(
+        path, position_embedding_type=kind, classifier_hidden_size=9
+    )
     inputs = clips(1, 2, 3, 8, 8)
     expected = Oracle(model.config, model.state_dict())(inputs)
     assert_close(features(model, inputs), expected["last_hidden_state"])
@@ -258,7 +312,13 @@ def test_ablations_leave_out_what_they_lack(kind, timm_file):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("hidden_size", 64), ("num_hidden_layers", 3), ("patch_size", 4), ("intermediate_size", 8), ("num_channels", 4)],
+    [
+        ("hidden_size", 64),
+        ("num_hidden_layers", 3),
+        ("patch_size", 4),
+        ("intermediate_size", 8),
+        ("num_channels", 4),
+    ],
 )
 def test_overrides_that_contradict_the_weights_are_named(field, value, timm_file):
     with pytest.raises(ValueError, match=f"{field}={value}"):
@@ -272,10 +332,15 @@ def test_sources_that_are_no_plain_vit(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"other\.safetensors.* timm's names"):
         from_vit(tmp_path / "other.safetensors")
-    save_file(timm_weights() | {"blocks.0.attn.q_norm.weight": torch.zeros(64)}, tmp_path / "normed.safetensors")
+    save_file(
+        timm_weights() | {"blocks.0.attn.q_norm.weight": torch.zeros(64)},
+        tmp_path / "normed.safetensors",
+    )
     with pytest.raises(ValueError, match=r"normed\.safetensors.*q_norm"):
         from_vit(tmp_path / "normed.safetensors")
-    swin = SwinModel(SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1], window_size=2))
+    swin = SwinModel(
+        SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1], window_size=2)
+    )
     with pytest.raises(ValueError, match="swin"):
         from_vit(swin)
     swiglu = Dinov2Model(Dinov2Config(**{**DINO, "use_swiglu_ffn": True}))
@@ -298,8 +363,16 @@ def test_weights_of_a_real_vit(shared_dir):
     path = shared_dir / "weights" / "vit_small_patch14_224.safetensors"
     state = {name: value.float() for name, value in load_file(path).items()}
     model = TimeSformerForVideoClassification.from_vit(path)
-    assert (model.config.hidden_size, model.config.num_attention_heads, model.config.patch_size) == (384, 6, 14)
-    assert (model.config.image_size, model.config.num_hidden_layers, model.config.intermediate_size) == (224, 12, 1536)
+    assert (
+        model.config.hidden_size,
+        model.config.num_attention_heads,
+        model.config.patch_size,
+    ) == (384, 6, 14)
+    assert (
+        model.config.image_size,
+        model.config.num_hidden_layers,
+        model.config.intermediate_size,
+    ) == (224, 12, 1536)
     image = clips(1, 3, 224, 224)
     with torch.no_grad():
         expected = last_norm(state, timm_features(state, image, heads=6))

@@ -23,7 +23,9 @@ def exact_products():
 
 
 def network(scheme: str, attention: str = "sdpa", **fields) -> torch.nn.Module:
-    """Wide enough for the kernels of flash and flex attention, whose heads have 16 channels or more."""
+    """Wide enough for the kernels of flash and flex attention, whose heads have 16 channels or
+    more.
+    """
     return tiny_model(scheme, attention=attention, hidden_size=32, intermediate_size=48, **fields)
 
 
@@ -48,7 +50,9 @@ def step(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("scheme", "attention"), ATTENTIONS, ids=[f"{scheme}-{name}" for scheme, name in ATTENTIONS])
+@pytest.mark.parametrize(
+    ("scheme", "attention"), ATTENTIONS, ids=[f"{scheme}-{name}" for scheme, name in ATTENTIONS]
+)
 def test_logits_and_gradients_are_those_of_the_cpu(scheme, attention, dtype):
     reference, pixel_values = network(scheme, "eager").double(), clips(3, 4, 3, 12, 8)
     model = moved(network(scheme, attention), dtype)
@@ -86,18 +90,24 @@ def test_compiled_by_inductor(scheme):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scheme", ["divided_space_time", "axial"])
 def test_more_groups_than_a_kernel_has_blocks_for(scheme, dtype):
-    """A launch has at most 65535 blocks in its second and third dimension; these batches have more groups."""
+    """A launch has at most 65535 blocks in its second and third dimension; these batches have more
+    groups.
+    """
     model = moved(network(scheme, image_size=[32, 32], patch_size=2), dtype)
     pixel_values = clips(2, 4, 3, 32, 32).repeat(140, 1, 1, 1, 1)  # 280 * 256 places
     with torch.inference_mode():
-        expected = network(scheme, "eager", image_size=[32, 32], patch_size=2).double()(pixel_values[:2].double())
+        expected = network(scheme, "eager", image_size=[32, 32], patch_size=2).double()(
+            pixel_values[:2].double()
+        )
         logits = model(pixel_values.to("cuda", dtype)).logits
     assert_near(logits, expected.logits.repeat(140, 1), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_training_waits_for_nothing_on_the_gpu(scheme):
-    """A step that reads a value back from the GPU stalls it: neither the forward nor the backward pass does."""
+    """A step that reads a value back from the GPU stalls it: neither the forward nor the backward
+    pass does.
+    """
     model = moved(network(scheme), torch.float32)
     pixel_values, labels = clips(3, 4, 3, 12, 8).cuda(), LABELS.cuda()
     step(model, pixel_values, labels)

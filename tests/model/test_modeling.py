@@ -8,7 +8,15 @@ import pytest
 import torch
 from oracle import Oracle
 from safetensors.torch import load_file, save_file
-from tiny import SCHEMES, STOCK_SCHEMES, assert_close, clips, layer_by_layer, tiny_config, tiny_model
+from tiny import (
+    SCHEMES,
+    STOCK_SCHEMES,
+    assert_close,
+    clips,
+    layer_by_layer,
+    tiny_config,
+    tiny_model,
+)
 from transformers.utils import logging
 
 from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerModel
@@ -36,7 +44,9 @@ def test_cls_alone_gives_the_same_logits_and_gradients(scheme, training, shape):
         model.zero_grad()
         logits = forward()
         torch.nn.functional.cross_entropy(logits, torch.tensor([1, 3])).backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()} | {"logits": logits})
+        gradients.append(
+            {name: p.grad.clone() for name, p in model.named_parameters()} | {"logits": logits}
+        )
     for name, wanted in gradients[1].items():
         assert_close(gradients[0][name], wanted)
     with torch.no_grad():
@@ -55,14 +65,18 @@ def test_loss_is_that_of_the_logits():
     model, inputs = tiny_model("axial"), clips(2, 4, 3, 12, 8)
     labels = torch.tensor([4, 0])
     outputs = model(inputs, labels=labels)
-    assert_close(outputs.loss, torch.nn.functional.cross_entropy(outputs.logits, labels), relative=1e-6)
+    assert_close(
+        outputs.loss, torch.nn.functional.cross_entropy(outputs.logits, labels), relative=1e-6
+    )
     assert_close(model(inputs, labels=labels, return_dict=False)[0], outputs.loss, relative=1e-6)
 
 
 # The output projection and the extra dense layer as one
 
 
-def fused_equals_unfused(model: torch.nn.Module, inputs: torch.Tensor, relative: float = 1e-5) -> None:
+def fused_equals_unfused(
+    model: torch.nn.Module, inputs: torch.Tensor, relative: float = 1e-5
+) -> None:
     """What inference and training give (fused) against what the same weights give layer by layer."""
     with layer_by_layer(model):
         expected = model.timesformer(inputs).last_hidden_state
@@ -102,7 +116,14 @@ def _new_layer(model):
         setattr(layer, f"{step}_dense", torch.nn.Linear(16, 16))
 
 
-CHANGES = [_optimizer_step, _load_state_dict, _write_through_data, _replace_data, _one_element, _new_layer]
+CHANGES = [
+    _optimizer_step,
+    _load_state_dict,
+    _write_through_data,
+    _replace_data,
+    _one_element,
+    _new_layer,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
@@ -155,7 +176,9 @@ def test_lora_counts_before_and_after_merging(scheme):
     with torch.no_grad():
         plain = model(inputs).logits
     targets = ["qkv", f"{step}_attention.output.dense", f"{step}_dense"]
-    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)).eval()
+    tuned = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    ).eval()
     wrapped = tuned.base_model.model
     fused_equals_unfused(wrapped, inputs)
     with torch.no_grad():
@@ -173,7 +196,9 @@ def test_lora_counts_before_and_after_merging(scheme):
 def test_hooks_on_every_linear_layer_count_in_inference(scheme):
     """Each sees what it would see with gradients on, and can change the logits."""
     model, inputs = tiny_model(scheme), clips(1, 4, 3, 12, 8)
-    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    linears = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+    ]
     for name in linears:
         seen = []
 
@@ -219,7 +244,9 @@ def test_captured_outputs_stay_as_they_were(scheme):
         held.extend((value, value.clone()) for value in values if isinstance(value, torch.Tensor))
 
     for module in model.modules():
-        if type(module).__name__.startswith("TimeSformer") or isinstance(module, torch.nn.LayerNorm):
+        if type(module).__name__.startswith("TimeSformer") or isinstance(
+            module, torch.nn.LayerNorm
+        ):
             module.register_forward_hook(hold)
     with torch.no_grad():
         outputs = model(inputs, output_hidden_states=True)
@@ -302,7 +329,9 @@ def test_every_parameter_is_initialised(scheme, tmp_path):
     """In a new network, and where a checkpoint lacks it."""
     config = tiny_config(scheme, hidden_size=64, num_attention_heads=4)
     new = TimeSformerForVideoClassification(config)
-    save_file({"timesformer.layernorm.bias": torch.full((64,), 3.0)}, tmp_path / "model.safetensors")
+    save_file(
+        {"timesformer.layernorm.bias": torch.full((64,), 3.0)}, tmp_path / "model.safetensors"
+    )
     config.save_pretrained(tmp_path)
     filled_up = TimeSformerForVideoClassification.from_pretrained(tmp_path)
     assert torch.all(filled_up.timesformer.layernorm.bias == 3)
@@ -332,7 +361,9 @@ def test_time_embeddings_that_a_checkpoint_lacks_are_zero(tmp_path):
     state = load_file(tmp_path / "model.safetensors")
     del state["timesformer.embeddings.time_embeddings"]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    loaded, info = TimeSformerForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = TimeSformerForVideoClassification.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
     assert set(info["missing_keys"]) == {"timesformer.embeddings.time_embeddings"}
     assert torch.all(loaded.timesformer.embeddings.time_embeddings == 0)
 
@@ -349,7 +380,9 @@ def test_the_ablations_zeros_are_written_and_read_in_silence(scheme, kind, tmp_p
     if kind == "none":
         assert torch.equal(written[embeddings + "position_embeddings"], torch.zeros(1, 25, 16))
     with Warnings() as warnings:
-        loaded, info = TimeSformerForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+        loaded, info = TimeSformerForVideoClassification.from_pretrained(
+            tmp_path, output_loading_info=True
+        )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert warnings == []
@@ -392,17 +425,24 @@ def test_pixels_must_be_given():
 def test_base_model_is_the_classifiers_own():
     config = TimeSformerConfig(**tiny_config("axial").to_dict())
     model, base = tiny_model("axial"), TimeSformerModel(config).eval()
-    base.load_state_dict({k.removeprefix("timesformer."): v for k, v in model.state_dict().items() if "timesf" in k})
+    base.load_state_dict(
+        {k.removeprefix("timesformer."): v for k, v in model.state_dict().items() if "timesf" in k}
+    )
     inputs = clips(1, 4, 3, 12, 8)
     with torch.no_grad():
-        assert_close(model.classifier(base(inputs, cls_only=True).last_hidden_state[:, 0]), model(inputs).logits)
+        assert_close(
+            model.classifier(base(inputs, cls_only=True).last_hidden_state[:, 0]),
+            model(inputs).logits,
+        )
 
 
 # Stochastic depth
 
 
 def test_stochastic_depth_drops_whole_clips_of_a_branch():
-    """Patches and CLS of a clip together, scaled so that the mean stays; nothing in the first block."""
+    """Patches and CLS of a clip together, scaled so that the mean stays; nothing in the first
+    block.
+    """
     model = tiny_model("divided_space_time", drop_path_rate=0.5).train()
     first, last = model.timesformer.encoder.layer
     torch.manual_seed(0)

@@ -1,4 +1,6 @@
-"""Saved folders in processes that cannot import hf_timesformer: with trust_remote_code=True, and without."""
+"""Saved folders in processes that cannot import hf_timesformer: with trust_remote_code=True, and
+without.
+"""
 
 import json
 import os
@@ -34,7 +36,8 @@ REGISTERED = (
     TimeSformerVideoProcessor,
 )
 
-# What both children begin with: this package is there (installed, or in the folder they run in) but not for them.
+# What both children begin with: this package is there (installed, or in the folder they run in) but
+# not for them.
 BLOCKER = """
 import importlib.abc, os, sys
 
@@ -159,7 +162,9 @@ def registered():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """One saved model with its processors for each scheme, a clip of frames and one of random pixels."""
+    """One saved model with its processors for each scheme, a clip of frames and one of random
+    pixels.
+    """
     root = tmp_path_factory.mktemp("saved")
     for cls in REGISTERED:
         cls.register_for_auto_class()
@@ -168,8 +173,12 @@ def folders(tmp_path_factory) -> Path:
         video_processor().save_pretrained(root / scheme)
     for cls in REGISTERED:
         del cls._auto_class
-    torch.save(torch.randn(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(1)), root / "clips.pt")
-    torch.save(torch.from_numpy(clip_frames()[:4]).permute(0, 3, 1, 2).contiguous(), root / "frames.pt")
+    torch.save(
+        torch.randn(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(1)), root / "clips.pt"
+    )
+    torch.save(
+        torch.from_numpy(clip_frames()[:4]).permute(0, 3, 1, 2).contiguous(), root / "frames.pt"
+    )
     return root
 
 
@@ -184,7 +193,11 @@ def children(folders: Path, tmp_path_factory) -> dict[str, dict]:
     write_video(root / "clip.mp4", clip_frames())
     running = {}
     for name, program in {"remote": REMOTE, "plain": PLAIN}.items():
-        environment = {**os.environ, "HF_MODULES_CACHE": str(root / f"modules_{name}"), "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **os.environ,
+            "HF_MODULES_CACHE": str(root / f"modules_{name}"),
+            "HF_HUB_OFFLINE": "1",
+        }
         arguments = [str(folders), str(root / "clip.mp4"), str(root / f"{name}.pt")]
         running[name] = subprocess.Popen(
             [sys.executable, "-c", program, *arguments],
@@ -196,12 +209,18 @@ def children(folders: Path, tmp_path_factory) -> dict[str, dict]:
     for name, child in running.items():
         _, errors = child.communicate(timeout=300)
         assert child.returncode == 0, f"{name}: {errors[-3000:]}"
-    return {name: torch.load(root / f"{name}.pt") for name in running} | {"clip": str(root / "clip.mp4")}
+    return {name: torch.load(root / f"{name}.pt") for name in running} | {
+        "clip": str(root / "clip.mp4")
+    }
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_trusted_code_opens_everything(scheme, folders, children):
-    result, clip, clips = children["remote"][scheme], children["clip"], torch.load(folders / "clips.pt")
+    result, clip, clips = (
+        children["remote"][scheme],
+        children["clip"],
+        torch.load(folders / "clips.pt"),
+    )
     model, processor = random_model(scheme), video_processor()
     assert {module for module, _ in result["classes"]} == {"transformers_modules"}
     assert [name for _, name in result["classes"]] == [
@@ -217,7 +236,9 @@ def test_trusted_code_opens_everything(scheme, folders, children):
         torch.testing.assert_close(result["logits"], expected)
         torch.testing.assert_close(result["again"], expected)
         torch.testing.assert_close(result["features"], model.timesformer(clips).last_hidden_state)
-        torch.testing.assert_close(result["longer"], model(clips.repeat_interleave(2, dim=1)).logits)
+        torch.testing.assert_close(
+            result["longer"], model(clips.repeat_interleave(2, dim=1)).logits
+        )
     assert result["from_config"] == sum(p.numel() for p in model.timesformer.parameters())
     pixels = processor(clip, return_tensors="pt").pixel_values
     assert torch.equal(result["video_pixels"], pixels)
@@ -226,7 +247,9 @@ def test_trusted_code_opens_everything(scheme, folders, children):
     assert torch.equal(result["image_pixels"], processor(frames, return_tensors="pt").pixel_values)
     own = pipeline("video-classification", model=model, video_processor=processor)(clip, top_k=5)
     assert [entry["label"] for entry in result["pipeline"]] == [entry["label"] for entry in own]
-    np.testing.assert_allclose([e["score"] for e in result["pipeline"]], [e["score"] for e in own], rtol=1e-5)
+    np.testing.assert_allclose(
+        [e["score"] for e in result["pipeline"]], [e["score"] for e in own], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("scheme", STOCK_SCHEMES)
@@ -236,10 +259,14 @@ def test_plain_transformers_runs_what_it_has(scheme, folders, children):
     logits = result["logits"]
     if scheme == "space_only":  # stock gives every frame's logits
         logits = logits.view(2, 4, 5)
-        frames = torch.stack([random_model(scheme)(clips[:, i : i + 1]).logits for i in range(4)], dim=1)
+        frames = torch.stack(
+            [random_model(scheme)(clips[:, i : i + 1]).logits for i in range(4)], dim=1
+        )
         torch.testing.assert_close(logits, frames.detach(), rtol=1e-5, atol=1e-5)
     else:
-        torch.testing.assert_close(logits, random_model(scheme)(clips).logits.detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            logits, random_model(scheme)(clips).logits.detach(), rtol=1e-5, atol=1e-5
+        )
     frames = torch.load(folders / "frames.pt")
     expected = video_processor()(frames, return_tensors="pt").pixel_values
     torch.testing.assert_close(result["pixels"], expected, rtol=0, atol=1e-6)
@@ -254,7 +281,9 @@ def test_plain_transformers_refuses_the_others(scheme, children):
         assert "trust_remote_code=True" in refusal
 
 
-@pytest.mark.parametrize("cls", [TimeSformerForVideoClassification, TimeSformerModel, TimeSformerConfig])
+@pytest.mark.parametrize(
+    "cls", [TimeSformerForVideoClassification, TimeSformerModel, TimeSformerConfig]
+)
 def test_one_registered_class_ships_all(cls, tmp_path):
     """A `config.json` that names the code names all of it, and all of it lies there."""
     cls.register_for_auto_class()
@@ -276,7 +305,9 @@ def test_nothing_registered_ships_nothing(tmp_path):
 
 
 def test_loaded_with_code_saved_with_code(folders, tmp_path):
-    """A folder that this package opens because it is imported keeps its promise when it is saved elsewhere."""
+    """A folder that this package opens because it is imported keeps its promise when it is saved
+    elsewhere.
+    """
     model = TimeSformerForVideoClassification.from_pretrained(folders / "axial")
     model.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.glob("*.py")} == {path.name for path in code_files()}
@@ -284,7 +315,10 @@ def test_loaded_with_code_saved_with_code(folders, tmp_path):
 
 def test_processors_name_their_code(registered, tmp_path):
     video_processor().save_pretrained(tmp_path)
-    for name, auto_class in (("video_preprocessor", "AutoVideoProcessor"), ("preprocessor", "AutoImageProcessor")):
+    for name, auto_class in (
+        ("video_preprocessor", "AutoVideoProcessor"),
+        ("preprocessor", "AutoImageProcessor"),
+    ):
         settings = json.loads((tmp_path / f"{name}_config.json").read_text())
         assert settings["auto_map"] == {auto_class: AUTO_MAP[auto_class]}
         assert (tmp_path / (AUTO_MAP[auto_class].split(".")[0] + ".py")).is_file()
@@ -292,15 +326,29 @@ def test_processors_name_their_code(registered, tmp_path):
 
 def test_references_to_other_code_stay(tmp_path):
     config = small_config("axial")
-    config.auto_map = {"AutoConfig": AUTO_MAP["AutoConfig"], "AutoModel": "somebody/repo--modeling.Other"}
+    config.auto_map = {
+        "AutoConfig": AUTO_MAP["AutoConfig"],
+        "AutoModel": "somebody/repo--modeling.Other",
+    }
     config.save_pretrained(tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map == AUTO_MAP | {"AutoModel": "somebody/repo--modeling.Other"}
 
 
 def test_code_is_flat_and_needs_only_dependencies():
-    """Every shipped file imports siblings by one dot at the top, and nothing that a user may not have."""
-    allowed = {"av", "huggingface_hub", "numpy", "PIL", "safetensors", "torch", "torchvision", "transformers"}
+    """Every shipped file imports siblings by one dot at the top, and nothing that a user may not
+    have.
+    """
+    allowed = {
+        "av",
+        "huggingface_hub",
+        "numpy",
+        "PIL",
+        "safetensors",
+        "torch",
+        "torchvision",
+        "transformers",
+    }
     names = {path.stem for path in code_files()}
     for path in code_files():
         outside = set(get_imports(path)) - set(sys.stdlib_module_names)

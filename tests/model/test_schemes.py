@@ -1,4 +1,6 @@
-"""The five schemes against the oracle: hidden states, logits, gradients, recorded attention, memory."""
+"""The five schemes against the oracle: hidden states, logits, gradients, recorded attention,
+memory.
+"""
 
 import itertools
 
@@ -25,7 +27,9 @@ GRIDS = {
 }
 
 
-def pixels(grid: tuple[int, int, int], batch: int = 2, patch: tuple[int, int] = (2, 2)) -> torch.Tensor:
+def pixels(
+    grid: tuple[int, int, int], batch: int = 2, patch: tuple[int, int] = (2, 2)
+) -> torch.Tensor:
     frames, rows, columns = grid
     return clips(batch, frames, 3, rows * patch[0], columns * patch[1])
 
@@ -56,7 +60,9 @@ def test_network_equals_oracle(scheme, attention, grid):
 @pytest.mark.parametrize("tokens", [1, 20, 70])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_part_by_part_equals_oracle(scheme, tokens, grid, monkeypatch):
-    """Inference on so many tokens at a time: on parts of groups of clips, of single groups, and between."""
+    """Inference on so many tokens at a time: on parts of groups of clips, of single groups, and
+    between.
+    """
     monkeypatch.setattr(efficient_inference, "CPU_ROWS", tokens)
     monkeypatch.setattr(efficient_inference, "CPU_HEADS", 1)
     monkeypatch.setattr(schemes, "TILE_QUERIES", tokens)
@@ -114,30 +120,38 @@ def test_gradients_equal_oracle(scheme, attention):
 
 
 def test_groups_are_those_of_the_pairwise_rules():
-    """The regroupings are partitions that the rules of the design imply, on even, odd and one-wide sides."""
+    """The regroupings are partitions that the rules of the design imply, on even, odd and one-wide
+    sides.
+    """
     for grid in ((4, 6, 2), (5, 3, 7), (1, 1, 5), (2, 1, 1)):
         numbers = torch.arange(1, 1 + grid[0] * grid[1] * grid[2]).reshape(1, *grid, 1)
         for step in schemes.STRIDES:
             stride = schemes.STRIDES[step](*grid)
             grouped = schemes.group(numbers, stride)
-            assert [[n - 1 for n in row.flatten().tolist() if n] for row in grouped] == groups(step, *grid)
+            assert [[n - 1 for n in row.flatten().tolist() if n] for row in grouped] == groups(
+                step, *grid
+            )
             assert torch.equal(schemes.ungroup(grouped, stride, grid), numbers)
             exists = schemes.key_mask(grid, stride, numbers.device)
             assert torch.equal(
-                grouped[..., 0] > 0, torch.ones_like(grouped[..., 0]).bool() if exists is None else exists
+                grouped[..., 0] > 0,
+                torch.ones_like(grouped[..., 0]).bool() if exists is None else exists,
             )
 
 
 @pytest.mark.parametrize("grid", [(14, 14, 2), (5, 9, 1), (1, 2, 3), (28, 3, 1), (2, 2, 2)])
 def test_local_tiles_see_the_windows(grid):
-    """Every query is in one tile, and sees in its region exactly the keys of its window, cut at the borders."""
+    """Every query is in one tile, and sees in its region exactly the keys of its window, cut at the
+    borders.
+    """
     numbers = torch.arange(grid[0] * grid[1] * grid[2]).reshape(grid)
     seen = torch.zeros(numbers.numel(), numbers.numel(), dtype=torch.int)
     rows, columns = schemes.local_tiles(*grid)
     for (tile_rows, key_rows), (tile_columns, key_columns) in itertools.product(rows, columns):
         queries, keys = (tile_rows, tile_columns), (key_rows, key_columns)
         block = schemes.local_mask(queries, keys, *grid[:2])
-        block = block.repeat_interleave(grid[2], 0).repeat_interleave(grid[2], 1)  # all frames alike
+        # all frames alike
+        block = block.repeat_interleave(grid[2], 0).repeat_interleave(grid[2], 1)
         seen[numbers[queries].flatten()[:, None], numbers[keys].flatten()] += block.int()
     assert torch.equal(seen, mask("local", *grid).int())
 
@@ -158,7 +172,9 @@ def test_recorded_attention_equals_oracle(scheme, grid):
         outputs = model(inputs, output_attentions=True)
     expected = oracle_of(model)(inputs)
     size = expected["grid"]
-    names = {step: f"{step}_attentions" for step in STEPS[scheme][:-1]} | {STEPS[scheme][-1]: "attentions"}
+    names = {step: f"{step}_attentions" for step in STEPS[scheme][:-1]} | {
+        STEPS[scheme][-1]: "attentions"
+    }
     for step, name in names.items():
         assert len(outputs[name]) == model.config.num_hidden_layers
         for actual, wanted in zip(outputs[name], expected[step]):
@@ -174,9 +190,11 @@ def dense_layout(step, weights, grid):
 
 
 def grouped_layout(step, weights, grid):
-    """The oracle's weights as `(batch*groups, heads, l, l)`, and which of the `l` tokens of a group exist.
+    """The oracle's weights as `(batch*groups, heads, l, l)`, and which of the `l` tokens of a group
+    exist.
 
-    Tokens lie in a group in `(h, w, t)` order on the grid of the largest group, so that smaller groups have gaps.
+    Tokens lie in a group in `(h, w, t)` order on the grid of the largest group, so that smaller
+    groups have gaps.
     """
     patch_weights, cls_weights = weights if isinstance(weights, tuple) else (weights, None)
     members = groups(step, *grid)
@@ -195,7 +213,9 @@ def grouped_layout(step, weights, grid):
             wide = block.new_zeros(*block.shape[:2], 1 + len(first), 1 + len(first))
             wide[:, :, 1:, 1:] = block
             wide[:, :, [1 + cell for cell in cells], 0] = patch_weights[:, :, numbers, 0]
-            wide[:, :, 0, [0] + [1 + cell for cell in cells]] = cls_weights[:, :, row, [0] + [1 + n for n in numbers]]
+            wide[:, :, 0, [0] + [1 + cell for cell in cells]] = cls_weights[
+                :, :, row, [0] + [1 + n for n in numbers]
+            ]
             block = wide
         blocks.append(block)
     if cls_weights is not None:
@@ -204,7 +224,9 @@ def grouped_layout(step, weights, grid):
 
 
 def slots(step, first, own):
-    """Where the places of a group lie among those of the largest one: at the same position along each axis."""
+    """Where the places of a group lie among those of the largest one: at the same position along
+    each axis.
+    """
 
     def ranks(group):
         axes = [sorted({place[axis] for place in group}) for axis in range(3)]
@@ -218,7 +240,8 @@ def compare_weights(actual, expected, exists):
     real_rows = exists.repeat(actual.shape[0] // exists.shape[0], 1)
     rows = real_rows[:, None, :, None].expand_as(actual)
     assert_close(torch.where(rows, actual, 0), expected)
-    assert torch.all(actual[~real_rows[:, None, None, :].expand_as(actual)] == 0)  # no weight on what is not there
+    # no weight on what is not there
+    assert torch.all(actual[~real_rows[:, None, None, :].expand_as(actual)] == 0)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -236,9 +259,13 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("scheme", ["space_only", "divided_space_time", "sparse_local_global", "axial"])
+@pytest.mark.parametrize(
+    "scheme", ["space_only", "divided_space_time", "sparse_local_global", "axial"]
+)
 def test_no_matrix_of_all_tokens_by_all_tokens(scheme, attention):
-    """Nothing as large as one head's `(n, n)`: no such weights, no such mask, in a training step either."""
+    """Nothing as large as one head's `(n, n)`: no such weights, no such mask, in a training step
+    either.
+    """
     frames, rows, columns = 12, 14, 14
     model = tiny_model(scheme, attention=attention, num_hidden_layers=1, num_attention_heads=1)
     inputs = pixels((frames, rows, columns), batch=1)
@@ -253,7 +280,9 @@ def test_no_matrix_of_all_tokens_by_all_tokens(scheme, attention):
 
 def test_joint_keeps_the_promise_of_the_dispatch_mode():
     """The check above can fail: joint attention written out does make that matrix."""
-    model = tiny_model("joint_space_time", attention="eager", num_hidden_layers=1, num_attention_heads=1)
+    model = tiny_model(
+        "joint_space_time", attention="eager", num_hidden_layers=1, num_attention_heads=1
+    )
     with LargestTensor() as largest, torch.no_grad():
         model.timesformer(pixels((3, 6, 6), batch=1))
     assert largest.numel >= (3 * 6 * 6) ** 2

@@ -1,4 +1,6 @@
-"""Traced and exported by the tools that people know: the same numbers, for any batch, and for any number of frames."""
+"""Traced and exported by the tools that people know: the same numbers, for any batch, and for any
+number of frames.
+"""
 
 import warnings
 
@@ -8,12 +10,14 @@ import torch
 from tiny import SCHEMES, assert_close, clips, tiny_model
 
 
-SMALL = {"image_size": [8, 4], "num_frames": 3}  # a 4 x 2 grid: an uneven group, a window smaller than the grid
+# a 4 x 2 grid: an uneven group, a window smaller than the grid
+SMALL = {"image_size": [8, 4], "num_frames": 3}
 CLIPS = clips(2, 3, 3, 8, 4)
 OTHERS = [clips(batch, 3, 3, 8, 4, seed=batch) for batch in (1, 3)]
 
 
-# torch.export cannot yet prove that the windows of L+G fit together for every number of frames: it says so.
+# torch.export cannot yet prove that the windows of L+G fit together for every number of frames: it
+# says so.
 ANY_FRAMES = [scheme for scheme in SCHEMES if scheme != "sparse_local_global"]
 
 
@@ -65,7 +69,8 @@ def test_openvino_convert_model(scheme):
     openvino = pytest.importorskip("openvino")
     model = tiny_model(scheme, **SMALL)
     graph = openvino.convert_model(Logits(model), example_input=CLIPS)
-    compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # else bf16 where there is
+    # else bf16 where there is
+    compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for pixel_values in (CLIPS, *OTHERS):
         found = torch.from_numpy(np.array(compiled(pixel_values.numpy())[0]))
         assert_close(found, logits_of(model, pixel_values), 1e-3)
@@ -92,7 +97,9 @@ def test_exporters_of_transformers(scheme, exporter):
     model = tiny_model(scheme, **SMALL)
     shapes = {"pixel_values": {0: torch.export.Dim.DYNAMIC}}
     config = getattr(exporters, f"{exporter}Config")(dynamic=True, dynamic_shapes=shapes)
-    exported = getattr(exporters, f"{exporter}Exporter")().export(model, {"pixel_values": CLIPS}, config=config)
+    exported = getattr(exporters, f"{exporter}Exporter")().export(
+        model, {"pixel_values": CLIPS}, config=config
+    )
     for pixel_values in (CLIPS, *OTHERS):
         found = exported(pixel_values=pixel_values)
         found = found["logits"] if isinstance(found, dict) else found.logits

@@ -1,4 +1,6 @@
-"""Gradients of every kind: recomputed, forward, under transforms, in float64; and what a pass leaves behind."""
+"""Gradients of every kind: recomputed, forward, under transforms, in float64; and what a pass
+leaves behind.
+"""
 
 import copy
 import pickle
@@ -15,14 +17,19 @@ from hf_timesformer.model.schemes import SCHEMES as STEPS
 
 
 LABELS = torch.tensor([0, 3])
-RANDOM = [{"hidden_dropout_prob": 0.3}, {"attention_probs_dropout_prob": 0.3}, {"drop_path_rate": 0.6}]
+RANDOM = [
+    {"hidden_dropout_prob": 0.3},
+    {"attention_probs_dropout_prob": 0.3},
+    {"drop_path_rate": 0.6},
+]
 EARLY = [scheme for scheme in SCHEMES if len(STEPS[scheme]) > 1]
 
 
 def gradients_of(model: torch.nn.Module, forward=None) -> dict[str, torch.Tensor]:
     model.zero_grad()
     torch.manual_seed(3)
-    inputs = clips(2, 4, 3, 12, 8).requires_grad_()  # reentrant recomputation wants an input with a gradient
+    # reentrant recomputation wants an input with a gradient
+    inputs = clips(2, 4, 3, 12, 8).requires_grad_()
     loss = (forward or (lambda inputs: model(inputs, labels=LABELS).loss))(inputs)
     loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -39,13 +46,17 @@ def assert_same(found: dict, expected: dict, relative: float = 1e-4) -> None:
 @pytest.mark.parametrize("fields", RANDOM, ids=lambda fields: next(iter(fields)))
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_is_recomputed_is_what_ran(scheme, fields, reentrant, whole):
-    """The same numbers are drawn in both passes, and they are those of a step without recomputation."""
+    """The same numbers are drawn in both passes, and they are those of a step without
+    recomputation.
+    """
     model = tiny_model(scheme, **fields).train()
     expected = gradients_of(model)
     if whole:
         found = gradients_of(
             model,
-            lambda inputs: checkpoint(lambda x: model(x, labels=LABELS).loss, inputs, use_reentrant=reentrant),
+            lambda inputs: checkpoint(
+                lambda x: model(x, labels=LABELS).loss, inputs, use_reentrant=reentrant
+            ),
         )
     else:
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -55,10 +66,19 @@ def test_what_is_recomputed_is_what_ran(scheme, fields, reentrant, whole):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_gradcheck_in_float64(scheme):
-    fields = {"num_hidden_layers": 1, "num_frames": 2, "image_size": [4, 6], "position_interpolation": "bicubic"}
+    fields = {
+        "num_hidden_layers": 1,
+        "num_frames": 2,
+        "image_size": [4, 6],
+        "position_interpolation": "bicubic",
+    }
     model = tiny_model(scheme, hidden_size=4, intermediate_size=6, **fields).double()
     pixels = clips(1, 3, 3, 6, 4).double().requires_grad_()
-    names = [name for name, _ in model.named_parameters() if name.endswith("bias") or "embeddings" in name]
+    names = [
+        name
+        for name, _ in model.named_parameters()
+        if name.endswith("bias") or "embeddings" in name
+    ]
     names = [name for name in names if "projection" not in name]
     values = [model.get_parameter(name).detach().clone().requires_grad_() for name in names]
 
@@ -67,7 +87,9 @@ def test_gradcheck_in_float64(scheme):
         given = {f"timesformer.{n}" if "classifier" not in n else n: v for n, v in given.items()}
         return torch.func.functional_call(model, given, (pixels,)).logits
 
-    assert torch.autograd.gradcheck(logits, (pixels, *values), eps=1e-6, atol=1e-9, rtol=1e-6, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        logits, (pixels, *values), eps=1e-6, atol=1e-9, rtol=1e-6, fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -97,12 +119,20 @@ def test_forward_mode_is_the_directional_derivative(scheme):
     for name in [n for n in weights if "layer.0" in n or "classifier" in n][::3]:
         only = {n: d if n == name else torch.zeros_like(d) for n, d in directions.items()}
         _, slope = torch.func.jvp(total, (weights,), (only,))
-        torch.testing.assert_close(slope, (expected[name] * directions[name]).sum(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            slope, (expected[name] * directions[name]).sum(), rtol=1e-3, atol=1e-4
+        )
     name = "timesformer.encoder.layer.0.intermediate.dense.weight"
     with forward_ad.dual_level():
         dual = {name: forward_ad.make_dual(weights[name], directions[name])}
-        slope = forward_ad.unpack_dual(torch.func.functional_call(model, dual, (inputs,)).logits).tangent[:, 1].sum()
-    torch.testing.assert_close(slope, (expected[name] * directions[name]).sum(), rtol=1e-3, atol=1e-4)
+        slope = (
+            forward_ad.unpack_dual(torch.func.functional_call(model, dual, (inputs,)).logits)
+            .tangent[:, 1]
+            .sum()
+        )
+    torch.testing.assert_close(
+        slope, (expected[name] * directions[name]).sum(), rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -130,9 +160,13 @@ def test_many_cotangents_at_once(scheme):
     logits = model(inputs).logits.flatten()
     parameters = list(model.timesformer.parameters())
     rows = torch.eye(logits.numel())[:3]
-    batched = torch.autograd.grad(logits, parameters, rows, is_grads_batched=True, retain_graph=True)
+    batched = torch.autograd.grad(
+        logits, parameters, rows, is_grads_batched=True, retain_graph=True
+    )
     for index, row in enumerate(rows):
-        for one, other in zip(batched, torch.autograd.grad(logits, parameters, row, retain_graph=True)):
+        for one, other in zip(
+            batched, torch.autograd.grad(logits, parameters, row, retain_graph=True)
+        ):
             torch.testing.assert_close(one[index], other, rtol=1e-4, atol=1e-5)
 
 
@@ -208,7 +242,9 @@ def test_a_stored_model_is_its_weights(scheme):
 
 
 def test_numbers_swapped_where_their_sums_stay():
-    """Two rows and two columns of a weight, written through `.data`: every row's and column's sum is what it was."""
+    """Two rows and two columns of a weight, written through `.data`: every row's and column's sum
+    is what it was.
+    """
     model, inputs = tiny_model("divided_space_time", image_size=[12, 8]), clips(1, 4, 3, 12, 8)
     weight = model.timesformer.encoder.layer[0].temporal_dense.weight
     weight.data[:2, :2] = torch.tensor([[5.0, -5.0], [-5.0, 5.0]])

@@ -1,4 +1,6 @@
-"""Whoever watches a module sees what the paper's network gives there: as often, and of the same shape."""
+"""Whoever watches a module sees what the paper's network gives there: as often, and of the same
+shape.
+"""
 
 import pytest
 import torch
@@ -32,25 +34,33 @@ def test_a_hook_on_any_module_is_called_once_with_the_plain_shapes(scheme, gradi
         for name in watched_names(model):
             seen = []
             module = model.get_submodule(name)
-            handle = module.register_forward_hook(lambda *call, seen=seen: seen.append(shapes_of(call[2])))
+            handle = module.register_forward_hook(
+                lambda *call, seen=seen: seen.append(shapes_of(call[2]))
+            )
             model(inputs)
             handle.remove()
             if not isinstance(module, torch.nn.ModuleList) and not name.endswith("drop_path"):
                 assert len(seen) == 1, name
-            if name.endswith(("layernorm_before", "attention.output.dropout", "layernorm_after", "output.dense")):
+            if name.endswith(
+                ("layernorm_before", "attention.output.dropout", "layernorm_after", "output.dense")
+            ):
                 early = any(f"{step}_" in name for step in STEPS[scheme][:-1])
                 assert seen == [[(tokens[0], tokens[1] - early, 16)]], name
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_backward_hook_on_any_layer_of_the_network_counts(scheme):
-    """One that zeroes the gradient of what a module gives leaves no gradient to that module's parameters."""
+    """One that zeroes the gradient of what a module gives leaves no gradient to that module's
+    parameters.
+    """
     model, inputs = tiny_model(scheme).train(), clips(2, 4, 3, 12, 8)
     layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     parents = [name.rpartition(".")[0] for name in layers if name.endswith("output.dense")]
     for name in (*layers, *parents):
         module = model.get_submodule(name)
-        handle = module.register_full_backward_pre_hook(lambda module, grad: (torch.zeros_like(grad[0]),))
+        handle = module.register_full_backward_pre_hook(
+            lambda module, grad: (torch.zeros_like(grad[0]),)
+        )
         model.zero_grad()
         model(inputs, labels=LABELS).loss.backward()
         handle.remove()
@@ -58,7 +68,9 @@ def test_a_backward_hook_on_any_layer_of_the_network_counts(scheme):
             assert torch.all(parameter.grad == 0), name
 
 
-@pytest.mark.parametrize("kind", ["full_backward_hook", "full_backward_pre_hook", "forward_pre_hook"])
+@pytest.mark.parametrize(
+    "kind", ["full_backward_hook", "full_backward_pre_hook", "forward_pre_hook"]
+)
 def test_hooks_of_every_kind_are_called_in_training(kind):
     model = tiny_model("divided_space_time").train()
     called = []
@@ -66,7 +78,8 @@ def test_hooks_of_every_kind_are_called_in_training(kind):
         module = model.get_submodule(name)
         getattr(module, f"register_{kind}")(lambda *_, name=name: called.append(name))
     model(clips(2, 4, 3, 12, 8).requires_grad_(), labels=LABELS).loss.backward()
-    uncalled = {"timesformer.encoder.layer", "timesformer"}  # a list; torch has no such hooks for what is no tuple
+    # a list; torch has no such hooks for what is no tuple
+    uncalled = {"timesformer.encoder.layer", "timesformer"}
     assert set(called) >= set(watched_names(model)) - uncalled
 
 
@@ -74,7 +87,9 @@ def test_hooks_of_every_kind_are_called_in_training(kind):
 @pytest.mark.parametrize("name", ["layernorm_before", "layernorm_after", "output", "attention"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_grad_cam_gets_an_activation_and_its_gradient(scheme, name, layer):
-    """As pytorch-grad-cam takes them, a forward hook and a tensor hook on what it saw, against finite differences."""
+    """As pytorch-grad-cam takes them, a forward hook and a tensor hook on what it saw, against
+    finite differences.
+    """
     model, inputs = tiny_model(scheme), clips(2, 4, 3, 12, 8)
     module = getattr(model.timesformer.encoder.layer[layer], name)
     activations, gradients = [], []
@@ -97,7 +112,11 @@ def test_grad_cam_gets_an_activation_and_its_gradient(scheme, name, layer):
     def shifted(size: float) -> torch.Tensor:
         def add(module, args, output):
             first = output[0] if isinstance(output, tuple) else output
-            return (first + size * direction, *output[1:]) if isinstance(output, tuple) else first + size * direction
+            return (
+                (first + size * direction, *output[1:])
+                if isinstance(output, tuple)
+                else first + size * direction
+            )
 
         handle = module.register_forward_hook(add)
         with torch.no_grad():
@@ -112,7 +131,9 @@ def test_grad_cam_gets_an_activation_and_its_gradient(scheme, name, layer):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_hook_on_the_backbone_gets_all_tokens(scheme):
     model, inputs, seen = tiny_model(scheme), clips(2, 4, 3, 12, 8), []
-    model.timesformer.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state))
+    model.timesformer.register_forward_hook(
+        lambda module, args, output: seen.append(output.last_hidden_state)
+    )
     with torch.no_grad():
         logits = model(inputs).logits
     expected = Oracle(model.config, model.state_dict())(inputs)
@@ -133,7 +154,9 @@ def test_a_hook_on_all_modules_sees_them_all():
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_forward_of_ones_own_is_called(scheme):
-    """On the instance, as accelerate does; on the class, as a patch does; and a module in another's place."""
+    """On the instance, as accelerate does; on the class, as a patch does; and a module in another's
+    place.
+    """
     model, inputs = tiny_model(scheme), clips(1, 4, 3, 12, 8)
     layer = model.timesformer.encoder.layer[-1]
 
@@ -170,10 +193,14 @@ def test_a_class_with_another_forward(gradients, monkeypatch):
     with torch.no_grad():
         ordinary = model.timesformer(inputs).last_hidden_state
     called = []
-    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: called.append(self) or original(self, x))
+    monkeypatch.setattr(
+        torch.nn.Linear, "forward", lambda self, x: called.append(self) or original(self, x)
+    )
     with torch.set_grad_enabled(gradients):
         assert_close(model.timesformer(inputs).last_hidden_state, ordinary, 1e-5)
-    assert len(called) == len([m for m in model.timesformer.modules() if isinstance(m, torch.nn.Linear)])
+    assert len(called) == len(
+        [m for m in model.timesformer.modules() if isinstance(m, torch.nn.Linear)]
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -201,7 +228,9 @@ def test_an_attention_function_of_ones_own_is_never_left_out(scheme):
 
 
 def test_recorders_do_not_slow_later_passes():
-    """transformers leaves its recording hooks on the modules after the first pass that asked for them."""
+    """transformers leaves its recording hooks on the modules after the first pass that asked for
+    them.
+    """
     model, inputs = tiny_model("axial"), clips(1, 4, 3, 12, 8)
     with torch.no_grad():
         model(inputs, output_hidden_states=True, output_attentions=True)

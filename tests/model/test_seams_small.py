@@ -1,4 +1,6 @@
-"""The network among transformers' own habits: outputs, arguments, subclasses, losses, loading, grey clips."""
+"""The network among transformers' own habits: outputs, arguments, subclasses, losses, loading, grey
+clips.
+"""
 
 import pytest
 import torch
@@ -44,7 +46,12 @@ def test_outputs_are_transformers_own_kinds(scheme):
 
 
 def stock_and_ours(scheme: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    own = ("position_interpolation", "position_embedding_type", "classifier_hidden_size", "model_type")
+    own = (
+        "position_interpolation",
+        "position_embedding_type",
+        "classifier_hidden_size",
+        "model_type",
+    )
     fields = tiny_config(scheme, image_size=8).to_dict()
     config = TimesformerConfig(**{name: value for name, value in fields.items() if name not in own})
     stock = randomise(TimesformerForVideoClassification(config)).eval()
@@ -59,11 +66,16 @@ def test_tuples_begin_as_stocks(scheme):
     inputs, labels = clips(2, 4, 3, 8, 8), torch.tensor([1, 2])
     asked = {"output_attentions": True, "output_hidden_states": True, "return_dict": False}
     with torch.no_grad():
-        for model, other, given in ((stock, ours, {"labels": labels}), (stock.timesformer, ours.timesformer, {})):
+        for model, other, given in (
+            (stock, ours, {"labels": labels}),
+            (stock.timesformer, ours.timesformer, {}),
+        ):
             expected, found = model(inputs, **asked, **given), other(inputs, **asked, **given)
             assert len(found) >= len(expected)
             for one, wanted in zip(found, expected):
-                pairs = zip(one, wanted, strict=True) if isinstance(wanted, tuple) else [(one, wanted)]
+                pairs = (
+                    zip(one, wanted, strict=True) if isinstance(wanted, tuple) else [(one, wanted)]
+                )
                 for actual, value in pairs:
                     assert_close(actual, value)
 
@@ -73,7 +85,10 @@ def test_arguments_by_position_are_stocks(scheme):
     stock, ours = stock_and_ours(scheme)
     inputs, labels = clips(2, 4, 3, 8, 8), torch.tensor([1, 2])
     with torch.no_grad():
-        for model, other, between in ((stock.timesformer, ours.timesformer, ()), (stock, ours, (labels,))):
+        for model, other, between in (
+            (stock.timesformer, ours.timesformer, ()),
+            (stock, ours, (labels,)),
+        ):
             for flags in ((True, True, True), (False, True, False), (None, None, False)):
                 expected, found = model(inputs, *between, *flags), other(inputs, *between, *flags)
                 assert isinstance(found, tuple) == isinstance(expected, tuple)
@@ -88,7 +103,9 @@ def test_arguments_by_position_are_stocks(scheme):
 
 PROBLEMS = {
     "single_label_classification": lambda generator: torch.randint(5, (8,), generator=generator),
-    "multi_label_classification": lambda generator: torch.randint(2, (8, 5), generator=generator).float(),
+    "multi_label_classification": lambda generator: torch.randint(
+        2, (8, 5), generator=generator
+    ).float(),
     "regression": lambda generator: torch.randn(8, 5, generator=generator),
 }
 
@@ -96,7 +113,10 @@ PROBLEMS = {
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_accumulated_batches_give_the_update_of_one(problem, tmp_path):
     labels = PROBLEMS[problem](torch.Generator().manual_seed(0))
-    data = [{"pixel_values": clip, "labels": label} for clip, label in zip(clips(8, 4, 3, 12, 8), labels)]
+    data = [
+        {"pixel_values": clip, "labels": label}
+        for clip, label in zip(clips(8, 4, 3, 12, 8), labels)
+    ]
     weights = []
     for batch, steps in ((8, 1), (2, 4)):
         model = tiny_model("divided_space_time", problem_type=problem)
@@ -118,7 +138,9 @@ def test_accumulated_batches_give_the_update_of_one(problem, tmp_path):
         weights.append(model.state_dict())
     start = tiny_model("divided_space_time").state_dict()
     for name, one in weights[0].items():
-        torch.testing.assert_close(weights[1][name] - start[name], one - start[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(
+            weights[1][name] - start[name], one - start[name], rtol=1e-3, atol=1e-5
+        )
     assert any((weights[0][name] - start[name]).abs().max() > 1e-3 for name in start)
 
 
@@ -134,10 +156,19 @@ def test_one_number_for_each_clip_is_a_regression():
 def test_embeddings_on_disk_are_not_resized_in_silence(tmp_path):
     pytest.importorskip("accelerate")
     tiny_model("divided_space_time").save_pretrained(tmp_path / "saved")
-    devices = {"timesformer.embeddings": "disk", "timesformer.encoder": "cpu", "timesformer.layernorm": "cpu"}
-    arguments = {"device_map": {**devices, "classifier": "cpu"}, "offload_folder": tmp_path / "offload"}
+    devices = {
+        "timesformer.embeddings": "disk",
+        "timesformer.encoder": "cpu",
+        "timesformer.layernorm": "cpu",
+    }
+    arguments = {
+        "device_map": {**devices, "classifier": "cpu"},
+        "offload_folder": tmp_path / "offload",
+    }
     with pytest.raises(ValueError, match="device_map"):
-        TimeSformerForVideoClassification.from_pretrained(tmp_path / "saved", num_frames=8, **arguments)
+        TimeSformerForVideoClassification.from_pretrained(
+            tmp_path / "saved", num_frames=8, **arguments
+        )
     kept = TimeSformerForVideoClassification.from_pretrained(tmp_path / "saved", **arguments).eval()
     inputs = clips(1, 4, 3, 12, 8)
     with torch.no_grad():
@@ -158,7 +189,9 @@ def test_what_other_embeddings_give_is_not_overwritten(scheme):
     kept = stored.clone()
     model.timesformer.embeddings = Stored()
     with torch.no_grad():
-        first, second = (model.timesformer.encoder(*model.timesformer.embeddings(None)) for _ in range(2))
+        first, second = (
+            model.timesformer.encoder(*model.timesformer.embeddings(None)) for _ in range(2)
+        )
         if scheme != "space_only":
             logits = model(clips(2, 4, 3, 12, 8)).logits
             assert torch.equal(model(clips(2, 4, 3, 12, 8)).logits, logits)
@@ -205,10 +238,17 @@ def test_networks_for_grey_and_four_channels(scheme, channels):
 
 def test_a_vit_for_grey_clips():
     config = ViTConfig(
-        image_size=8, patch_size=2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+        image_size=8,
+        patch_size=2,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
     )
     vit, grey = randomise(ViTModel(config, add_pooling_layer=False)).eval(), clips(2, 3, 1, 8, 8)
-    model = TimeSformerForVideoClassification.from_vit(vit, num_channels=1, attention_type="space_only").eval()
+    model = TimeSformerForVideoClassification.from_vit(
+        vit, num_channels=1, attention_type="space_only"
+    ).eval()
     colour = TimeSformerForVideoClassification.from_vit(vit, attention_type="space_only").eval()
     with torch.no_grad():
         expected = colour.timesformer(grey.expand(-1, -1, 3, -1, -1)).last_hidden_state

@@ -18,7 +18,8 @@ def linear_names(model: torch.nn.Module) -> list[str]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_layer_is_a_plain_linear(scheme):
     model = tiny_model(scheme)
-    layers = 2 * (len(STEPS[scheme]) * 3 - 1 + 2) + 1  # qkv, projection, extra dense but in the last; MLP; classifier
+    # qkv, projection, extra dense but in the last; MLP; classifier
+    layers = 2 * (len(STEPS[scheme]) * 3 - 1 + 2) + 1
     assert len(linear_names(model)) == layers
     assert all(type(model.get_submodule(name)) is torch.nn.Linear for name in linear_names(model))
 
@@ -26,9 +27,13 @@ def test_every_layer_is_a_plain_linear(scheme):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_dynamic_quantisation_takes_every_layer(scheme):
     """torch.ao's, which matches types, against a network whose weights are those int8 numbers."""
-    torch.backends.quantized.engine = "fbgemm" if "fbgemm" in torch.backends.quantized.supported_engines else "qnnpack"
+    torch.backends.quantized.engine = (
+        "fbgemm" if "fbgemm" in torch.backends.quantized.supported_engines else "qnnpack"
+    )
     model, inputs = tiny_model(scheme), clips(2, 4, 3, 12, 8)
-    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
+    quantised = torch.ao.quantization.quantize_dynamic(
+        copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8
+    )
     for name in linear_names(model):
         layer = quantised.get_submodule(name)
         assert "quantized" in type(layer).__module__, name
@@ -39,7 +44,9 @@ def test_dynamic_quantisation_takes_every_layer(scheme):
     assert not torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+@pytest.mark.parametrize(
+    "config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"]
+)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_torchao(scheme, config):
     quantization = pytest.importorskip("torchao.quantization")
@@ -61,10 +68,15 @@ def test_bitsandbytes(scheme, bits, tmp_path):
 
     from hf_timesformer import TimeSformerForVideoClassification
 
-    model, inputs = tiny_model(scheme, hidden_size=128, intermediate_size=256, num_labels=32), clips(2, 4, 3, 12, 8)
+    model, inputs = (
+        tiny_model(scheme, hidden_size=128, intermediate_size=256, num_labels=32),
+        clips(2, 4, 3, 12, 8),
+    )
     model.save_pretrained(tmp_path)
     config = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
-    loaded = TimeSformerForVideoClassification.from_pretrained(tmp_path, quantization_config=config, device_map="cpu")
+    loaded = TimeSformerForVideoClassification.from_pretrained(
+        tmp_path, quantization_config=config, device_map="cpu"
+    )
     kinds = (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit)
     names = [name for name in linear_names(model) if name != "classifier"]
     assert all(isinstance(loaded.get_submodule(name), kinds) for name in names)
@@ -114,7 +126,8 @@ def test_a_folded_copy_has_the_adapters_in_it(scheme, how):
     if how == "PeftModel":
         tuned = peft.get_peft_model(tiny_model(scheme), config).eval()
     else:
-        tuned = peft.inject_adapter_in_model(config, tiny_model(scheme)).eval()  # as `add_adapter` does
+        # as `add_adapter` does
+        tuned = peft.inject_adapter_in_model(config, tiny_model(scheme)).eval()
     if how == "switched off":
         for module in tuned.modules():
             if hasattr(module, "get_base_layer"):
@@ -126,7 +139,9 @@ def test_a_folded_copy_has_the_adapters_in_it(scheme, how):
         assert_close(tuned(inputs).logits, expected, 1e-6)
     assert all(type(copied.get_submodule(name)) is torch.nn.Linear for name in linear_names(copied))
     steps = STEPS[scheme][:-1]
-    assert not any(name.endswith(tuple(f"{s}_dense" for s in steps)) for name in linear_names(copied) if steps)
+    assert not any(
+        name.endswith(tuple(f"{s}_dense" for s in steps)) for name in linear_names(copied) if steps
+    )
 
 
 def test_adapters_are_in_the_exported_graph(tmp_path):
@@ -144,7 +159,9 @@ def test_a_hook_is_in_the_folded_copy():
     model.get_submodule(name).register_forward_hook(lambda module, args, output: 3 * output)
     with torch.no_grad():
         assert_close(fold(model)(inputs).logits, model(inputs).logits, 1e-5)
-        assert not torch.allclose(model(inputs).logits, tiny_model("axial")(inputs).logits, atol=1e-2)
+        assert not torch.allclose(
+            model(inputs).logits, tiny_model("axial")(inputs).logits, atol=1e-2
+        )
 
 
 def test_quantised_weights_are_not_exported():

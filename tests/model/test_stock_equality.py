@@ -1,4 +1,6 @@
-"""The three schemes that stock has: equal numbers both ways, and what plain `transformers` says of the rest."""
+"""The three schemes that stock has: equal numbers both ways, and what plain `transformers` says of
+the rest.
+"""
 
 import json
 import subprocess
@@ -19,7 +21,12 @@ SIZES = {"image_size": 8, "num_frames": 4}
 def stock_model(scheme: str, **fields) -> TimesformerForVideoClassification:
     """Stock's classifier with random weights, its time embeddings too."""
     config = tiny_config(scheme, **{**SIZES, **fields}).to_dict()
-    own = ("position_interpolation", "position_embedding_type", "classifier_hidden_size", "model_type")
+    own = (
+        "position_interpolation",
+        "position_embedding_type",
+        "classifier_hidden_size",
+        "model_type",
+    )
     config = TimesformerConfig(**{name: value for name, value in config.items() if name not in own})
     return randomise(TimesformerForVideoClassification(config)).eval()
 
@@ -37,12 +44,16 @@ def stock_folders(tmp_path_factory):
 @pytest.mark.parametrize("scheme", ["joint_space_time", "divided_space_time"])
 def test_stocks_checkpoints_give_stocks_numbers(scheme, attention, stock_folders):
     stock, inputs = stock_model(scheme), clips(2, 4, 3, 8, 8)
-    ours = TimeSformerForVideoClassification.from_pretrained(stock_folders[scheme], attn_implementation=attention)
+    ours = TimeSformerForVideoClassification.from_pretrained(
+        stock_folders[scheme], attn_implementation=attention
+    )
     assert {n: tuple(p.shape) for n, p in ours.state_dict().items()} == {
         n: tuple(p.shape) for n, p in stock.state_dict().items()
     }
     with torch.no_grad():
-        actual = ours.eval()(inputs, output_hidden_states=True, output_attentions=attention == "eager")
+        actual = ours.eval()(
+            inputs, output_hidden_states=True, output_attentions=attention == "eager"
+        )
         expected = stock(inputs, output_hidden_states=True, output_attentions=True)
         fast = ours(inputs).logits
     for logits in (actual.logits, fast):
@@ -57,7 +68,9 @@ def test_stocks_checkpoints_give_stocks_numbers(scheme, attention, stock_folders
 
 
 def test_space_only_is_the_mean_of_stocks_frames(stock_folders):
-    """Stock gives each frame its own logits. As in the official code: the mean of tokens, then the LayerNorm."""
+    """Stock gives each frame its own logits. As in the official code: the mean of tokens, then the
+    LayerNorm.
+    """
     stock, inputs = stock_model("space_only"), clips(3, 5, 3, 8, 8)
     ours = TimeSformerForVideoClassification.from_pretrained(stock_folders["space_only"]).eval()
     with torch.no_grad():
@@ -77,7 +90,9 @@ def test_space_only_is_the_mean_of_stocks_frames(stock_folders):
 @pytest.mark.parametrize(("frames", "side"), [(7, 8), (2, 8), (4, 12), (6, 4)])
 @pytest.mark.parametrize("scheme", ["joint_space_time", "divided_space_time"])
 def test_other_lengths_and_sizes_are_stock_made_for_them(scheme, frames, side, stock_folders):
-    """Stock is right where config and embeddings fit the clip: made to fit as the official code does, it agrees."""
+    """Stock is right where config and embeddings fit the clip: made to fit as the official code
+    does, it agrees.
+    """
     ours = TimeSformerForVideoClassification.from_pretrained(stock_folders[scheme]).eval()
     fitting = stock_model(scheme, num_frames=frames, image_size=side)
     state = ours.state_dict()
@@ -122,8 +137,14 @@ def plain_transformers(tmp_path_factory):
     """What a process that cannot import this package makes of folders that we saved."""
     variants = {scheme: {} for scheme in SCHEMES}
     variants |= {
-        "classifier with a hidden layer": {"attention_type": "divided_space_time", "classifier_hidden_size": 6},
-        "no time embeddings": {"attention_type": "divided_space_time", "position_embedding_type": "space"},
+        "classifier with a hidden layer": {
+            "attention_type": "divided_space_time",
+            "classifier_hidden_size": 6,
+        },
+        "no time embeddings": {
+            "attention_type": "divided_space_time",
+            "position_embedding_type": "space",
+        },
         "no embeddings": {"attention_type": "joint_space_time", "position_embedding_type": "none"},
         "drop path": {"attention_type": "divided_space_time", "drop_path_rate": 0.2},
     }
@@ -131,7 +152,10 @@ def plain_transformers(tmp_path_factory):
     for name, fields in variants.items():
         folder = tmp_path_factory.mktemp("saved")
         scheme = fields.pop("attention_type", name)
-        model, inputs = tiny_model(scheme, **SIZES, **fields), clips(1 if scheme == "space_only" else 2, 4, 3, 8, 8)
+        model, inputs = (
+            tiny_model(scheme, **SIZES, **fields),
+            clips(1 if scheme == "space_only" else 2, 4, 3, 8, 8),
+        )
         if scheme == "space_only":
             inputs = inputs[:, :1]  # where stock's logits are right
         with torch.no_grad():
@@ -140,16 +164,23 @@ def plain_transformers(tmp_path_factory):
         folders[name] = str(folder)
     listing = tmp_path_factory.mktemp("listing") / "folders.json"
     listing.write_text(json.dumps(folders))
-    child = subprocess.run([sys.executable, "-c", CHILD, listing], capture_output=True, text=True, timeout=300)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, listing], capture_output=True, text=True, timeout=300
+    )
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout.splitlines()[-1]), folders
 
 
-@pytest.mark.parametrize("name", [*STOCK_SCHEMES, "no time embeddings", "no embeddings", "drop path"])
+@pytest.mark.parametrize(
+    "name", [*STOCK_SCHEMES, "no time embeddings", "no embeddings", "drop path"]
+)
 def test_plain_transformers_opens_what_it_has(name, plain_transformers):
     report = plain_transformers[0][name]
     assert "error" not in report, report
-    assert report["class"] == "transformers.models.timesformer.modeling_timesformer.TimesformerForVideoClassification"
+    assert (
+        report["class"]
+        == "transformers.models.timesformer.modeling_timesformer.TimesformerForVideoClassification"
+    )
     assert report["missing"] == report["unexpected"] == []
     assert report["difference"] <= 1e-4
 

@@ -1,6 +1,7 @@
 """What is private in torch and transformers still does what this package takes it to do.
 
-A failure here means that a release has renamed or changed it: mend `model/upstream.py`, the one place that names it.
+A failure here means that a release has renamed or changed it: mend `model/upstream.py`, the one
+place that names it.
 """
 
 import ast
@@ -21,15 +22,31 @@ FOLDER = Path(hf_timesformer.__file__).parent / "model"
 
 
 def test_private_names_stand_in_one_file():
-    """No other file of the folder reads `torch._C`, a module's hooks, or a module of transformers' own use."""
-    theirs = {"_C", "_modules", "_parameters", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks"}
-    modules = [f"transformers.{name}" for name in ("utils.generic", "utils.output_capturing", "dynamic_module_utils")]
+    """No other file of the folder reads `torch._C`, a module's hooks, or a module of transformers'
+    own use.
+    """
+    theirs = {
+        "_C",
+        "_modules",
+        "_parameters",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+    }
+    modules = [
+        f"transformers.{name}"
+        for name in ("utils.generic", "utils.output_capturing", "dynamic_module_utils")
+    ]
     for path in FOLDER.glob("*.py"):
         if path.name == "upstream.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not (isinstance(node, ast.Attribute) and node.attr in theirs), f"{path.name}: {node.attr}"
-            assert not (isinstance(node, ast.ImportFrom) and node.module in modules), f"{path.name}: {node.module}"
+            assert not (isinstance(node, ast.Attribute) and node.attr in theirs), (
+                f"{path.name}: {node.attr}"
+            )
+            assert not (isinstance(node, ast.ImportFrom) and node.module in modules), (
+                f"{path.name}: {node.module}"
+            )
 
 
 def test_modules_below_are_all_of_them():
@@ -56,7 +73,9 @@ def test_hooks_are_seen(register):
     assert not upstream.is_watched(module)
 
 
-@pytest.mark.parametrize("register", [name.replace("register_", "register_module_") for name in HOOKS])
+@pytest.mark.parametrize(
+    "register", [name.replace("register_", "register_module_") for name in HOOKS]
+)
 def test_hooks_on_all_modules_are_seen(register):
     assert not upstream.is_everything_watched()
     handle = getattr(torch_modules, register)(lambda *_: None)

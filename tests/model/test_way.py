@@ -1,4 +1,6 @@
-"""Each reason for the plain way, and each fast way where there is none: what runs is what `way.py` says."""
+"""Each reason for the plain way, and each fast way where there is none: what runs is what `way.py`
+says.
+"""
 
 import copy
 import pickle
@@ -13,7 +15,15 @@ from torch.nn.utils import prune as pruning
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_timesformer.model import modeling_timesformer
-from hf_timesformer.model.way import COMPILED, EXPORTED, INFERENCE, PLAIN, TRAINING, choose_way, why_plain
+from hf_timesformer.model.way import (
+    COMPILED,
+    EXPORTED,
+    INFERENCE,
+    PLAIN,
+    TRAINING,
+    choose_way,
+    why_plain,
+)
 
 
 TOKENS = torch.zeros(1, 97, 16)
@@ -80,7 +90,9 @@ def replace_a_module(model):
 
 
 def subclass_a_layer(model):
-    model.timesformer.encoder.layer[0].attention.attention.qkv.__class__ = type("Own", (nn.Linear,), {})
+    model.timesformer.encoder.layer[0].attention.attention.qkv.__class__ = type(
+        "Own", (nn.Linear,), {}
+    )
 
 
 def add_a_module(model):
@@ -143,7 +155,9 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("change", "reason"), CHANGES.items(), ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("change", "reason"), CHANGES.items(), ids=lambda value: getattr(value, "__name__", None)
+)
 def test_what_is_out_of_the_ordinary_is_named(change, reason):
     model = tiny_model("axial")
     assert why_plain(model.timesformer, TOKENS) is None
@@ -158,7 +172,9 @@ def test_calls_that_are_out_of_the_ordinary():
     reasons += [why_plain(network, TOKENS.to("meta"))]
     with forward_ad.dual_level():
         reasons.append(why_plain(network, TOKENS))
-    torch.func.vmap(lambda tokens: reasons.append(why_plain(network, tokens)) or tokens)(TOKENS[None])
+    torch.func.vmap(lambda tokens: reasons.append(why_plain(network, tokens)) or tokens)(
+        TOKENS[None]
+    )
     with FakeTensorMode() as mode:
         reasons.append(why_plain(network, mode.from_tensor(TOKENS)))
     expected = ["recorded", "float64", "meta", "forward-mode", "torch.func", "another kind"]
@@ -169,7 +185,9 @@ def test_calls_that_are_out_of_the_ordinary():
 def test_adapters_come_and_go(scheme, ways):
     peft = pytest.importorskip("peft")
     model, inputs = tiny_model(scheme), clips(1, 4, 3, 12, 8)
-    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False)).eval()
+    tuned = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False)
+    ).eval()
     with torch.no_grad():
         before = tuned(inputs).logits
         merged = tuned.merge_and_unload()

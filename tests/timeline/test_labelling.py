@@ -1,4 +1,6 @@
-"""`timesformer label` and what it writes: segments where clips were joined, files that others read, resume, shares."""
+"""`timesformer label` and what it writes: segments where clips were joined, files that others read,
+resume, shares.
+"""
 
 import csv
 import json
@@ -56,7 +58,9 @@ def film(tmp_path_factory) -> Path:
     levels = np.repeat([40, 200, 40], np.diff(JOINTS) * FPS)
     frames = np.broadcast_to(levels[:, None, None, None], (len(levels), 32, 48, 3)).astype(np.uint8)
     times = [3 * number for number in range(len(frames))]
-    return encode(tmp_path_factory.mktemp("film") / "film.mp4", frames, times=times, options={"g": "20"})
+    return encode(
+        tmp_path_factory.mktemp("film") / "film.mp4", frames, times=times, options={"g": "20"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,9 @@ def processor() -> TimeSformerVideoProcessor:
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory, processor) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny_model("divided_space_time", num_labels=2, id2label=dict(enumerate(NAMES))).save_pretrained(folder)
+    tiny_model("divided_space_time", num_labels=2, id2label=dict(enumerate(NAMES))).save_pretrained(
+        folder
+    )
     processor.save_pretrained(folder)
     return folder
 
@@ -98,7 +104,15 @@ def test_all_files(film, model_folder, tmp_path: Path, capsys):
     assert code == 0
     assert "19.9 s in 19 windows" in out
     written = set(re.findall(r"wrote (\S+)", out))
-    suffixes = [".json", ".csv", ".scores.csv", ".vtt", ".label_studio.json", ".png", ".overlay.mp4"]
+    suffixes = [
+        ".json",
+        ".csv",
+        ".scores.csv",
+        ".vtt",
+        ".label_studio.json",
+        ".png",
+        ".overlay.mp4",
+    ]
     assert written == {str(tmp_path / f"film{suffix}") for suffix in suffixes} | {str(features)}
     assert not (tmp_path / "film.windows.jsonl").exists()
     content = json.loads((tmp_path / "film.json").read_text())
@@ -110,9 +124,13 @@ def test_all_files(film, model_folder, tmp_path: Path, capsys):
     rows = list(csv.DictReader((tmp_path / "film.scores.csv").open()))
     for row, window in zip(rows, content["windows"]):
         assert float(row["start"]) == window["start"]
-        assert {name: float(row[name]) for name in NAMES} == pytest.approx(window["scores"], abs=1e-6)
+        assert {name: float(row[name]) for name in NAMES} == pytest.approx(
+            window["scores"], abs=1e-6
+        )
     segments = list(csv.DictReader((tmp_path / "film.csv").open()))
-    assert [row["label"] for row in segments] == [segment["label"] for segment in content["segments"]]
+    assert [row["label"] for row in segments] == [
+        segment["label"] for segment in content["segments"]
+    ]
     table = pyarrow.parquet.read_table(features).to_pydict()
     assert table["window"] == list(range(19))
     assert np.array(table["features"]).shape == (19, 16)
@@ -140,13 +158,17 @@ def test_subtitles(tmp_path: Path):
     segments = [Segment(0.5, 3723.5, "a < b & c --> d\n", 0.75)]
     text = write_webvtt(tmp_path / "a.vtt", timeline_of(segments)).read_text()
     assert text == "WEBVTT\n\n00:00:00.500 --> 01:02:03.500\na &lt; b &amp; c --&gt; d 75%\n"
-    numbers = timeline_of([], is_regression=True, scores=np.arange(18, dtype=np.float32).reshape(9, 2))
+    numbers = timeline_of(
+        [], is_regression=True, scores=np.arange(18, dtype=np.float32).reshape(9, 2)
+    )
     text = write_webvtt(tmp_path / "b.vtt", numbers).read_text()
     assert "00:00:01.500 --> 00:00:02.500\na 2, b 3\n" in text
 
 
 def test_label_studio_counts_frames_from_one(tmp_path: Path):
-    path = write_label_studio(tmp_path / "a.json", timeline_of([Segment(0, 2, "a", 0.9), Segment(2, 4.04, "b", 0.7)]))
+    path = write_label_studio(
+        tmp_path / "a.json", timeline_of([Segment(0, 2, "a", 0.9), Segment(2, 4.04, "b", 0.7)])
+    )
     (task,) = json.loads(path.read_text())
     assert task["data"] == {"video": "clip.mp4", "frameRate": 25.0}
     values = [row["value"] for row in task["predictions"][0]["result"]]
@@ -173,7 +195,9 @@ def test_clicks_on_the_picture():
 
 
 def test_a_piece_of_the_film(film, tmp_path: Path):
-    frames, _ = decode_video(cut_film(tmp_path / "piece.mp4", film, 5.5, 7.5, short_side=32), range(20))
+    frames, _ = decode_video(
+        cut_film(tmp_path / "piece.mp4", film, 5.5, 7.5, short_side=32), range(20)
+    )
     brightness = frames.float().mean(dim=(1, 2, 3))
     assert (brightness[:5] < 60).all()
     assert (brightness[5:] > 180).all()
@@ -189,7 +213,17 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("done", [0, 1, 7, 18])
 def test_a_killed_run_goes_on(film, model_folder, tmp_path: Path, capsys, monkeypatch, done: int):
-    arguments = [film, "--model", model_folder, "--batch_size", 1, "--dtype", "float32", "--threshold", 0.3]
+    arguments = [
+        film,
+        "--model",
+        model_folder,
+        "--batch_size",
+        1,
+        "--dtype",
+        "float32",
+        "--threshold",
+        0.3,
+    ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     features = ["--features", tmp_path / "features.parquet"]
     assert run(capsys, *arguments, *features, "--output_dir", whole)[0] == 0
@@ -208,11 +242,15 @@ def test_a_killed_run_goes_on(film, model_folder, tmp_path: Path, capsys, monkey
         with pytest.raises(Killed):
             label.main([*map(str, [*arguments, *features, "--output_dir", killed])])
     else:  # killed while it wrote the files
-        monkeypatch.setattr("hf_timesformer.timeline.outputs.write_json", lambda *_: (_ for _ in ()).throw(Killed()))
+        monkeypatch.setattr(
+            "hf_timesformer.timeline.outputs.write_json", lambda *_: (_ for _ in ()).throw(Killed())
+        )
         with pytest.raises(Killed):
             label.main([*map(str, [*arguments, *features, "--output_dir", killed])])
         monkeypatch.undo()
-    monkeypatch.setattr(StreamClassifier, "_forward", lambda self, pixels: count.append(1) or forward(self, pixels))
+    monkeypatch.setattr(
+        StreamClassifier, "_forward", lambda self, pixels: count.append(1) or forward(self, pixels)
+    )
     journal = killed / "film.windows.jsonl"
     with journal.open("a") as file:
         file.write('{"scores": "AAAA')  # the line that a kill cut short
@@ -227,7 +265,16 @@ def test_a_killed_run_goes_on(film, model_folder, tmp_path: Path, capsys, monkey
 
 
 def test_a_journal_of_other_settings(film, model_folder, tmp_path: Path, capsys):
-    arguments = [film, "--model", model_folder, "--output_dir", tmp_path, "--resume", "--dtype", "float32"]
+    arguments = [
+        film,
+        "--model",
+        model_folder,
+        "--output_dir",
+        tmp_path,
+        "--resume",
+        "--dtype",
+        "float32",
+    ]
     Journal(tmp_path / "film.windows.jsonl", {"window": 3.0}, resume=False)
     code, _, err = run(capsys, *arguments)
     assert code == 2
@@ -240,7 +287,9 @@ def test_a_broken_video_among_others(film, model_folder, tmp_path: Path, capsys)
     (tmp_path / "in/a.mp4").write_text("no video")
     (tmp_path / "in/b.mp4").write_bytes(film.read_bytes())
     (tmp_path / "in/notes.txt").write_text("none")
-    code, out, err = run(capsys, tmp_path / "in", "--model", model_folder, "--output_dir", tmp_path / "out")
+    code, out, err = run(
+        capsys, tmp_path / "in", "--model", model_folder, "--output_dir", tmp_path / "out"
+    )
     assert code == 1
     assert "a.mp4: cannot be opened as a video" in err
     assert "b.mp4: 19.9 s in 19 windows" in out
@@ -251,20 +300,34 @@ def test_every_video_is_in_one_share(film, model_folder, tmp_path: Path, capsys,
     for name in "abcde":
         (tmp_path / name).mkdir()
         (tmp_path / name / "cam.mp4").symlink_to(film)
-    (tmp_path / "list").write_text("".join(f"{tmp_path / name / 'cam.mp4'}\n\n" for name in "abcde"))
-    arguments = [f"@{tmp_path / 'list'}", "--model", model_folder, "--output_dir", tmp_path / "out", "--window", 8]
+    (tmp_path / "list").write_text(
+        "".join(f"{tmp_path / name / 'cam.mp4'}\n\n" for name in "abcde")
+    )
+    arguments = [
+        f"@{tmp_path / 'list'}",
+        "--model",
+        model_folder,
+        "--output_dir",
+        tmp_path / "out",
+        "--window",
+        8,
+    ]
     shares = []
     for shard, rank in (("0/2", 0), ("0/2", 1), ("1/2", 0), ("1/2", 1)):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
-        code, out, _ = run(capsys, *arguments, "--shard", shard, "--features", tmp_path / "features")
+        code, out, _ = run(
+            capsys, *arguments, "--shard", shard, "--features", tmp_path / "features"
+        )
         assert code == 0
         shares.append(sorted(re.findall(r"features/(\w+)\.parquet", out)))
     assert shares == [["a_cam", "e_cam"], ["b_cam"], ["c_cam"], ["d_cam"]]
     assert len(list((tmp_path / "out").glob("*_cam.json"))) == 5
 
 
-@pytest.mark.parametrize(("shard", "rank", "world", "share"), [("1/2", 0, 2, [2, 6]), (None, 1, 3, [1, 4, 7])])
+@pytest.mark.parametrize(
+    ("shard", "rank", "world", "share"), [("1/2", 0, 2, [2, 6]), (None, 1, 3, [1, 4, 7])]
+)
 def test_shares(monkeypatch, shard: str | None, rank: int, world: int, share: list[int]):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(world))
@@ -282,7 +345,9 @@ def test_shares(monkeypatch, shard: str | None, rank: int, world: int, share: li
         (["--batch_size", "0"], "batch_size must be at least 1"),
     ],
 )
-def test_mistakes_are_one_line(film, model_folder, tmp_path, capsys, arguments: list[str], message: str):
+def test_mistakes_are_one_line(
+    film, model_folder, tmp_path, capsys, arguments: list[str], message: str
+):
     code, _, err = run(capsys, film, "--model", model_folder, "--output_dir", tmp_path, *arguments)
     assert code == 2
     assert f"error: {message}" in err
@@ -290,7 +355,10 @@ def test_mistakes_are_one_line(film, model_folder, tmp_path, capsys, arguments: 
 
 def test_motion_that_looks_slow_is_said(film, model_folder, tmp_path, capsys):
     _, _, err = run(capsys, film, "--model", model_folder, "--output_dir", tmp_path, "--window", 1)
-    assert "the checkpoint's clips last about 4.3 s, windows 1 s: motion looks 4.3 times as slow" in err
+    assert (
+        "the checkpoint's clips last about 4.3 s, windows 1 s: motion looks 4.3 times as slow"
+        in err
+    )
 
 
 def test_items_ahead():
@@ -334,7 +402,11 @@ def test_memory_does_not_grow_with_length(tmp_path: Path):
     frames = np.random.default_rng(0).integers(0, 255, (30, 240, 320, 3), np.uint8)
     peaks = []
     for repeats in (2, 40):
-        path = encode(tmp_path / f"{repeats}.mkv", np.concatenate([frames] * repeats), options={"preset": "ultrafast"})
+        path = encode(
+            tmp_path / f"{repeats}.mkv",
+            np.concatenate([frames] * repeats),
+            options={"preset": "ultrafast"},
+        )
         context = multiprocessing.get_context("spawn")
         queue = context.Queue()
         process = context.Process(target=_peak_of, args=(str(path), queue))

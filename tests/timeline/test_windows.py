@@ -1,4 +1,6 @@
-"""Windows over a long video, and segments from scores, held to plain loops and to examples worked out by hand."""
+"""Windows over a long video, and segments from scores, held to plain loops and to examples worked
+out by hand.
+"""
 
 from itertools import islice, takewhile
 
@@ -9,12 +11,18 @@ from hf_timesformer.timeline.segments import Segment, SegmentRules, find_segment
 from hf_timesformer.timeline.windows import Windows
 
 
-@pytest.mark.parametrize(("window", "stride", "num_frames"), [(2, 1, 4), (2, 0.5, 8), (2, 0.3, 3), (1, 2.5, 2)])
+@pytest.mark.parametrize(
+    ("window", "stride", "num_frames"), [(2, 1, 4), (2, 0.5, 8), (2, 0.3, 3), (1, 2.5, 2)]
+)
 @pytest.mark.parametrize("first", [0, 3])
-def test_all_moments_are_those_of_the_windows_in_order(window: float, stride: float, num_frames: int, first: int):
+def test_all_moments_are_those_of_the_windows_in_order(
+    window: float, stride: float, num_frames: int, first: int
+):
     windows = Windows(window, stride, num_frames)
     found = list(takewhile(lambda moment: moment < 20, windows.all_moments(first)))
-    every = sorted(moment for number in range(first, 80) for moment in windows.moments(number) if moment < 20)
+    every = sorted(
+        moment for number in range(first, 80) for moment in windows.moments(number) if moment < 20
+    )
     expected = [moment for k, moment in enumerate(every) if k == 0 or moment - every[k - 1] > 1e-6]
     np.testing.assert_allclose(found, expected)
 
@@ -35,13 +43,17 @@ def test_neighbours_share_moments():
         (0.0, 1, [0, 0]),
     ],
 )
-def test_the_last_window_is_the_first_that_reaches_the_end(seconds: float, count: int, cells: list[float]):
+def test_the_last_window_is_the_first_that_reaches_the_end(
+    seconds: float, count: int, cells: list[float]
+):
     windows = Windows(2, 1, 4)
     assert windows.count(seconds) == count
     np.testing.assert_allclose(windows.cells(seconds), cells)
 
 
-@pytest.mark.parametrize("bad", [{"window": 0}, {"stride": -1}, {"window": float("inf")}, {"num_frames": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"window": 0}, {"stride": -1}, {"window": float("inf")}, {"num_frames": 0}]
+)
 def test_windows_that_are_none(bad: dict):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Windows(**{"window": 2.0, "stride": 1.0, "num_frames": 4} | bad)
@@ -68,9 +80,15 @@ def test_hysteresis(exclusive: bool):
 def test_one_class_at_a_time_or_several():
     scores = np.array([[0.9, 0.1], [0.6, 0.4], [0.4, 0.6], [0.4, 0.6], [0.1, 0.2]])
     one = SegmentRules(smoothing=1)
-    assert spans(find_segments(scores, np.arange(6.0), ["a", "b"], one)) == [(0, 2, "a"), (2, 4, "b")]
+    assert spans(find_segments(scores, np.arange(6.0), ["a", "b"], one)) == [
+        (0, 2, "a"),
+        (2, 4, "b"),
+    ]
     several = SegmentRules(smoothing=1, exclusive=False)
-    assert spans(find_segments(scores, np.arange(6.0), ["a", "b"], several)) == [(0, 4, "a"), (2, 4, "b")]
+    assert spans(find_segments(scores, np.arange(6.0), ["a", "b"], several)) == [
+        (0, 4, "a"),
+        (2, 4, "b"),
+    ]
 
 
 def test_smoothing_is_the_mean_over_neighbours():
@@ -89,7 +107,12 @@ def test_a_lone_window_is_smoothed_away():
 
 
 def test_merging_and_short_segments():
-    segments = [Segment(0, 2, "a", 0.8), Segment(3, 4, "a", 0.5), Segment(3, 3.5, "b", 0.9), Segment(9, 10, "a", 0.6)]
+    segments = [
+        Segment(0, 2, "a", 0.8),
+        Segment(3, 4, "a", 0.5),
+        Segment(3, 3.5, "b", 0.9),
+        Segment(9, 10, "a", 0.6),
+    ]
     assert spans(merged(segments, 1.0)) == [(0, 4, "a"), (3, 3.5, "b"), (9, 10, "a")]
     assert merged(segments, 1.0)[0].score == pytest.approx((2 * 0.8 + 0.5) / 3)
     assert spans(merged(segments, 0.0)) == spans(segments)
@@ -100,7 +123,8 @@ def test_merging_and_short_segments():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"threshold": 0}, {"low_threshold": 0.9}, {"smoothing": 2}, {"merge": -1}, {"threshold": 1.5}]
+    "bad",
+    [{"threshold": 0}, {"low_threshold": 0.9}, {"smoothing": 2}, {"merge": -1}, {"threshold": 1.5}],
 )
 def test_rules_that_contradict_themselves(bad: dict):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -34,6 +34,8 @@ def shards(folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def train() -> Iterator[Callable[..., Run]]:
-    """Run `timesformer train` in processes of its own, forked from one that has imported everything already."""
+    """Run `timesformer train` in processes of its own, forked from one that has imported everything
+    already.
+    """
     with train_server() as run:
         yield run

@@ -44,7 +44,11 @@ def test_only_whole_checkpoints_are_gone_on_from(tmp_path):
     with pytest.raises(ValueError, match="is no folder"):
         find_checkpoint(tmp_path, "nowhere")
     remove_half_written(tmp_path)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-10", "checkpoint-11", "checkpoint-9"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "checkpoint-10",
+        "checkpoint-11",
+        "checkpoint-9",
+    ]
     assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-9", tmp_path / "checkpoint-10"]
 
 
@@ -86,7 +90,9 @@ def test_a_folder_has_one_run_at_a_time_and_a_kill_gives_it_back(tmp_path, monke
     path = str(folder / RUN_LOCK)
     hold = f"import filelock; lock = filelock.FileLock({path!r}); lock.acquire(); print('held', flush=True); input()"
     monkeypatch.setattr(checkpoints, "WAIT_SECONDS", 0)
-    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         other.stdout.readline()
         with pytest.raises(ValueError, match="another run is at work in"), only_run_in(folder):
             pass

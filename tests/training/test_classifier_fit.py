@@ -26,25 +26,36 @@ from hf_timesformer.data.synthetic import make_motion_dataset
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.training.arguments import VideoTrainingArguments
-from hf_timesformer.training.classifier_fit import SHRINKAGE, collect_features, fit_classifier, fit_new_classifier
+from hf_timesformer.training.classifier_fit import (
+    SHRINKAGE,
+    collect_features,
+    fit_classifier,
+    fit_new_classifier,
+)
 from hf_timesformer.training.objective import ClipMetrics
 from hf_timesformer.training.trainer import VideoTrainer
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
-LEARNING = ("layernorm.weight", "encoder.layer.0.output.dense.weight", "embeddings.position_embeddings")
+LEARNING = (
+    "layernorm.weight",
+    "encoder.layer.0.output.dense.weight",
+    "embeddings.position_embeddings",
+)
 
 
 def shrunk(covariance: torch.Tensor) -> torch.Tensor:
-    return (1 - SHRINKAGE) * covariance + SHRINKAGE * covariance.trace() / len(covariance) * torch.eye(
-        len(covariance), dtype=covariance.dtype
-    )
+    return (1 - SHRINKAGE) * covariance + SHRINKAGE * covariance.trace() / len(
+        covariance
+    ) * torch.eye(len(covariance), dtype=covariance.dtype)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("distance", [0.5, 100.0])
-def test_fitted_classifier_gives_the_scaled_log_posterior_of_normal_distributions(distance, soft, smoothing):
+def test_fitted_classifier_gives_the_scaled_log_posterior_of_normal_distributions(
+    distance, soft, smoothing
+):
     generator = torch.Generator().manual_seed(0)
     targets = (3 * torch.randn(60, 3, generator=generator, dtype=torch.float64)).softmax(-1)
     if not soft:
@@ -61,7 +72,9 @@ def test_fitted_classifier_gives_the_scaled_log_posterior_of_normal_distribution
         apart = features - means[-1]
         within += sum(s * torch.outer(row, row) for s, row in zip(share, apart)) / len(features)
     classes = [torch.distributions.MultivariateNormal(mean, shrunk(within)) for mean in means]
-    posterior = torch.stack([c.log_prob(features) + p.log() for c, p in zip(classes, priors)], dim=1)
+    posterior = torch.stack(
+        [c.log_prob(features) + p.log() for c, p in zip(classes, priors)], dim=1
+    )
     posterior -= posterior.mean(dim=1, keepdim=True)
     logits = features @ weight.T + bias
     logits -= logits.mean(dim=1, keepdim=True)
@@ -69,7 +82,9 @@ def test_fitted_classifier_gives_the_scaled_log_posterior_of_normal_distribution
     assert_close(logits, scale * posterior, 1e-4 * logits.abs().max().item())
 
     def loss(factor: float) -> float:
-        return functional.cross_entropy(factor * posterior, targets, label_smoothing=smoothing).item()
+        return functional.cross_entropy(
+            factor * posterior, targets, label_smoothing=smoothing
+        ).item()
 
     assert 0 < scale <= 1 + 1e-9
     assert loss(scale) <= min(loss(0.99 * scale), loss(min(1.0, 1.01 * scale))) + 1e-9
@@ -98,7 +113,10 @@ def test_clips_that_do_not_differ_within_their_class_are_told_apart(copies):
 
 def test_separable_features_are_told_apart():
     targets = torch.eye(4).repeat(5, 1)
-    features = targets @ torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]]) + 0.01 * torch.arange(20)[:, None] / 20
+    features = (
+        targets @ torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
+        + 0.01 * torch.arange(20)[:, None] / 20
+    )
     weight, bias = fit_classifier(features, targets)
     assert ((features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)).all()
 
@@ -110,9 +128,13 @@ def make_trainer(folder, tmp_path, *, processor=None, mixup=0.0, **options) -> V
         image_size=32, num_frames=2, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=32, num_labels=6, **options.pop("config", {}),
     )  # fmt: skip
-    augmentation = ClipAugmentation(32, short_side=(32, 40), image_mean=[0.5] * 3, image_std=[0.2] * 3)
+    augmentation = ClipAugmentation(
+        32, short_side=(32, 40), image_mean=[0.5] * 3, image_std=[0.2] * 3
+    )
     source = RecordSource(find_videos("folder", folder, "train").videos)
-    clips = TrainingClips(source, FrameSampling(2, "segments"), augmentation, label_ids=range(6), seed=5)
+    clips = TrainingClips(
+        source, FrameSampling(2, "segments"), augmentation, label_ids=range(6), seed=5
+    )
     args = VideoTrainingArguments(
         output_dir=str(tmp_path / "run"), use_cpu=True, num_train_epochs=1, report_to="none",
         eval_strategy="no", save_strategy="no", load_best_model_at_end=False, dataloader_num_workers=0,
@@ -121,13 +143,19 @@ def make_trainer(folder, tmp_path, *, processor=None, mixup=0.0, **options) -> V
     model = TimeSformerForVideoClassification(config)
     collator = ClipCollator(6, mixup_alpha=mixup)
     return VideoTrainer(
-        model=model, args=args, train_dataset=clips, data_collator=collator, processing_class=processor
+        model=model,
+        args=args,
+        train_dataset=clips,
+        data_collator=collator,
+        processing_class=processor,
     )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return make_motion_dataset(tmp_path_factory.mktemp("clips"), splits={"train": 3}, num_frames=6, size=40)
+    return make_motion_dataset(
+        tmp_path_factory.mktemp("clips"), splits={"train": 3}, num_frames=6, size=40
+    )
 
 
 @pytest.fixture(scope="module")
@@ -143,21 +171,33 @@ def fitted_by_hand(model, pixels, labels) -> tuple[torch.Tensor, torch.Tensor, f
     """Weight and bias, and the percentage of the clips `(N, T, C, H, W)` that they get right."""
     with torch.no_grad():
         features = model.eval().timesformer(pixels).last_hidden_state[:, 0]
-    weight, bias = fit_classifier(features, functional.one_hot(labels, 6).float(), label_smoothing=0.1)
+    weight, bias = fit_classifier(
+        features, functional.one_hot(labels, 6).float(), label_smoothing=0.1
+    )
     right = (features.double() @ weight.T + bias).argmax(-1) == labels
     return weight, bias, 100 * right.double().mean().item()
 
 
 @pytest.mark.parametrize("sees_evaluation", [False, True])
-def test_training_begins_with_the_classifier_of_further_passes(sees_evaluation, folder, processor, tmp_path, caplog):
+def test_training_begins_with_the_classifier_of_further_passes(
+    sees_evaluation, folder, processor, tmp_path, caplog
+):
     trainer = make_trainer(
-        folder, tmp_path, probe_passes=2, label_smoothing_factor=0.1, processor=processor if sees_evaluation else None
+        folder,
+        tmp_path,
+        probe_passes=2,
+        label_smoothing_factor=0.1,
+        processor=processor if sees_evaluation else None,
     )
     clips, records = trainer.train_dataset, trainer.train_dataset.source.records
-    items = [clips[ClipKey(epoch, index)] for epoch in (1, 2) for index in range(len(clips))]  # epoch 0 is training's
+    # epoch 0 is training's
+    items = [clips[ClipKey(epoch, index)] for epoch in (1, 2) for index in range(len(clips))]
     pixels, labels = [item["pixel_values"] for item in items], [item["labels"] for item in items]
     if sees_evaluation:
-        views = [processor(record["video"], num_crops=3, return_tensors="pt")["pixel_values"][0] for record in records]
+        views = [
+            processor(record["video"], num_crops=3, return_tensors="pt")["pixel_values"][0]
+            for record in records
+        ]
         pixels += [crop for crops in views for crop in crops]
         labels += [record["label"] for record in records for _ in range(3)]
     weight, bias, right = fitted_by_hand(trainer.model, torch.stack(pixels), torch.tensor(labels))
@@ -172,12 +212,15 @@ def test_training_begins_with_the_classifier_of_further_passes(sees_evaluation, 
     assert processor.num_crops == 1  # of the model that is saved
 
 
-def test_evaluation_views_are_not_mixed_and_broken_clips_not_among_them(folder, processor, tmp_path):
+def test_evaluation_views_are_not_mixed_and_broken_clips_not_among_them(
+    folder, processor, tmp_path
+):
     broken = shutil.copytree(folder, tmp_path / "clips")
     next((broken / "train").rglob("*.mp4")).write_bytes(b"no video")
     trainer = make_trainer(broken, tmp_path, processor=processor, mixup=0.4)
     features, targets = collect_features(trainer.model, trainer.fitting_batches(1))
-    assert len(features) == len(targets) == 18 + 3 * 17  # another clip stands in where clips are augmented
+    # another clip stands in where clips are augmented
+    assert len(features) == len(targets) == 18 + 3 * 17
     assert ((targets > 0) & (targets < 1))[:18].any()
     assert (targets[18:].max(dim=1).values == 1).all()
     assert targets[18:].sum(dim=0).sort().values.tolist() == [6.0] + [9.0] * 5
@@ -201,12 +244,20 @@ def test_evaluation_views_of_tar_shards_are_read_from_their_beginning(folder, pr
 
 
 def test_what_cannot_be_fitted_stays_as_it_is(folder, tmp_path, caplog):
-    deep = make_trainer(folder, tmp_path, probe_passes=1, refit_classifier=True, config={"classifier_hidden_size": 8})
+    deep = make_trainer(
+        folder,
+        tmp_path,
+        probe_passes=1,
+        refit_classifier=True,
+        config={"classifier_hidden_size": 8},
+    )
     before = [parameter.clone() for parameter in deep.model.parameters()]
     deep.train()
     assert "not fitted to the frozen network (probe_passes=1): it is a Sequential" in caplog.text
     assert all(map(torch.equal, before, deep.model.parameters()))
-    with pytest.raises(ValueError, match="only a linear classifier can be fitted, not a Sequential"):
+    with pytest.raises(
+        ValueError, match="only a linear classifier can be fitted, not a Sequential"
+    ):
         fit_new_classifier(deep.model, [])
     sharded = make_trainer(folder, tmp_path, probe_passes=1)
     sharded.is_fsdp_enabled = True
@@ -214,11 +265,20 @@ def test_what_cannot_be_fitted_stays_as_it_is(folder, tmp_path, caplog):
     assert "(probe_passes=1): DeepSpeed and FSDP spread" in caplog.text
 
 
-def test_classifier_is_fitted_anew_to_the_network_that_training_ends_with(folder, processor, tmp_path):
+def test_classifier_is_fitted_anew_to_the_network_that_training_ends_with(
+    folder, processor, tmp_path
+):
     """Against the same run without that, fitted by hand."""
-    options = {"probe_passes": 1, "learning_rate": 0.01, "optim": "sgd", "label_smoothing_factor": 0.1}
+    options = {
+        "probe_passes": 1,
+        "learning_rate": 0.01,
+        "optim": "sgd",
+        "label_smoothing_factor": 0.1,
+    }
     tuned = make_trainer(folder, tmp_path / "tuned", processor=processor, **options)
-    refitted = make_trainer(folder, tmp_path / "refitted", processor=processor, refit_classifier=True, **options)
+    refitted = make_trainer(
+        folder, tmp_path / "refitted", processor=processor, refit_classifier=True, **options
+    )
     start = copy.deepcopy(tuned.model.timesformer.state_dict())
     for trainer in (tuned, refitted):
         trainer.train()
@@ -242,9 +302,15 @@ def test_nothing_is_fitted_anew_without_passes(folder, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("best", [0.0, 2.0])
-def test_new_classifier_is_kept_unless_the_best_evaluated_is_better(best, folder, processor, tmp_path, caplog):
-    trainer = make_trainer(folder, tmp_path, processor=processor, probe_passes=1, refit_classifier=True)
-    trainer.eval_dataset = EvaluationClips(trainer.train_dataset.source, processor, label_ids=range(6))
+def test_new_classifier_is_kept_unless_the_best_evaluated_is_better(
+    best, folder, processor, tmp_path, caplog
+):
+    trainer = make_trainer(
+        folder, tmp_path, processor=processor, probe_passes=1, refit_classifier=True
+    )
+    trainer.eval_dataset = EvaluationClips(
+        trainer.train_dataset.source, processor, label_ids=range(6)
+    )
     trainer.compute_metrics = ClipMetrics()
     trainer.args.load_best_model_at_end, trainer.args.greater_is_better = True, True
     tuned = trainer.model.classifier.weight.clone()

@@ -21,7 +21,10 @@ def ranks(tmp_path_factory) -> list[dict]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen(
-            [sys.executable, str(DRIVER), str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, str(DRIVER), str(rank), str(folder)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
@@ -51,7 +54,9 @@ def single(request) -> tuple[str, dict]:
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_two_processes_equal_one(wrapper, single, ranks):
-    """Logits, the loss, and logits after a step: every gradient was there, and the mean of both halves'."""
+    """Logits, the loss, and logits after a step: every gradient was there, and the mean of both
+    halves'.
+    """
     scheme, expected = single
     seen = [rank[scheme, wrapper] for rank in ranks]
     assert_close(torch.cat([rank["before"] for rank in seen]), expected["before"], 1e-5)

@@ -1,4 +1,6 @@
-"""Losses and metrics of one class a clip, of several, and of a number, against the plain way to compute each."""
+"""Losses and metrics of one class a clip, of several, and of a number, against the plain way to
+compute each.
+"""
 
 import csv
 import json
@@ -11,8 +13,19 @@ from torch.nn import functional
 from transformers import AutoModelForVideoClassification
 from transformers.trainer_utils import EvalPrediction
 
-from hf_timesformer.data.targets import MULTI_LABEL, NO_CLIP, REGRESSION, SINGLE_LABEL, UNREADABLE, collate_targets
-from hf_timesformer.evaluation.accuracy import average_precision, multi_label_metrics, regression_metrics
+from hf_timesformer.data.targets import (
+    MULTI_LABEL,
+    NO_CLIP,
+    REGRESSION,
+    SINGLE_LABEL,
+    UNREADABLE,
+    collate_targets,
+)
+from hf_timesformer.evaluation.accuracy import (
+    average_precision,
+    multi_label_metrics,
+    regression_metrics,
+)
 from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
 from hf_timesformer.training.objective import BEST_METRICS, ClipMetrics, clip_loss
 from hf_timesformer.training.run import make_trainer, train
@@ -43,7 +56,9 @@ def plain_loss(kind: str, logits: torch.Tensor, weights: torch.Tensor | None) ->
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("kind", TARGETS)
 def test_loss_counts_what_counts(kind, weighted, num_items):
-    logits = torch.randn(5, 1 if kind == REGRESSION else 3, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(
+        5, 1 if kind == REGRESSION else 3, generator=torch.Generator().manual_seed(0)
+    )
     logits[[2, 4]] = torch.nan if kind == REGRESSION else 100.0
     logits = logits.nan_to_num(9.0).requires_grad_()
     labels = collate_targets(TARGETS[kind], 3, kind)
@@ -62,7 +77,9 @@ def test_a_batch_in_which_nothing_counts_adds_nothing(kind):
 
 
 def naive_average_precision(scores: list[float], positive: list[bool]) -> float:
-    """Precision at each threshold that a positive passes, over the positives that pass it; all pairs are compared."""
+    """Precision at each threshold that a positive passes, over the positives that pass it; all
+    pairs are compared.
+    """
     thresholds, total, before = sorted(set(scores), reverse=True), 0.0, 0.0
     for threshold in thresholds:
         chosen = [is_positive for score, is_positive in zip(scores, positive) if score >= threshold]
@@ -80,7 +97,9 @@ def test_average_precision(digits):
         positive[0] = True
         expected = naive_average_precision(scores.tolist(), positive.tolist())
         assert average_precision(scores, positive) == pytest.approx(expected)
-    assert average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True])) == pytest.approx(1 / 2 + 2 / 6)
+    assert average_precision(
+        np.array([0.9, 0.8, 0.7]), np.array([True, False, True])
+    ) == pytest.approx(1 / 2 + 2 / 6)
 
 
 def test_metrics_of_several_labels():
@@ -93,7 +112,10 @@ def test_metrics_of_several_labels():
         hits = (chosen[:, label] * labels[:, label]).sum()
         precision, recall = hits / chosen[:, label].sum(), hits / labels[:, label].sum()
         f1.append(2 * precision * recall / (precision + recall))
-    precisions = [naive_average_precision(logits[:, c].tolist(), (labels[:, c] > 0).tolist()) for c in range(4)]
+    precisions = [
+        naive_average_precision(logits[:, c].tolist(), (labels[:, c] > 0).tolist())
+        for c in range(4)
+    ]
     assert metrics["mean_average_precision"] == pytest.approx(np.mean(precisions))
     assert metrics["f1_macro"] == pytest.approx(np.mean(f1))
     hits = (chosen * labels).sum()
@@ -106,7 +128,10 @@ def test_metrics_of_several_labels():
 
 def test_metrics_of_numbers():
     metrics = regression_metrics(np.array([1.0, 2.0, 5.0]), np.array([1.0, 4.0, 4.0]))
-    assert metrics == {"mean_absolute_error": 1.0, "root_mean_squared_error": pytest.approx((5 / 3) ** 0.5)}
+    assert metrics == {
+        "mean_absolute_error": 1.0,
+        "root_mean_squared_error": pytest.approx((5 / 3) ** 0.5),
+    }
     with pytest.raises(ValueError, match="one number and one target"):
         regression_metrics(np.zeros(0), np.zeros(0))
 
@@ -124,14 +149,18 @@ def test_metrics_of_an_evaluation(kind):
     logits[0] = np.inf
     worse = ClipMetrics(kind)(EvalPrediction(predictions=logits, label_ids=labels.numpy()))
     assert (worse["videos_non_finite"], worse["clip_loss"]) == (1, np.inf)
-    name = {SINGLE_LABEL: "top1_accuracy", MULTI_LABEL: "mean_average_precision", REGRESSION: "mean_absolute_error"}[
-        kind
-    ]
+    name = {
+        SINGLE_LABEL: "top1_accuracy",
+        MULTI_LABEL: "mean_average_precision",
+        REGRESSION: "mean_absolute_error",
+    }[kind]
     assert worse[name] > metrics[name] if kind == REGRESSION else worse[name] < metrics[name]
 
 
 def write_table(folder: Path, clips: Path, kind: str) -> Path:
-    """The clips of `clips` in a table: motions to left and right are a class of their own, or a number."""
+    """The clips of `clips` in a table: motions to left and right are a class of their own, or a
+    number.
+    """
     folder.mkdir()
     columns = {MULTI_LABEL: "labels", REGRESSION: "target"}
     for split in ("train", "validation"):
@@ -177,7 +206,9 @@ def test_a_whole_run(kind, folder, tmp_path):
     # Another kind of problem asks for a new head.
     other = ModelArguments(model=str(tmp_path / "run"), sampling_rate=2)
     args.output_dir = str(tmp_path / "other")
-    with pytest.raises(ValueError, match=f"was trained for {kind}, the data are for single_label_classification"):
+    with pytest.raises(
+        ValueError, match=f"was trained for {kind}, the data are for single_label_classification"
+    ):
         make_trainer(other, DataArguments(data_dir=str(folder)), args)
 
 

@@ -5,7 +5,12 @@ import torch
 
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
-from hf_timesformer.training.optimization import freeze_parameters, parameter_groups, plain_name, step_schedule
+from hf_timesformer.training.optimization import (
+    freeze_parameters,
+    parameter_groups,
+    plain_name,
+    step_schedule,
+)
 
 
 TINY = {
@@ -14,19 +19,27 @@ TINY = {
 }  # fmt: skip
 
 
-def make_network(attention_type="divided_space_time", **options) -> TimeSformerForVideoClassification:
+def make_network(
+    attention_type="divided_space_time", **options
+) -> TimeSformerForVideoClassification:
     config = TimeSformerConfig(**{"num_labels": 3} | TINY | options, attention_type=attention_type)
     return TimeSformerForVideoClassification(config)
 
 
 def rates_by_name(model, groups) -> dict[str, tuple[float, float]]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    return {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
 
 
 def test_learning_rate_and_weight_decay_of_each_parameter():
     model = make_network()
-    groups = parameter_groups(model, learning_rate=1.0, head_learning_rate=5.0, weight_decay=0.1, layer_decay=0.5)
+    groups = parameter_groups(
+        model, learning_rate=1.0, head_learning_rate=5.0, weight_decay=0.1, layer_decay=0.5
+    )
     found = rates_by_name(model, groups)
     assert found.keys() == dict(model.named_parameters()).keys()
     layer = "timesformer.encoder.layer"
@@ -55,7 +68,9 @@ def test_weight_decay_on_all_parameters():
 
 def test_a_rate_of_zero_is_a_rate():
     model = make_network()
-    groups = parameter_groups(model, learning_rate=1.0, head_learning_rate=0.0, temporal_learning_rate=0.0)
+    groups = parameter_groups(
+        model, learning_rate=1.0, head_learning_rate=0.0, temporal_learning_rate=0.0
+    )
     found = rates_by_name(model, groups)
     assert found["classifier.weight"][0] == found["timesformer.embeddings.time_embeddings"][0] == 0
     assert found["timesformer.layernorm.weight"][0] == 1
@@ -73,7 +88,12 @@ def test_flat_shards_decay_by_name_as_the_whole_parameters_do():
         layers[index]._fsdp_wrapped_module = layer
     outer = torch.nn.Module()
     outer._fsdp_wrapped_module = wrapped
-    options = {"learning_rate": 1.0, "head_learning_rate": 3.0, "weight_decay": 0.1, "layer_decay": 0.5}
+    options = {
+        "learning_rate": 1.0,
+        "head_learning_rate": 3.0,
+        "weight_decay": 0.1,
+        "layer_decay": 0.5,
+    }
     expected = rates_by_name(model, parameter_groups(model, **options))
     found = rates_by_name(outer, parameter_groups(outer, **options))
     assert any("_fsdp_wrapped_module" in name for name in found)
@@ -103,7 +123,9 @@ def test_what_an_image_vit_does_not_have_learns_at_its_own_rate():
     assert {name: found[name] for name in expected} == expected
     freeze_parameters(model, "spatial")
     learning = {
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and "class" not in name
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "class" not in name
     }
     assert {name for name, rate in found.items() if rate in (8, 4, 2)} == learning
     assert groups[0]["lr"] == 1.0  # what Trainer logs

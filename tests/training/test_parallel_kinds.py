@@ -1,4 +1,6 @@
-"""`VideoTrainer` under DDP, FSDP and DeepSpeed in two processes: after three steps the weights of one process."""
+"""`VideoTrainer` under DDP, FSDP and DeepSpeed in two processes: after three steps the weights of
+one process.
+"""
 
 import json
 from pathlib import Path
@@ -7,7 +9,8 @@ import pytest
 from train_processes import NETWORK, assert_same_weights
 
 
-# Each kind of parameter has a rate and a decay of its own, so that one which falls into the wrong group shows.
+# Each kind of parameter has a rate and a decay of its own, so that one which falls into the wrong
+# group shows.
 RATES = {
     "optim": "sgd", "learning_rate": 0.1, "head_learning_rate": 0.3, "layer_decay": 0.5, "weight_decay": 0.5,
     "max_grad_norm": 0.5, "max_steps": 3, "mixup": 0, "label_smoothing_factor": 0.1,
@@ -15,7 +18,11 @@ RATES = {
 # Accelerate wants a GPU for sync_module_states; both processes make the network from one seed.
 KINDS = {
     "ddp": None,
-    "fsdp1": {"version": 1, "sync_module_states": False, "transformer_layer_cls_to_wrap": ["TimeSformerLayer"]},
+    "fsdp1": {
+        "version": 1,
+        "sync_module_states": False,
+        "transformer_layer_cls_to_wrap": ["TimeSformerLayer"],
+    },
     "fsdp2": {"version": 2, "transformer_layer_cls_to_wrap": ["TimeSformerLayer"]},
 }
 
@@ -65,7 +72,9 @@ def test_deepspeed_trains_to_the_weights_of_one_process(train, options, one, sta
     pytest.importorskip("deepspeed")
     zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": stage == 3}
     (tmp_path / "zero.json").write_text(json.dumps(ZERO | {"zero_optimization": zero}))
-    run = train(tmp_path / "zero", *options, "--deepspeed", str(tmp_path / "zero.json"), processes=2)
+    run = train(
+        tmp_path / "zero", *options, "--deepspeed", str(tmp_path / "zero.json"), processes=2
+    )
     assert run.returncode == 0, run.output
     assert_same_weights(one, tmp_path / "zero", tolerance=2e-6)
 

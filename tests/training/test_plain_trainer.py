@@ -1,4 +1,6 @@
-"""Plain `transformers.Trainer`, and `VideoTrainer`, with the public pieces and any `datasets` data set."""
+"""Plain `transformers.Trainer`, and `VideoTrainer`, with the public pieces and any `datasets` data
+set.
+"""
 
 import datasets
 import numpy as np
@@ -28,19 +30,26 @@ SETTINGS = {"image_size": 32, "patch_size": 16, "num_frames": 2, "num_labels": 6
 @pytest.fixture(scope="module")
 def processor() -> TimeSformerVideoProcessor:
     return TimeSformerVideoProcessor(
-        num_frames=2, sampling_rate=2, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        num_frames=2,
+        sampling_rate=2,
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
     )
 
 
 @pytest.fixture
 def training(processor) -> TrainingTransform:
     """Nothing is left to chance but the place of the clip in time."""
-    augmentation = ClipAugmentation(32, short_side=(32, 32), flip=False, image_mean=[0.4] * 3, image_std=[0.3] * 3)
+    augmentation = ClipAugmentation(
+        32, short_side=(32, 32), flip=False, image_mean=[0.4] * 3, image_std=[0.3] * 3
+    )
     return TrainingTransform(processor, augmentation)
 
 
 @pytest.mark.parametrize("trainer_class", [Trainer, VideoTrainer])
-def test_a_step_and_an_evaluation_are_those_by_hand(trainer_class, folder, processor, training, tmp_path):
+def test_a_step_and_an_evaluation_are_those_by_hand(
+    trainer_class, folder, processor, training, tmp_path
+):
     train = load_videos("folder", folder, "train").select(range(0, 24, 4))
     test = load_videos("folder", folder, "validation")
     rows = train.with_transform(training)
@@ -75,7 +84,9 @@ def test_a_step_and_an_evaluation_are_those_by_hand(trainer_class, folder, proce
         torch.testing.assert_close(found, weight, rtol=1e-4, atol=1e-5, msg=name)
 
     metrics = trainer.evaluate()
-    views = torch.stack([processor(row["video"], return_tensors="pt")["pixel_values"][0] for row in test])
+    views = torch.stack(
+        [processor(row["video"], return_tensors="pt")["pixel_values"][0] for row in test]
+    )
     with torch.no_grad():
         logits = model.eval()(views).logits
     right = (logits.argmax(-1) == torch.tensor(test["label"])).float().mean().item()
@@ -101,7 +112,9 @@ class _Fixed(torch.utils.data.Dataset):
 def test_workers_and_epochs_see_other_places(folder, training):
     """Of a clip of 6 frames in which 2 of 4 fit at three places."""
     rows = load_videos("folder", folder, "train").select([0] * 12).with_transform(training)
-    loader = torch.utils.data.DataLoader(rows, batch_size=3, num_workers=2, collate_fn=ClipCollator(6))
+    loader = torch.utils.data.DataLoader(
+        rows, batch_size=3, num_workers=2, collate_fn=ClipCollator(6)
+    )
     clips = torch.cat([batch["pixel_values"] for _ in range(2) for batch in loader])
     assert 1 < len(np.unique(clips.flatten(1).numpy().round(4), axis=0)) <= 3
 

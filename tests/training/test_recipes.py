@@ -9,7 +9,13 @@ from transformers import HfArgumentParser
 
 from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
 from hf_timesformer.training.optimization import parameter_groups
-from hf_timesformer.training.recipes import RECIPES, apply_recipe, find_recipe, list_recipes, read_recipe
+from hf_timesformer.training.recipes import (
+    RECIPES,
+    apply_recipe,
+    find_recipe,
+    list_recipes,
+    read_recipe,
+)
 
 
 def parse(argv: list[str], default: str | None = None) -> tuple[VideoTrainingArguments, str | None]:
@@ -21,7 +27,9 @@ def parse(argv: list[str], default: str | None = None) -> tuple[VideoTrainingArg
 @pytest.fixture
 def recipe(tmp_path) -> Path:
     path = tmp_path / "mine.json"
-    path.write_text('{"description": "x", "learning_rate": 0.25, "num_train_epochs": 7, "lr_milestones": [3, 5]}')
+    path.write_text(
+        '{"description": "x", "learning_rate": 0.25, "num_train_epochs": 7, "lr_milestones": [3, 5]}'
+    )
     return path
 
 
@@ -62,10 +70,14 @@ def test_every_recipe_is_described_in_one_line():
 
 
 def test_recipes_that_cannot_be(recipe):
-    with pytest.raises(ValueError, match=r"recipe 'k400' is neither a file nor one of: .*k400-8x32-224"):
+    with pytest.raises(
+        ValueError, match=r"recipe 'k400' is neither a file nor one of: .*k400-8x32-224"
+    ):
         parse(["--recipe", "k400"])
     recipe.write_text('{"learning_rat": 1}')
-    with pytest.raises(ValueError, match="'learning_rat', which is no argument; did you mean 'learning_rate'"):
+    with pytest.raises(
+        ValueError, match="'learning_rat', which is no argument; did you mean 'learning_rate'"
+    ):
         parse(["--recipe", str(recipe)])
     for text, message in (("{", "is no JSON"), ("[1]", "should hold a JSON object, not list")):
         recipe.write_text(text)
@@ -77,7 +89,8 @@ def sides(low: int, high: int, crop: int) -> dict:
     return {"TRAIN_JITTER_SCALES": [low, high], "TRAIN_CROP_SIZE": crop}
 
 
-# configs/{Kinetics,SSv2}/TimeSformer_divST_*.yaml of facebookresearch/TimeSformer: what differs between them.
+# configs/{Kinetics,SSv2}/TimeSformer_divST_*.yaml of facebookresearch/TimeSformer: what differs
+# between them.
 OFFICIAL = {
     "k400-8x32-224": {"NUM_FRAMES": 8, "SAMPLING_RATE": 32, **sides(256, 320, 224)},
     "k400-16x16-448": {
@@ -92,7 +105,8 @@ OFFICIAL = {
     "ssv2-64-224": {"NUM_FRAMES": 64, **sides(256, 320, 224)},
 }
 SSV2 = {"RANDOM_FLIP": False, "INV_UNIFORM_SAMPLE": True}
-# What they share, and what stands in timesformer/config/defaults.py, models/vit.py and models/optimizer.py.
+# What they share, and what stands in timesformer/config/defaults.py, models/vit.py and
+# models/optimizer.py.
 SHARED = {
     "OPTIMIZING_METHOD": "sgd", "MOMENTUM": 0.9, "NESTEROV": True, "DAMPENING": 0.0, "BASE_LR": 0.005,
     "STEPS": [0, 11, 14], "LRS": [1, 0.1, 0.01], "MAX_EPOCH": 15, "WEIGHT_DECAY": 1e-4, "WARMUP_EPOCHS": 0.0,
@@ -103,7 +117,9 @@ SHARED = {
 
 
 def in_official_terms(values: dict, args: VideoTrainingArguments) -> dict:
-    """What a recipe sets, in the words of the official code; arguments that it leaves alone have their defaults."""
+    """What a recipe sets, in the words of the official code; arguments that it leaves alone have
+    their defaults.
+    """
     options = dict(pair.split("=") for pair in args.optim_args.split(","))
     drops = [args.lr_factor**number for number in range(len(args.lr_milestones) + 1)]
     return {
@@ -152,11 +168,15 @@ def test_the_papers_recipes_are_the_official_ones(name, tmp_path):
     assert expected == in_official_terms(values, args)
     assert args.head_learning_rate is args.temporal_learning_rate is None
     assert (args.layer_decay, args.freeze_depth) == (1, 0)
-    (group,) = parameter_groups(tiny_model("axial"), learning_rate=1.0, weight_decay=0.5, decay_all=args.decay_all)
+    (group,) = parameter_groups(
+        tiny_model("axial"), learning_rate=1.0, weight_decay=0.5, decay_all=args.decay_all
+    )
     assert group["weight_decay"] == 0.5
 
 
 def test_diving48_is_trained_as_kinetics_is():
     """The paper, appendix; the official code has no configuration of its own for it."""
     for size in ("8x32-224", "16x16-448", "96x4-224"):
-        assert read_recipe(find_recipe(f"diving48-{size}")) == read_recipe(find_recipe(f"k400-{size}"))
+        assert read_recipe(find_recipe(f"diving48-{size}")) == read_recipe(
+            find_recipe(f"k400-{size}")
+        )

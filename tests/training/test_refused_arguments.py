@@ -1,4 +1,6 @@
-"""Every public argument of Trainer and TrainingArguments is honoured by VideoTrainer, or refused by name."""
+"""Every public argument of Trainer and TrainingArguments is honoured by VideoTrainer, or refused by
+name.
+"""
 
 import dataclasses
 import inspect
@@ -14,7 +16,8 @@ from hf_timesformer.training.refused_arguments import REFUSED, REFUSED_FOR_CLIPS
 from hf_timesformer.training.trainer import VideoTrainer
 
 
-# What is done about each argument; those of Trainer's own loop, devices, logs and uploads are left to it.
+# What is done about each argument; those of Trainer's own loop, devices, logs and uploads are left
+# to it.
 HONOURED_HERE = """
 output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate optim optim_args weight_decay
 optim_target_modules gradient_accumulation_steps average_tokens_across_devices label_smoothing_factor
@@ -58,7 +61,9 @@ EXAMPLES = {
 def test_every_argument_is_honoured_or_refused_and_none_is_both():
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
     lists = [*HONOURED_HERE.split(), *TRAINERS_OWN.split(), *REFUSED, *REFUSED_FOR_CLIPS]
-    assert fields - set(lists) == set(), "new in transformers: see to it that VideoTrainer honours or refuses them"
+    assert fields - set(lists) == set(), (
+        "new in transformers: see to it that VideoTrainer honours or refuses them"
+    )
     assert len(lists) == len(set(lists))
     parameters = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
     assert parameters == set(OF_TRAINER.split())
@@ -79,12 +84,20 @@ def test_ways_to_deal_out_clips_that_do_not_fit(tmp_path):
     clips = TrainingClips(RecordSource([0]), None, None, label_ids=[], seed=0)
     for name in ("split_batches", "dispatch_batches"):
         args = VideoTrainingArguments(
-            output_dir=str(tmp_path), use_cpu=True, eval_strategy="no", accelerator_config={name: True}
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            eval_strategy="no",
+            accelerator_config={name: True},
         )
-        with pytest.raises(ValueError, match=f"accelerator_config {name} does not go with VideoTrainer"):
+        with pytest.raises(
+            ValueError, match=f"accelerator_config {name} does not go with VideoTrainer"
+        ):
             VideoTrainer(model=tiny_model("axial"), args=args, train_dataset=clips)
 
 
 def test_arguments_of_another_kind(tmp_path):
     with pytest.raises(TypeError, match="takes VideoTrainingArguments, not TrainingArguments"):
-        VideoTrainer(model=tiny_model("axial"), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+        VideoTrainer(
+            model=tiny_model("axial"),
+            args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+        )

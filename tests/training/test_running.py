@@ -13,7 +13,8 @@ from hf_timesformer import TimeSformerForVideoClassification, TimeSformerModel
 
 
 CLIPS, LABELS = clips(2, 4, 3, 12, 8), torch.tensor([1, 3])
-# What a block of each scheme asks an attention function for; `local` asks once for each tile of the 6 x 4 grid.
+# What a block of each scheme asks an attention function for; `local` asks once for each tile of the
+# 6 x 4 grid.
 CALLS = {
     "space_only": {"space"},
     "joint_space_time": {"joint"},
@@ -38,7 +39,8 @@ def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_bf16_autocast(scheme):
     model = tiny_model(scheme)
     expected, gradients = logits_of(model), gradients_of(model)
-    # Each in a context of its own: PyTorch before 2.11 gives no gradients to weights that it cast without them before.
+    # Each in a context of its own: PyTorch before 2.11 gives no gradients to weights that it cast
+    # without them before.
     with torch.autocast("cpu", torch.bfloat16):
         found = logits_of(model)
     with torch.autocast("cpu", torch.bfloat16):
@@ -53,10 +55,14 @@ def test_bf16_autocast(scheme):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_half_precision_weights(scheme, dtype, tmp_path):
-    """fp32 files load in half precision and run; half files load as they are, or in fp32 when asked to."""
+    """fp32 files load in half precision and run; half files load as they are, or in fp32 when asked
+    to.
+    """
     model = tiny_model(scheme)
     model.save_pretrained(tmp_path / "full")
-    half = TimeSformerForVideoClassification.from_pretrained(tmp_path / "full", dtype=dtype, device_map="cpu")
+    half = TimeSformerForVideoClassification.from_pretrained(
+        tmp_path / "full", dtype=dtype, device_map="cpu"
+    )
     assert {parameter.dtype for parameter in half.parameters()} == {dtype}
     found = logits_of(half, CLIPS.to(dtype))
     assert found.dtype == dtype
@@ -100,7 +106,9 @@ def test_batch_of_any_size(scheme):
 @pytest.mark.parametrize("how", ["arguments", "config", "folder"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_loading_for_other_clips(scheme, how, auto, tmp_path, caplog):
-    """`num_frames=` and `image_size=`: one logged line; what the checkpoint itself gives for such clips."""
+    """`num_frames=` and `image_size=`: one logged line; what the checkpoint itself gives for such
+    clips.
+    """
     small = tiny_model(scheme)
     small.save_pretrained(tmp_path / "small")
     wanted = {"num_frames": 8, "image_size": [16, 8]}
@@ -137,7 +145,9 @@ def test_loading_for_other_clips(scheme, how, auto, tmp_path, caplog):
 def test_loading_as_saved_logs_nothing(tmp_path, caplog):
     tiny_model("axial").save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING):
-        TimeSformerForVideoClassification.from_pretrained(tmp_path, num_frames=4, image_size=[12, 8])
+        TimeSformerForVideoClassification.from_pretrained(
+            tmp_path, num_frames=4, image_size=[12, 8]
+        )
         AutoModelForVideoClassification.from_pretrained(tmp_path)
     assert "resized" not in caplog.text
 
@@ -153,18 +163,24 @@ def test_weights_without_a_config(tmp_path):
     model = tiny_model("axial")
     model.save_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()
-    loaded = TimeSformerForVideoClassification.from_pretrained(tmp_path, config=tiny_config("axial"))
+    loaded = TimeSformerForVideoClassification.from_pretrained(
+        tmp_path, config=tiny_config("axial")
+    )
     assert_close(logits_of(loaded), logits_of(model), 1e-6)
 
 
 @pytest.mark.parametrize("scheme", ["divided_space_time", "axial"])
 def test_other_labels(scheme, tmp_path):
-    """Another number of labels is an error unless the classifier may be made anew; all else is loaded."""
+    """Another number of labels is an error unless the classifier may be made anew; all else is
+    loaded.
+    """
     model = tiny_model(scheme)
     model.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         TimeSformerForVideoClassification.from_pretrained(tmp_path, num_labels=3)
-    loaded = AutoModelForVideoClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    loaded = AutoModelForVideoClassification.from_pretrained(
+        tmp_path, num_labels=3, ignore_mismatched_sizes=True
+    )
     assert logits_of(loaded).shape == (2, 3)
     assert torch.equal(loaded.classifier.bias, torch.zeros(3))
     assert 0 < loaded.classifier.weight.std() < 0.05
@@ -178,7 +194,9 @@ def test_base_model_and_classifier_load_each_other(tmp_path):
     base = AutoModel.from_pretrained(tmp_path / "classifier")
     assert isinstance(base, TimeSformerModel)
     with torch.no_grad():
-        assert_close(base(CLIPS).last_hidden_state, model.timesformer(CLIPS).last_hidden_state, 1e-6)
+        assert_close(
+            base(CLIPS).last_hidden_state, model.timesformer(CLIPS).last_hidden_state, 1e-6
+        )
     base.save_pretrained(tmp_path / "base")
     again = TimeSformerForVideoClassification.from_pretrained(tmp_path / "base", num_labels=5)
     for name, value in model.timesformer.state_dict().items():
@@ -187,7 +205,9 @@ def test_base_model_and_classifier_load_each_other(tmp_path):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_meta_device(scheme):
-    """Built without memory, filled afterwards: no buffer or constant is left behind on the meta device."""
+    """Built without memory, filled afterwards: no buffer or constant is left behind on the meta
+    device.
+    """
     model = tiny_model(scheme)
     with torch.device("meta"):
         empty = TimeSformerForVideoClassification(tiny_config(scheme))
@@ -198,7 +218,9 @@ def test_meta_device(scheme):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_weights_offloaded_to_disk(scheme, tmp_path):
-    """accelerate's hooks bring a module's weights only for its own call: no shortcut may read them without it."""
+    """accelerate's hooks bring a module's weights only for its own call: no shortcut may read them
+    without it.
+    """
     model = tiny_model(scheme)
     expected = logits_of(model)
     size = sum(parameter.nbytes for parameter in model.timesformer.encoder.layer[0].parameters())
@@ -218,7 +240,9 @@ def test_attention_is_chosen_at_run_time(scheme, name):
     model.set_attn_implementation("eager" if name == "sdpa" else "sdpa")
     model.set_attn_implementation(name)
     assert model.config._attn_implementation == name
-    assert {module.config._attn_implementation for module in model.modules() if hasattr(module, "step")} == {name}
+    assert {
+        module.config._attn_implementation for module in model.modules() if hasattr(module, "step")
+    } == {name}
     assert_close(logits_of(model), expected, 1e-5)
 
 
@@ -253,7 +277,9 @@ def test_lora_on_qkv(scheme, tmp_path):
     before = logits_of(model)
     model.save_pretrained(tmp_path / "base")
     base = TimeSformerForVideoClassification.from_pretrained(tmp_path / "base")
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["qkv"], modules_to_save=["classifier"])
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["qkv"], modules_to_save=["classifier"]
+    )
     adapted = peft.get_peft_model(base, config)
     assert_close(logits_of(adapted), before, 1e-5)  # a new adapter adds nothing
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
@@ -264,8 +290,13 @@ def test_lora_on_qkv(scheme, tmp_path):
         adapted.train()(CLIPS, labels=LABELS).loss.backward()
         optimizer.step()
     after = logits_of(adapted.eval())
-    moved = {name for name, parameter in adapted.named_parameters() if "lora_B" in name and parameter.abs().max() > 0}
-    assert len(moved) == 2 * len(CALLS[scheme])  # of both blocks: CLS's shortcut in the last one trains too
+    moved = {
+        name
+        for name, parameter in adapted.named_parameters()
+        if "lora_B" in name and parameter.abs().max() > 0
+    }
+    # of both blocks: CLS's shortcut in the last one trains too
+    assert len(moved) == 2 * len(CALLS[scheme])
     assert (after - before).abs().max() > 0.01
     adapted.save_pretrained(tmp_path / "adapter")
     assert_close(logits_of(adapted.merge_and_unload()), after, 1e-4)
@@ -276,11 +307,15 @@ def test_lora_on_qkv(scheme, tmp_path):
 
 
 def test_adapter_folder_opens_by_itself(tmp_path):
-    """`from_pretrained` of an adapter's folder loads the base model that it names and puts the adapter on it."""
+    """`from_pretrained` of an adapter's folder loads the base model that it names and puts the
+    adapter on it.
+    """
     peft = pytest.importorskip("peft")
     tiny_model("divided_space_time").save_pretrained(tmp_path / "base")
     base = TimeSformerForVideoClassification.from_pretrained(tmp_path / "base")
-    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False))
+    adapted = peft.get_peft_model(
+        base, peft.LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False)
+    )
     expected = logits_of(adapted.eval())
     adapted.save_pretrained(tmp_path / "adapter")
     for cls in (TimeSformerForVideoClassification, AutoModelForVideoClassification):

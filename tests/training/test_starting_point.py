@@ -21,7 +21,9 @@ TINY = {
 }  # fmt: skip
 
 
-def make_network(attention_type="divided_space_time", **options) -> TimeSformerForVideoClassification:
+def make_network(
+    attention_type="divided_space_time", **options
+) -> TimeSformerForVideoClassification:
     config = TimeSformerConfig(**{"num_labels": 3} | TINY | options, attention_type=attention_type)
     return TimeSformerForVideoClassification(config)
 
@@ -53,29 +55,45 @@ def test_networks_to_start_from(checkpoint):
 def test_processor_of_the_run(checkpoint, tmp_path):
     config = TimeSformerConfig(**TINY)
     processor = make_processor(config, None, image_size=48, sampling="segments")
-    assert (processor.num_frames, processor.sampling, processor.crop_size["height"]) == (2, "segments", 48)
+    assert (processor.num_frames, processor.sampling, processor.crop_size["height"]) == (
+        2,
+        "segments",
+        48,
+    )
     assert processor.size["shortest_edge"] == 48
-    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "num_frames": 5}')
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.1, 0.2, 0.3], "num_frames": 5}'
+    )
     processor = make_processor(config, str(tmp_path), num_frames=3)
     assert (list(processor.image_mean), processor.num_frames) == ([0.1, 0.2, 0.3], 3)
-    with pytest.raises(ValueError, match="image_size 100 is no multiple of the patch size 16: take 96 or 112"):
+    with pytest.raises(
+        ValueError, match="image_size 100 is no multiple of the patch size 16: take 96 or 112"
+    ):
         make_processor(config, None, image_size=100)
     for size in (None, [64, 96]):
-        processor = make_processor(TimeSformerConfig(**TINY | {"image_size": [32, 48]}), None, image_size=size)
+        processor = make_processor(
+            TimeSformerConfig(**TINY | {"image_size": [32, 48]}), None, image_size=size
+        )
         height, width = size or (32, 48)
         assert processor.crop_size == {"height": height, "width": width}
         assert processor.size == {"shortest_edge": height}
-    with pytest.raises(ValueError, match="image_size 40 is no multiple of the patch size 16: take 32 or 48"):
+    with pytest.raises(
+        ValueError, match="image_size 40 is no multiple of the patch size 16: take 32 or 48"
+    ):
         make_processor(config, None, image_size=[32, 40])
 
 
-@pytest.mark.parametrize(("values", "size"), [(None, None), (448, 448), ([224], 224), ([96, 128], [96, 128])])
+@pytest.mark.parametrize(
+    ("values", "size"), [(None, None), (448, 448), ([224], 224), ([96, 128], [96, 128])]
+)
 def test_image_size_is_one_number_or_two(values, size):
     assert read_size(values) == size
 
 
 def test_image_size_of_three_numbers_is_refused():
-    with pytest.raises(ValueError, match="--image_size takes one number, or height and width, got 1 2 3"):
+    with pytest.raises(
+        ValueError, match="--image_size takes one number, or height and width, got 1 2 3"
+    ):
         read_size([1, 2, 3])
 
 

@@ -1,4 +1,6 @@
-"""SIGTERM while a run trains: it saves, leaves with a code that says so, and the same command goes on exactly."""
+"""SIGTERM while a run trains: it saves, leaves with a code that says so, and the same command goes
+on exactly.
+"""
 
 import json
 import subprocess
@@ -21,7 +23,11 @@ def history(run: Path) -> list[dict]:
     """Losses and evaluations of a run by step, without times."""
     entries = json.loads((run / "trainer_state.json").read_text())["log_history"]
     kept = ("step", "loss", "learning_rate", "eval_loss", "eval_top1_accuracy", "eval_videos")
-    return [{name: entry[name] for name in kept if name in entry} for entry in entries if "train_loss" not in entry]
+    return [
+        {name: entry[name] for name in kept if name in entry}
+        for entry in entries
+        if "train_loss" not in entry
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +49,22 @@ def whole(train, options, tmp_path_factory) -> Path:
     ("signal", "step"),
     [
         ({"TERM_AT_STEP": "2"}, 3),  # in the middle of an epoch
-        ({"TERM_AT_STEP": "7"}, 8),  # in the last step of the first epoch: its evaluation is still due
+        # in the last step of the first epoch: its evaluation is still due
+        ({"TERM_AT_STEP": "7"}, 8),
         ({"TERM_EVALUATING": "8"}, 8),  # within that evaluation
         ({"TERM_AT_STEP": "15"}, 16),  # in the very last step
     ],
 )
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(train, options, whole, signal, step, tmp_path):
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    train, options, whole, signal, step, tmp_path
+):
     output = tmp_path / "stopped"
     stopped = train(output, *options, **signal)
     assert stopped.returncode == STOPPED, stopped.output
-    assert f"stopped by SIGTERM after step {step}, saved in {output}/checkpoint-{step}: " in stopped.output
+    assert (
+        f"stopped by SIGTERM after step {step}, saved in {output}/checkpoint-{step}: "
+        in stopped.output
+    )
     assert not (output / "model.safetensors").exists()
     assert not (output / "train_results.json").exists()
     assert (output / f"checkpoint-{step}" / EVALUATION_DUE).exists() == (step % DATA_STEPS == 0)
@@ -60,7 +72,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(train, options, whole,
     assert resumed.returncode == 0, resumed.output
     assert_same_weights(whole, output, tolerance=0)
     assert history(output) == history(whole)
-    best = [json.loads((run / "trainer_state.json").read_text())["best_metric"] for run in (whole, output)]
+    best = [
+        json.loads((run / "trainer_state.json").read_text())["best_metric"]
+        for run in (whole, output)
+    ]
     assert best[0] == best[1]
 
 
@@ -76,13 +91,27 @@ def test_two_processes_of_which_one_is_told_leave_together(train, options, tmp_p
 
 
 def two_nodes(output: Path, *arguments: str, **env: str) -> list[int]:
-    """Two torchruns on this machine as two nodes of one process each, which meet at a port; their exit codes."""
+    """Two torchruns on this machine as two nodes of one process each, which meet at a port; their
+    exit codes.
+    """
     log, argv = prepare(output, list(arguments))
-    meeting = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", log.name]
+    meeting = [
+        "--nnodes",
+        "2",
+        "--nproc_per_node",
+        "1",
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_id",
+        log.name,
+    ]
     meeting += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
     command = [sys.executable, "-m", "torch.distributed.run", *meeting, str(DRIVER), *argv]
     environment = ENVIRONMENT | {"TRAIN_LOG": str(log)}
-    nodes = [subprocess.Popen(command, env=environment | more, stderr=subprocess.PIPE) for more in (env, {})]
+    nodes = [
+        subprocess.Popen(command, env=environment | more, stderr=subprocess.PIPE)
+        for more in (env, {})
+    ]
     errors = [node.communicate(timeout=300)[1].decode() for node in nodes]
     (log / "errors.txt").write_text("\n".join(errors))
     return [node.returncode for node in nodes]

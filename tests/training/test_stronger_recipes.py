@@ -1,4 +1,6 @@
-"""What stronger recipes are made of, each in a whole run: averages, adapters, repeats, early stopping, previews."""
+"""What stronger recipes are made of, each in a whole run: averages, adapters, repeats, early
+stopping, previews.
+"""
 
 import json
 from collections import Counter
@@ -33,9 +35,24 @@ def arguments(folder, tmp_path):
     """The three groups of arguments of a tiny run; a name goes to the group that has it."""
 
     def make(output: str = "run", **given):
-        given = {"config_overrides": NETWORK, "sampling_rate": 2, "recipe": "none", "data_dir": str(folder)} | given
-        given |= {"output_dir": str(tmp_path / output), "use_cpu": True, "disable_tqdm": True, "report_to": "none"}
-        given = {"dataloader_num_workers": 0, "num_train_epochs": 1, "learning_rate": 0.01, "optim": "sgd"} | given
+        given = {
+            "config_overrides": NETWORK,
+            "sampling_rate": 2,
+            "recipe": "none",
+            "data_dir": str(folder),
+        } | given
+        given |= {
+            "output_dir": str(tmp_path / output),
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "report_to": "none",
+        }
+        given = {
+            "dataloader_num_workers": 0,
+            "num_train_epochs": 1,
+            "learning_rate": 0.01,
+            "optim": "sgd",
+        } | given
         groups = []
         for kind in (ModelArguments, DataArguments, VideoTrainingArguments):
             names = [name for name in given if name in kind.__dataclass_fields__]
@@ -64,8 +81,14 @@ def averages_by_hand(arguments, decay: float, **options) -> tuple[dict, dict]:
     return average, {name: weight.detach() for name, weight in trainer.model.named_parameters()}
 
 
-def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_others(arguments, tmp_path):
-    options = {"learning_rate": 0.3, "per_device_train_batch_size": 6, "load_best_model_at_end": False}
+def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_others(
+    arguments, tmp_path
+):
+    options = {
+        "learning_rate": 0.3,
+        "per_device_train_batch_size": 6,
+        "load_best_model_at_end": False,
+    }
     average, raw = averages_by_hand(arguments, 0.3, **options)
     trainer = train(*arguments("averaged", ema_decay=0.3, **options))
     saved = load_file(tmp_path / "averaged" / "model.safetensors")
@@ -73,7 +96,9 @@ def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_
     beside = load_file(checkpoint / RAW_WEIGHTS)
     for name, weight in average.items():
         torch.testing.assert_close(saved[name], weight, rtol=1e-5, atol=1e-6, msg=name)
-        torch.testing.assert_close(load_file(checkpoint / "model.safetensors")[name], saved[name], rtol=0, atol=0)
+        torch.testing.assert_close(
+            load_file(checkpoint / "model.safetensors")[name], saved[name], rtol=0, atol=0
+        )
         torch.testing.assert_close(beside[name], raw[name], rtol=1e-5, atol=1e-6, msg=name)
     assert max((average[name] - raw[name]).abs().max() for name in raw) > 1e-3
     evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -97,9 +122,16 @@ def test_averages_that_cannot_be(arguments):
 @pytest.mark.parametrize("merge", [False, True])
 def test_an_adapter_is_saved_as_one_or_merged(merge, arguments, tmp_path):
     pytest.importorskip("peft")
-    options = {"lora_r": 2, "lora_merge": merge, "learning_rate": 0.5, "load_best_model_at_end": False}
+    options = {
+        "lora_r": 2,
+        "lora_merge": merge,
+        "learning_rate": 0.5,
+        "load_best_model_at_end": False,
+    }
     trainer = train(*arguments(**options))
-    learning = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    learning = {
+        name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad
+    }
     run = tmp_path / "run"
     assert (run / "adapter_config.json").exists() != merge
     assert (run / "model.safetensors").exists() == merge
@@ -111,13 +143,17 @@ def test_an_adapter_is_saved_as_one_or_merged(merge, arguments, tmp_path):
     with torch.no_grad():
         found = AutoModelForVideoClassification.from_pretrained(run).eval()(clip).logits
         torch.testing.assert_close(found, network(clip).logits, rtol=1e-4, atol=1e-5)
-        base = AutoModelForVideoClassification.from_pretrained(run / BASE_FOLDER).eval()(clip).logits
+        base = (
+            AutoModelForVideoClassification.from_pretrained(run / BASE_FOLDER).eval()(clip).logits
+        )
     assert (found - base).abs().max() > 0.01
 
 
 def test_adapters_keep_out_of_frozen_blocks_and_their_classifier_is_fitted(arguments, caplog):
     pytest.importorskip("peft")
-    model, data, args = arguments(lora_r=2, freeze_depth=0.5, probe_passes=1, save_strategy="no", eval_strategy="no")
+    model, data, args = arguments(
+        lora_r=2, freeze_depth=0.5, probe_passes=1, save_strategy="no", eval_strategy="no"
+    )
     caplog.set_level("INFO", logger="hf_timesformer")
     trainer = make_trainer(model, data, args)
     names = {name for name, parameter in trainer.model.named_parameters() if "lora_" in name}
@@ -169,9 +205,13 @@ def test_fewer_clips_of_each_class(folder):
 
 
 def test_a_preview_shows_what_the_network_sees(arguments, tmp_path):
-    model, data, args = arguments(preview=18, flip=False, per_device_train_batch_size=4, short_side=[40, 40])
+    model, data, args = arguments(
+        preview=18, flip=False, per_device_train_batch_size=4, short_side=[40, 40]
+    )
     trainer = make_trainer(model, data, args)
-    sheets = [np.asarray(Image.open(tmp_path / "run" / f"preview_{number}.png")) for number in (1, 2)]
+    sheets = [
+        np.asarray(Image.open(tmp_path / "run" / f"preview_{number}.png")) for number in (1, 2)
+    ]
     row = CAPTION + 32
     assert [sheet.shape for sheet in sheets] == [(16 * row, 2 * 32, 3), (2 * row, 2 * 32, 3)]
     clips = trainer.train_dataset
@@ -188,9 +228,24 @@ def test_a_preview_shows_what_the_network_sees(arguments, tmp_path):
 
 
 def test_a_whole_run_with_everything_at_once(arguments, tmp_path):
-    options = {"rand_augment": [2, 9], "random_erasing": 0.5, "random_resized_crop": [0.3, 1.0], "cutmix": 1.0}
-    options |= {"mixup": 0.4, "repeated_augmentation": 2, "ema_decay": 0.9, "class_weights": "balanced"}
-    options |= {"max_train_samples": 12, "probe_passes": 1, "early_stopping_patience": 3, "preview": 2}
+    options = {
+        "rand_augment": [2, 9],
+        "random_erasing": 0.5,
+        "random_resized_crop": [0.3, 1.0],
+        "cutmix": 1.0,
+    }
+    options |= {
+        "mixup": 0.4,
+        "repeated_augmentation": 2,
+        "ema_decay": 0.9,
+        "class_weights": "balanced",
+    }
+    options |= {
+        "max_train_samples": 12,
+        "probe_passes": 1,
+        "early_stopping_patience": 3,
+        "preview": 2,
+    }
     train(*arguments(**options))
     results = json.loads((tmp_path / "run" / "train_results.json").read_text())
     assert results["train_samples"] == 12
@@ -200,11 +255,19 @@ def test_a_whole_run_with_everything_at_once(arguments, tmp_path):
 
 
 def test_a_preview_of_shards_leaves_the_first_epoch_to_training(arguments, shards, tmp_path):
-    options = {"dataset": "webdataset", "data_dir": str(shards), "eval_strategy": "no", "save_strategy": "no"}
+    options = {
+        "dataset": "webdataset",
+        "data_dir": str(shards),
+        "eval_strategy": "no",
+        "save_strategy": "no",
+    }
     plain = train(*arguments("plain", **options))
     seen = train(*arguments("seen", preview=9, **options))
     assert (tmp_path / "seen" / "preview_1.png").is_file()
-    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (plain, seen)]
+    losses = [
+        [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+        for run in (plain, seen)
+    ]
     assert losses[0] == losses[1]
 
 
@@ -212,7 +275,8 @@ def test_class_weights_by_the_clips_of_each_class(folder, shards):
     found = find_videos("folder", folder, "train")  # 4 clips of each of 6 classes, in their order
     found = replace(found, videos=found.videos.select([0, 1, 2, 3, 4, 8]))
     weights = find_class_weights("balanced", found, label_ids=[5, 4, 3, 2, 1, 0], num_labels=7)
-    # Counts 4, 1, 1 of the classes that the model numbers 5, 4, 3: the mean weight over the 6 clips is 1.
+    # Counts 4, 1, 1 of the classes that the model numbers 5, 4, 3: the mean weight over the 6 clips
+    # is 1.
     assert weights.tolist() == pytest.approx([1, 1, 1, 2, 2, 0.5, 1])
     assert find_class_weights("none", found, [], 7) is None
     with pytest.raises(ValueError, match="nobody has counted the classes of tar shards"):

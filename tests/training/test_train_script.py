@@ -30,7 +30,14 @@ def train(capsys, tmp_path):
 
     def run(*arguments: object, start: tuple = ("--config_overrides", NETWORK)) -> tuple[int, str]:
         argv = ["--recipe", "none", "--sampling_rate", "2", "--use_cpu", "--disable_tqdm", "true"]
-        argv += ["--dataloader_num_workers", "0", "--num_train_epochs", "2", "--output_dir", tmp_path / "run"]
+        argv += [
+            "--dataloader_num_workers",
+            "0",
+            "--num_train_epochs",
+            "2",
+            "--output_dir",
+            tmp_path / "run",
+        ]
         code = 0
         try:
             main(list(map(str, [*argv, *start, *arguments])))
@@ -54,12 +61,29 @@ def test_a_run_with_broken_clips_leaves_everything_that_is_needed(train, clips, 
     (clips / "train" / "down" / "text.mp4").write_text("no video")
     cut_off = clips / "train" / "growing" / "cut.mp4"
     cut_off.write_bytes(down[0].read_bytes()[:800])
-    assert train("--data_dir", clips, "--report_to", "tensorboard", "--validation_fraction", 0.3, "--seed", 1)[0] == 0
+    assert (
+        train(
+            "--data_dir",
+            clips,
+            "--report_to",
+            "tensorboard",
+            "--validation_fraction",
+            0.3,
+            "--seed",
+            1,
+        )[0]
+        == 0
+    )
     run = tmp_path / "run"
     results = json.loads((run / "train_results.json").read_text())
     state = json.loads((run / "trainer_state.json").read_text())
     evaluations = [entry for entry in state["log_history"] if "eval_loss" in entry]
-    assert results["train_samples"] + evaluations[0]["eval_videos"] + evaluations[0]["eval_videos_unreadable"] == 20
+    assert (
+        results["train_samples"]
+        + evaluations[0]["eval_videos"]
+        + evaluations[0]["eval_videos_unreadable"]
+        == 20
+    )
     assert results["bad_clips"] + evaluations[0]["eval_videos_unreadable"] == 2
     assert set(results["bad_clip_names"]) <= {"down/text.mp4", "growing/cut.mp4"}
     assert sum(results["bad_clips_by_reason"].values()) == results["bad_clips"]
@@ -67,19 +91,37 @@ def test_a_run_with_broken_clips_leaves_everything_that_is_needed(train, clips, 
     assert len(evaluations) == 2
     assert 0 <= results["data_wait_percent"] <= 100
     model = TimeSformerForVideoClassification.from_pretrained(run)
-    assert sorted(model.config.id2label.values()) == ["down", "growing", "left", "right", "shrinking", "up"]
+    assert sorted(model.config.id2label.values()) == [
+        "down",
+        "growing",
+        "left",
+        "right",
+        "shrinking",
+        "up",
+    ]
     processor = TimeSformerVideoProcessor.from_pretrained(run)
-    assert (processor.num_frames, processor.sampling_rate, processor.crop_size["width"]) == (2, 2, 32)
+    assert (processor.num_frames, processor.sampling_rate, processor.crop_size["width"]) == (
+        2,
+        2,
+        32,
+    )
     assert (run / "training_curve.png").read_bytes().startswith(b"\x89PNG")
     scalars = EventAccumulator(str(next(run.rglob("events.*")).parent)).Reload().Tags()["scalars"]
-    assert {"train/loss", "train/data_wait_percent", "eval/top1_accuracy", "eval/top5_accuracy"} <= set(scalars)
+    assert {
+        "train/loss",
+        "train/data_wait_percent",
+        "eval/top1_accuracy",
+        "eval/top5_accuracy",
+    } <= set(scalars)
 
 
 def test_the_best_model_is_the_one_saved(train, clips, tmp_path):
     make_motion_dataset(clips, splits={"val": 2}, num_frames=6, size=40, seed=1)
     assert train("--data_dir", clips, "--learning_rate", 0.05, "--num_train_epochs", 3)[0] == 0
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    best = TimeSformerForVideoClassification.from_pretrained(state["best_model_checkpoint"]).state_dict()
+    best = TimeSformerForVideoClassification.from_pretrained(
+        state["best_model_checkpoint"]
+    ).state_dict()
     saved = TimeSformerForVideoClassification.from_pretrained(tmp_path / "run").state_dict()
     torch.testing.assert_close(saved, best, rtol=0, atol=0)
 
@@ -90,7 +132,10 @@ def test_without_evaluation(train, clips, tmp_path):
     assert (results["train_samples"], results["best_metric"]) == (18, None)
     code, error = train("--data_dir", clips, "--validation_fraction", 0)
     assert code == 2
-    assert f"{tmp_path / 'run'} has the checkpoints of another run: pass --resume_from_checkpoint (with the" in error
+    assert (
+        f"{tmp_path / 'run'} has the checkpoints of another run: pass --resume_from_checkpoint (with the"
+        in error
+    )
 
 
 def empty(clips: Path) -> None:
@@ -145,7 +190,10 @@ def test_labels_that_the_checkpoint_does_not_have(train, clips, tmp_path):
     assert code == 2
     assert "4 of 6 classes of the data are not among the model's 2: 'down'" in error
     assert "--new_head" in error
-    assert train("--data_dir", clips, "--ignore_mismatched_sizes", "--max_steps", 1, start=start)[0] == 0
+    assert (
+        train("--data_dir", clips, "--ignore_mismatched_sizes", "--max_steps", 1, start=start)[0]
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,11 +202,19 @@ def test_labels_that_the_checkpoint_does_not_have(train, clips, tmp_path):
         ({}, set()),
         ({"model": "m"}, {"freeze_depth"}),
         ({"model": "m", "new_head": True}, {"freeze_depth", "probe_passes", "refit_classifier"}),
-        ({"from_vit": "v"}, {"freeze_depth", "probe_passes", "refit_classifier", "temporal_learning_rate"}),
+        (
+            {"from_vit": "v"},
+            {"freeze_depth", "probe_passes", "refit_classifier", "temporal_learning_rate"},
+        ),
     ],
 )
 def test_what_makes_no_sense_for_a_start_is_left_out_of_a_copy(start, kept, tmp_path):
-    wanted = {"freeze_depth": 0.5, "probe_passes": 2, "refit_classifier": True, "temporal_learning_rate": 0.5}
+    wanted = {
+        "freeze_depth": 0.5,
+        "probe_passes": 2,
+        "refit_classifier": True,
+        "temporal_learning_rate": 0.5,
+    }
     args = VideoTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **wanted)
     settled = flow.settle_arguments(ModelArguments(**start), args)
     assert {name for name in wanted if getattr(settled, name)} == kept
@@ -166,16 +222,24 @@ def test_what_makes_no_sense_for_a_start_is_left_out_of_a_copy(start, kept, tmp_
 
 
 def test_network_and_processor_of_a_run(tmp_path):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(tmp_path / "vit")
-    start = ModelArguments(from_vit=str(tmp_path / "vit"), num_frames=2, image_size=48, drop_path_rate=0.2)
+    start = ModelArguments(
+        from_vit=str(tmp_path / "vit"), num_frames=2, image_size=48, drop_path_rate=0.2
+    )
     network, label_ids, processor = flow.make_network(start, ["left", "right"])
     assert (network.config.num_frames, network.config.drop_path_rate, label_ids) == (2, 0.2, [0, 1])
     assert (processor.num_frames, processor.crop_size["height"]) == (2, 48)
 
 
 @pytest.mark.parametrize(
-    ("dataset", "flip", "mirrors"), [("ssv2", True, False), ("folder", True, True), ("folder", False, False)]
+    ("dataset", "flip", "mirrors"),
+    [("ssv2", True, False), ("folder", True, True), ("folder", False, False)],
 )
 def test_ssv2_is_never_mirrored(dataset, flip, mirrors):
     data = DataArguments(data_dir="x", dataset=dataset, flip=flip)

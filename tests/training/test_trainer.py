@@ -28,18 +28,27 @@ TINY = {
 }  # fmt: skip
 
 
-def make_network(attention_type="divided_space_time", **options) -> TimeSformerForVideoClassification:
+def make_network(
+    attention_type="divided_space_time", **options
+) -> TimeSformerForVideoClassification:
     config = TimeSformerConfig(**{"num_labels": 3} | TINY | options, attention_type=attention_type)
     return TimeSformerForVideoClassification(config)
 
 
 def make_arguments(folder, **options) -> VideoTrainingArguments:
-    return VideoTrainingArguments(output_dir=str(folder), use_cpu=True, **{"eval_strategy": "no"} | options)
+    return VideoTrainingArguments(
+        output_dir=str(folder), use_cpu=True, **{"eval_strategy": "no"} | options
+    )
 
 
 def make_trainer(tmp_path, *, trainer: dict | None = None, **options) -> VideoTrainer:
     """A trainer with `options` among its arguments and `trainer` beside them."""
-    options = {"disable_tqdm": True, "dataloader_num_workers": 0, "save_strategy": "no", "logging_steps": 1} | options
+    options = {
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    } | options
     torch.manual_seed(0)
     start = {} if "model_init" in (trainer or {}) else {"model": make_network()}
     return VideoTrainer(**start, args=make_arguments(tmp_path, **options), **(trainer or {}))
@@ -62,7 +71,11 @@ def test_learning_rates_scale_with_the_total_batch_and_say_so(tmp_path, caplog):
     assert "learning rate 0.005 is for a batch of 64: 0.000625 for a total of 8" in caplog.text
     assert trainer.args.learning_rate == 0.005
     trainer = make_trainer(tmp_path, gradient_accumulation_steps=16, **options)
-    assert sorted({group["lr"] for group in trainer.create_optimizer().param_groups}) == [0.005, 0.01, 0.02]
+    assert sorted({group["lr"] for group in trainer.create_optimizer().param_groups}) == [
+        0.005,
+        0.01,
+        0.02,
+    ]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -101,7 +114,12 @@ def test_metrics_count_what_could_be_read():
     "options", [{"num_train_epochs": 3}, {"max_steps": 9}, {"max_steps": 9, "num_train_epochs": 1}]
 )
 def test_milestones_are_epochs_however_the_length_is_given(options, tmp_path, caplog):
-    options |= {"optim": "sgd", "learning_rate": 1.0, "per_device_train_batch_size": 4, "lr_milestones": [1, 2, 9]}
+    options |= {
+        "optim": "sgd",
+        "learning_rate": 1.0,
+        "per_device_train_batch_size": 4,
+        "lr_milestones": [1, 2, 9],
+    }
     trainer = make_trainer(tmp_path, trainer={"train_dataset": make_items(12)}, **options)
     trainer.train()
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
@@ -122,9 +140,16 @@ class OutOfMemoryAbove:
 
 
 def test_a_batch_size_that_is_found_scales_the_learning_rates(tmp_path):
-    options = {"optim": "sgd", "learning_rate": 1.0, "per_device_train_batch_size": 8, "reference_batch_size": 16}
+    options = {
+        "optim": "sgd",
+        "learning_rate": 1.0,
+        "per_device_train_batch_size": 8,
+        "reference_batch_size": 16,
+    }
     pieces = {"train_dataset": make_items(8), "data_collator": OutOfMemoryAbove(5)}
-    trainer = make_trainer(tmp_path, trainer=pieces, auto_find_batch_size=True, max_steps=1, **options)
+    trainer = make_trainer(
+        tmp_path, trainer=pieces, auto_find_batch_size=True, max_steps=1, **options
+    )
     trainer.train()
     found = trainer._train_batch_size
     assert found <= 5
@@ -138,7 +163,12 @@ def test_accumulated_steps_are_those_of_one_batch(smoothing, tmp_path):
     weights = []
     for size, accumulation in ((6, 1), (3, 2), (2, 3)):
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
-        options |= {"optim": "sgd", "learning_rate": 0.5, "max_steps": 1, "label_smoothing_factor": smoothing}
+        options |= {
+            "optim": "sgd",
+            "learning_rate": 0.5,
+            "max_steps": 1,
+            "label_smoothing_factor": smoothing,
+        }
         trainer = make_trainer(tmp_path, trainer={"train_dataset": items}, **options)
         trainer.train()
         weights.append(trainer.model.state_dict())
@@ -154,7 +184,11 @@ def test_a_loss_of_the_users_own(tmp_path):
         seen.append((tuple(outputs.logits.shape), labels.tolist(), num_items_in_batch))
         return outputs.logits.sum() / num_items_in_batch
 
-    pieces = {"train_dataset": make_items(4), "eval_dataset": make_items(2), "compute_loss_func": loss}
+    pieces = {
+        "train_dataset": make_items(4),
+        "eval_dataset": make_items(2),
+        "compute_loss_func": loss,
+    }
     options = {"max_steps": 1, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
     trainer = make_trainer(tmp_path, trainer=pieces, **options)
     trainer.train()
@@ -164,7 +198,9 @@ def test_a_loss_of_the_users_own(tmp_path):
 
 def test_optimizers_of_the_users_own(tmp_path):
     rule = (torch.optim.Adagrad, {"lr_decay": 0.25})
-    trainer = make_trainer(tmp_path, trainer={"optimizer_cls_and_kwargs": rule}, weight_decay=0.1, learning_rate=2.0)
+    trainer = make_trainer(
+        tmp_path, trainer={"optimizer_cls_and_kwargs": rule}, weight_decay=0.1, learning_rate=2.0
+    )
     optimizer = trainer.create_optimizer()
     assert isinstance(optimizer, torch.optim.Adagrad)
     assert {(group["lr"], group["lr_decay"], group["weight_decay"]) for group in optimizer.param_groups} == {
@@ -175,7 +211,8 @@ def test_optimizers_of_the_users_own(tmp_path):
     args = make_arguments(tmp_path, reference_batch_size=64)
     assert VideoTrainer(model=model, args=args, optimizers=(mine, None)).create_optimizer() is mine
     trainer = make_trainer(tmp_path, optim="galore_adamw", optim_target_modules="all-linear")
-    trainer.get_optimizer_cls_and_kwargs = lambda *_: (torch.optim.AdamW, {"params": []})  # as GaLore's own does
+    # as GaLore's own does
+    trainer.get_optimizer_cls_and_kwargs = lambda *_: (torch.optim.AdamW, {"params": []})
     with pytest.raises(ValueError, match="--optim galore_adamw chooses by itself which parameters"):
         trainer.create_optimizer()
 
@@ -187,7 +224,9 @@ def test_model_init_makes_the_network_that_is_trained(tmp_path):
         made.append(make_network())
         return made[-1]
 
-    trainer = make_trainer(tmp_path, trainer={"model_init": make, "train_dataset": make_items(4)}, max_steps=1)
+    trainer = make_trainer(
+        tmp_path, trainer={"model_init": make, "train_dataset": make_items(4)}, max_steps=1
+    )
     trainer.train()
     assert trainer.model is made[-1]
     assert len(made) == 2
@@ -214,15 +253,29 @@ def test_class_weights_are_in_the_loss(tmp_path):
 @pytest.mark.parametrize("choice", ["stop", "go_on"])
 @pytest.mark.parametrize("save_strategy", ["epoch", "no"])
 def test_logits_that_are_not_finite(choice, save_strategy, tmp_path, caplog):
-    pieces = {"train_dataset": make_items(4), "eval_dataset": make_items(3), "compute_metrics": ClipMetrics()}
-    options = {"eval_strategy": "epoch", "save_strategy": save_strategy, "on_non_finite": choice, "learning_rate": 0.0}
-    trainer = make_trainer(tmp_path, trainer=pieces, num_train_epochs=2, metric_for_best_model="loss", **options)
+    pieces = {
+        "train_dataset": make_items(4),
+        "eval_dataset": make_items(3),
+        "compute_metrics": ClipMetrics(),
+    }
+    options = {
+        "eval_strategy": "epoch",
+        "save_strategy": save_strategy,
+        "on_non_finite": choice,
+        "learning_rate": 0.0,
+    }
+    trainer = make_trainer(
+        tmp_path, trainer=pieces, num_train_epochs=2, metric_for_best_model="loss", **options
+    )
     with torch.no_grad():
         trainer.model.timesformer.layernorm.bias.fill_(float("nan"))
     message = "3 validation clips are NaN or infinite at step 1: .*--on_non_finite go_on"
     with pytest.raises(ValueError, match=message) if choice == "stop" else nullcontext():
         trainer.train()
-    assert "the logits of 3 clips are NaN or infinite: they count as wrong, the loss as infinite" in caplog.text
+    assert (
+        "the logits of 3 clips are NaN or infinite: they count as wrong, the loss as infinite"
+        in caplog.text
+    )
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(evaluations) == (1 if choice == "stop" else 2)
     assert (evaluations[0]["eval_top1_accuracy"], evaluations[0]["eval_loss"]) == (0, np.inf)
@@ -241,7 +294,9 @@ def test_the_data_seed_orders_the_clips(tmp_path):
 def test_columns_that_the_model_does_not_take(tmp_path):
     """Clips keep their names and faults; of plain data the rest goes."""
     items = [item | {"title": object()} for item in make_items(4)]
-    trainer = make_trainer(tmp_path, trainer={"train_dataset": items}, remove_unused_columns=True, max_steps=1)
+    trainer = make_trainer(
+        tmp_path, trainer={"train_dataset": items}, remove_unused_columns=True, max_steps=1
+    )
     trainer.train()
     collator = trainer._get_collator_with_removed_columns(lambda items: items)
     clip = {"pixel_values": 0, "labels": 1, "video_id": "a", "faults": [], "entropy": [1]}
@@ -260,7 +315,9 @@ def test_columns_that_the_model_does_not_take(tmp_path):
         ("steps", "steps", {"logging_steps": 10, "save_steps": 30}, True),
     ],
 )
-def test_the_best_model_is_loaded_where_it_can_be(evaluations, saves, more, loads_best, tmp_path, caplog):
+def test_the_best_model_is_loaded_where_it_can_be(
+    evaluations, saves, more, loads_best, tmp_path, caplog
+):
     args = make_arguments(tmp_path, eval_strategy=evaluations, save_strategy=saves, **more)
     assert args.load_best_model_at_end is loads_best
     is_said = "the model saved at the end is the last one, not the best" in caplog.text
@@ -270,12 +327,19 @@ def test_the_best_model_is_loaded_where_it_can_be(evaluations, saves, more, load
 def test_a_checkpoint_is_pushed_when_it_is_whole(tmp_path, monkeypatch):
     pushed = []
     monkeypatch.setattr(
-        Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append({p.name for p in Path(folder).iterdir()})
+        Trainer,
+        "_push_from_checkpoint",
+        lambda self, folder: pushed.append({p.name for p in Path(folder).iterdir()}),
     )
     monkeypatch.setattr(VideoTrainer, "init_hf_repo", lambda self: None)
     monkeypatch.setattr(VideoTrainer, "_finish_current_push", lambda self: None)
     pieces = {"train_dataset": make_items(4)}
-    options = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_strategy": "epoch", "num_train_epochs": 1}
+    options = {
+        "push_to_hub": True,
+        "hub_strategy": "checkpoint",
+        "save_strategy": "epoch",
+        "num_train_epochs": 1,
+    }
     make_trainer(tmp_path, trainer=pieces, **options).train()
     assert len(pushed) == 1
     assert {BAD_CLIPS, DATA_ORDER, "trainer_state.json", "optimizer.pt"} <= pushed[0]
@@ -283,7 +347,10 @@ def test_a_checkpoint_is_pushed_when_it_is_whole(tmp_path, monkeypatch):
 
 
 def test_curve(tmp_path):
-    history = [{"epoch": 0.5, "loss": 2.0}, {"epoch": 1.0, "eval_loss": 1.5, "eval_top1_accuracy": 0.4}]
+    history = [
+        {"epoch": 0.5, "loss": 2.0},
+        {"epoch": 1.0, "eval_loss": 1.5, "eval_top1_accuracy": 0.4},
+    ]
     assert draw_curve(history, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 

@@ -16,7 +16,11 @@ from hf_timesformer.video.decoding import DecodeLimits, VideoDecodeError, decode
 
 
 # Clips whose frames can be told from the packets: never decoded as a whole.
-FORETOLD = {name for name, (codec, _) in ENCODED.items() if Path(name).suffix in (".mp4", ".mkv", ".mov", ".webm")}
+FORETOLD = {
+    name
+    for name, (codec, _) in ENCODED.items()
+    if Path(name).suffix in (".mp4", ".mkv", ".mov", ".webm")
+}
 FORETOLD |= {
     "stream.ts",
     "negative-times.ts",
@@ -29,8 +33,14 @@ FORETOLD |= {
     "odd-size.webm",
     "odd-size.mp4",
 }
-# Times doubled or missing; an open GOP that begins in what an edit list cuts away; times that the pictures contradict.
-FORETOLD -= {"doubled-times.mkv", "missing-times.mkv", "edit-list-open-gop.mp4", "edit-list-mpeg4.mp4"}
+# Times doubled or missing; an open GOP that begins in what an edit list cuts away; times that the
+# pictures contradict.
+FORETOLD -= {
+    "doubled-times.mkv",
+    "missing-times.mkv",
+    "edit-list-open-gop.mp4",
+    "edit-list-mpeg4.mp4",
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +73,9 @@ def test_frames_equal_a_full_decode(clip_folder, name, monkeypatch):
     sequential = []
     decode_in_sequence = decoding.decode_in_sequence
     monkeypatch.setattr(
-        decoding, "decode_in_sequence", lambda *args: (sequential.append(name), decode_in_sequence(*args))
+        decoding,
+        "decode_in_sequence",
+        lambda *args: (sequential.append(name), decode_in_sequence(*args)),
     )
     for numbers in index_lists(len(reference), seed=len(name)):
         frames, metadata = decode_video(path, numbers)
@@ -100,8 +112,15 @@ def test_path_bytes_and_file_object_are_alike(clip_folder, name):
 def test_indices_from_a_function_of_the_metadata(clip_folder):
     path = clip(clip_folder, "b-frames.mp4")
     seen = []
-    frames, metadata = decode_video(path, lambda metadata: seen.append(metadata) or np.array([39, 0, 39]))
-    assert (seen[0].total_num_frames, seen[0].fps, seen[0].width, seen[0].height) == (40, 30.0, 64, 48)
+    frames, metadata = decode_video(
+        path, lambda metadata: seen.append(metadata) or np.array([39, 0, 39])
+    )
+    assert (seen[0].total_num_frames, seen[0].fps, seen[0].width, seen[0].height) == (
+        40,
+        30.0,
+        64,
+        48,
+    )
     assert seen[0].duration == pytest.approx(40 / 30)
     assert metadata.video_backend == "pyav"
     assert_frames(frames, reference_frames(path), [39, 0, 39])
@@ -112,7 +131,9 @@ def test_skips_what_is_not_needed(clip_folder, monkeypatch):
     path = clip(clip_folder, "b-frames.mp4")
     fed = []
     decode_units = decoding.decode_units
-    monkeypatch.setattr(decoding, "decode_units", lambda *args: (fed.append(args[2]), decode_units(*args))[1])
+    monkeypatch.setattr(
+        decoding, "decode_units", lambda *args: (fed.append(args[2]), decode_units(*args))[1]
+    )
     decode_video(path, [38])
     assert len(fed) == 1
     assert len(fed[0]) <= 12  # from the last key frame
@@ -121,20 +142,28 @@ def test_skips_what_is_not_needed(clip_folder, monkeypatch):
 def test_mirrored_video(tmp_path):
     frames = picture_sequence(4)
     plain = decode_video(encode(tmp_path / "plain.mp4", frames), [0])[0]
-    mirrored = decode_video(encode(tmp_path / "mirrored.mp4", frames, rotation=(0, True, False)), [0])[0]
-    flipped = decode_video(encode(tmp_path / "flipped.mp4", frames, rotation=(0, False, True)), [0])[0]
+    mirrored = decode_video(
+        encode(tmp_path / "mirrored.mp4", frames, rotation=(0, True, False)), [0]
+    )[0]
+    flipped = decode_video(
+        encode(tmp_path / "flipped.mp4", frames, rotation=(0, False, True)), [0]
+    )[0]
     assert torch.equal(mirrored, plain.flip(-1))
     assert torch.equal(flipped, plain.flip(-2))
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "short_side"), [(240, 320, 112), (270, 480, 224), (120, 90, 64), (64, 64, 96)]
+    ("height", "width", "short_side"),
+    [(240, 320, 112), (270, 480, 224), (120, 90, 64), (64, 64, 96)],
 )
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p"])
 def test_short_side_is_antialiased_bilinear(tmp_path, height, width, short_side, pix_fmt):
     rng = np.random.default_rng(0)
-    noise = 30 if short_side < min(height, width) else 10  # fine noise, where scaling up shows the chroma's coarseness
-    frames = picture_sequence(3, height, width).astype(int) + rng.integers(-noise, noise, (3, height, width, 1))
+    # fine noise, where scaling up shows the chroma's coarseness
+    noise = 30 if short_side < min(height, width) else 10
+    frames = picture_sequence(3, height, width).astype(int) + rng.integers(
+        -noise, noise, (3, height, width, 1)
+    )
     frames = np.clip(frames, 0, 255).astype(np.uint8)
     path = encode(tmp_path / "clip.mp4", frames, pix_fmt=pix_fmt, options={"crf": "10"})
     expected = functional.resize(decode_video(path, [0, 2])[0], [short_side], antialias=True)
@@ -189,7 +218,8 @@ def test_changing_frame_size(tmp_path, suffix):
     assert torch.equal(frames[:1], decode_video(small, [2])[0])
     # The scaler itself is held to torchvision's below: this is the same one.
     assert torch.equal(frames[1:], decode_video(large, [5], short_side=48)[0])
-    assert torch.equal(decode_video(both, [15])[0], frames[1:])  # alone, too, it has the size of the video
+    # alone, too, it has the size of the video
+    assert torch.equal(decode_video(both, [15])[0], frames[1:])
     assert decode_video(both, [2, 15], short_side=24)[0].shape == (2, 3, 24, 32)
     with pytest.raises(VideoDecodeError, match="frame 15 is 128x96, the first is 64x48") as caught:
         decode_video(both, [2, 15], size_change="refuse")
@@ -200,7 +230,9 @@ def test_changing_frame_size(tmp_path, suffix):
 
 @pytest.mark.parametrize("numbers", [[40], [-1], [0, 1000]])
 def test_frame_that_does_not_exist(clip_folder, numbers):
-    with pytest.raises(VideoDecodeError, match=r"has frames 0 to 39; frame -?\d+ was asked for") as caught:
+    with pytest.raises(
+        VideoDecodeError, match=r"has frames 0 to 39; frame -?\d+ was asked for"
+    ) as caught:
         decode_video(clip(clip_folder, "b-frames.mp4"), numbers)
     assert caught.value.reason == "index"
 
@@ -237,7 +269,9 @@ def test_sound_alone_is_no_video(tmp_path):
     path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         frame.rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -248,16 +282,32 @@ def test_sound_alone_is_no_video(tmp_path):
 
 def test_error_survives_pickling():
     error = pickle.loads(pickle.dumps(VideoDecodeError("clip.mp4", "damaged", "is damaged")))
-    assert (error.source, error.reason, str(error)) == ("clip.mp4", "damaged", "clip.mp4: is damaged")
+    assert (error.source, error.reason, str(error)) == (
+        "clip.mp4",
+        "damaged",
+        "clip.mp4: is damaged",
+    )
 
 
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        (DecodeLimits(max_read_bytes=100), r"more than 100 bytes read for one frame \(DecodeLimits.max_read_bytes\)"),
-        (DecodeLimits(max_pixels=64 * 47), r"frames of 64x48 pixels, more than 3008 \(DecodeLimits.max_pixels\)"),
-        (DecodeLimits(max_frames=39), r"more than the limit of 39 frames \(DecodeLimits.max_frames\)"),
-        (DecodeLimits(max_seconds=0), r"longer than the limit of 0 s for one frame \(DecodeLimits.max_seconds\)"),
+        (
+            DecodeLimits(max_read_bytes=100),
+            r"more than 100 bytes read for one frame \(DecodeLimits.max_read_bytes\)",
+        ),
+        (
+            DecodeLimits(max_pixels=64 * 47),
+            r"frames of 64x48 pixels, more than 3008 \(DecodeLimits.max_pixels\)",
+        ),
+        (
+            DecodeLimits(max_frames=39),
+            r"more than the limit of 39 frames \(DecodeLimits.max_frames\)",
+        ),
+        (
+            DecodeLimits(max_seconds=0),
+            r"longer than the limit of 0 s for one frame \(DecodeLimits.max_seconds\)",
+        ),
     ],
 )
 def test_each_limit_has_its_own_message(clip_folder, limits, message):
@@ -271,7 +321,9 @@ def test_each_limit_has_its_own_message(clip_folder, limits, message):
 def test_size_of_what_is_in_memory_is_limited_but_not_that_of_a_file(clip_folder):
     path = clip(clip_folder, "b-frames.mp4")
     limits = DecodeLimits(max_bytes=100)
-    with pytest.raises(VideoDecodeError, match=r"bytes long, more than the limit of 100 \(DecodeLimits.max_bytes\)"):
+    with pytest.raises(
+        VideoDecodeError, match=r"bytes long, more than the limit of 100 \(DecodeLimits.max_bytes\)"
+    ):
         decode_video(path.read_bytes(), [0], limits=limits)
     assert decode_video(path, [0], limits=limits)[0].shape == (1, 3, 48, 64)
 

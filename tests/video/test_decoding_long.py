@@ -1,4 +1,6 @@
-"""Long videos: what is not asked for is neither read nor kept, and damage costs only what it covers."""
+"""Long videos: what is not asked for is neither read nor kept, and damage costs only what it
+covers.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,11 @@ def sequential(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
     """The videos that are decoded from their first packet on."""
     found = []
     decode_in_sequence = decoding.decode_in_sequence
-    monkeypatch.setattr(decoding, "decode_in_sequence", lambda *args: (found.append(args), decode_in_sequence(*args)))
+    monkeypatch.setattr(
+        decoding,
+        "decode_in_sequence",
+        lambda *args: (found.append(args), decode_in_sequence(*args)),
+    )
     return found
 
 
@@ -55,10 +61,14 @@ def test_packets_that_are_read_again_give_the_same_frames(folder, monkeypatch, n
     monkeypatch.setattr(decoding_packets, "KEEP_BYTES", 0)
     path = make_clip(folder, name)
     last = probe_video(path).total_num_frames - 1
-    assert_equals_reference(path, [list(range(last + 1)), [last], [last // 2], [last, 0, last // 3]])
+    assert_equals_reference(
+        path, [list(range(last + 1)), [last], [last // 2], [last, 0, last // 3]]
+    )
 
 
-HEVC_OPEN = {"x265-params": "keyint=10:min-keyint=10:open-gop=1:bframes=3:scenecut=0:log-level=none"}
+HEVC_OPEN = {
+    "x265-params": "keyint=10:min-keyint=10:open-gop=1:bframes=3:scenecut=0:log-level=none"
+}
 AV1 = {"g": "10", "preset": "12", "svtav1-params": "lookahead=0"}
 JUMPS = {
     "hevc-open-gop.mp4": ("libx265", HEVC_OPEN),
@@ -82,7 +92,9 @@ def test_decoding_begins_at_the_key_frame_before(folder, monkeypatch, sequential
     path = encode(folder / name, frames, codec, options=options, pix_fmt=pix_fmt)
     fed = []
     decode_units = decoding.decode_units
-    monkeypatch.setattr(decoding, "decode_units", lambda *args: (fed.append(len(args[2])), decode_units(*args))[1])
+    monkeypatch.setattr(
+        decoding, "decode_units", lambda *args: (fed.append(len(args[2])), decode_units(*args))[1]
+    )
     # Each frame alone: so each is decoded from its own key frame, leading pictures included.
     assert_equals_reference(path, [[number] for number in range(40)])
     assert sequential == []
@@ -94,7 +106,11 @@ def long_clip(folder: Path) -> Path:
     """20 seconds of noise, a key frame every 20 frames, that no encoder makes small."""
     noise = np.random.default_rng(0).integers(0, 256, (8, 96, 128, 3), dtype=np.uint8)
     frames = noise[np.random.default_rng(1).integers(0, 8, 600)]
-    return encode(folder / "noise.mp4", frames, options={"bf": "2", "g": "20", "preset": "ultrafast", "crf": "12"})
+    return encode(
+        folder / "noise.mp4",
+        frames,
+        options={"bf": "2", "g": "20", "preset": "ultrafast", "crf": "12"},
+    )
 
 
 @pytest.mark.parametrize("numbers", [[300], [0, 599], [299, 300, 301]])
@@ -121,11 +137,19 @@ def test_work_is_counted_for_each_wanted_frame(long_clip):
 
 
 def encode_stream(path: Path, num_frames: int = 80) -> tuple[list[int], list[int]]:
-    """H.264 with key frames every 20 frames; returns places in the file and numbers of the key frames."""
-    encode(path, picture_sequence(num_frames, 96, 128), options={"bf": "2", "g": "20", "x264-params": "scenecut=0"})
+    """H.264 with key frames every 20 frames; returns places in the file and numbers of the key
+    frames.
+    """
+    encode(
+        path,
+        picture_sequence(num_frames, 96, 128),
+        options={"bf": "2", "g": "20", "x264-params": "scenecut=0"},
+    )
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
-    return [packet.pos for packet in packets], [k for k, packet in enumerate(packets) if packet.is_keyframe]
+    return [packet.pos for packet in packets], [
+        k for k, packet in enumerate(packets) if packet.is_keyframe
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["ts", "h264"])
@@ -158,7 +182,9 @@ def test_damage_in_a_transport_stream_costs_what_it_covers(tmp_path, sequential)
     expected = decode_video(whole, [*range(40), *range(60, 80)])[0]
     assert torch.equal(decode_video(damaged, sound)[0], expected)
     for number in (47, 50, count - 21):
-        with pytest.raises(VideoDecodeError, match=rf"of the frames 4\d to \d+, .*frame {number} was asked") as caught:
+        with pytest.raises(
+            VideoDecodeError, match=rf"of the frames 4\d to \d+, .*frame {number} was asked"
+        ) as caught:
             decode_video(damaged, [3, number])
         assert caught.value.reason == "damaged"
     assert sequential == []
@@ -175,7 +201,9 @@ def test_default_stream_is_taken(tmp_path):
         streams[1].disposition = av.stream.Disposition.default
         for stream, size in zip(streams, (32, 64)):
             for number in range(3):
-                frame = av.VideoFrame.from_ndarray(np.zeros((size, size, 3), np.uint8), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(
+                    np.zeros((size, size, 3), np.uint8), format="rgb24"
+                )
                 frame.pts = number
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))

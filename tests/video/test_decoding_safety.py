@@ -1,4 +1,6 @@
-"""Untrusted files: nothing beside the video is read, no address is opened, nothing is without bounds."""
+"""Untrusted files: nothing beside the video is read, no address is opened, nothing is without
+bounds.
+"""
 
 import http.server
 import io
@@ -59,7 +61,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(secret: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("no_proxy", "*")
     server = Server(secret.read_bytes())
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield server
     server.shutdown()
@@ -143,9 +147,11 @@ def test_name_of_a_file_object_means_nothing(secret, server, name):
         pass
 
     file = Named(b"#EXTM3U\n#EXTINF:1,\nsecret.mp4\n")
-    file.name = {"secret": str(secret), "address": f"{server.url}/clip.mp4", "pattern": f"{secret.parent}/%d.png"}[
-        name
-    ]
+    file.name = {
+        "secret": str(secret),
+        "address": f"{server.url}/clip.mp4",
+        "pattern": f"{secret.parent}/%d.png",
+    }[name]
     with pytest.raises(VideoDecodeError) as caught:
         decode_video(file, [0], allow_urls=True)
     assert caught.value.reason == "container"
@@ -157,7 +163,9 @@ def test_file_object_that_returns_more_than_asked(secret):
         def read(self, size=-1):
             return super().read(size) + bytes(1 << 20)
 
-    assert torch.equal(decode_video(Generous(secret.read_bytes()), [3])[0], decode_video(secret, [3])[0])
+    assert torch.equal(
+        decode_video(Generous(secret.read_bytes()), [3])[0], decode_video(secret, [3])[0]
+    )
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "HTTP"])
@@ -171,7 +179,8 @@ def test_addresses_are_refused_by_default(server, scheme):
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://127.0.0.1/x.mp4", "rtsp://127.0.0.1/x", "rtmp://127.0.0.1/x", "tcp://127.0.0.1:1"]
+    "url",
+    ["ftp://127.0.0.1/x.mp4", "rtsp://127.0.0.1/x", "rtmp://127.0.0.1/x", "tcp://127.0.0.1:1"],
 )
 def test_other_schemes_are_refused_always(url):
     with pytest.raises(VideoDecodeError, match=r"only http\(s\) addresses") as caught:
@@ -195,7 +204,9 @@ def test_limits_of_a_download(secret, server):
             decode_video(server.url + path, [0], allow_urls=True, limits=small)
         assert caught.value.reason == "limit"
     with pytest.raises(VideoDecodeError, match=r"longer than the limit of 0\.2 s") as caught:
-        decode_video(f"{server.url}/endless", [0], allow_urls=True, limits=DecodeLimits(max_seconds=0.2))
+        decode_video(
+            f"{server.url}/endless", [0], allow_urls=True, limits=DecodeLimits(max_seconds=0.2)
+        )
     with pytest.raises(VideoDecodeError, match=r"could not be downloaded.*404") as caught:
         decode_video(f"{server.url}/missing", [0], allow_urls=True)
     assert caught.value.reason == "fetch"
@@ -233,7 +244,9 @@ def test_pipe_is_refused_without_waiting(tmp_path):
 
 
 def test_bomb_by_declared_size(tmp_path):
-    """A file of a few bytes that says its pictures are 16000 x 16000, in the container and in the stream alike."""
+    """A file of a few bytes that says its pictures are 16000 x 16000, in the container and in the
+    stream alike.
+    """
     path = encode(tmp_path / "clip.webm", picture_sequence(2), "libvpx", options={"cpu-used": "8"})
     data = path.read_bytes()
     width, height = (64).to_bytes(2, "little"), (48).to_bytes(2, "little")

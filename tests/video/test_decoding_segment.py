@@ -5,12 +5,20 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from decoding_clips import B_FRAMES, GROWING_STEPS, encode, make_clip, picture_sequence, reference_frames
+from decoding_clips import (
+    B_FRAMES,
+    GROWING_STEPS,
+    encode,
+    make_clip,
+    picture_sequence,
+    reference_frames,
+)
 
 from hf_timesformer.video.decoding import VideoDecodeError, decode_video, probe_video
 
 
-# 40 frames, 30 a second: mp4 and ts count in small ticks, Matroska in milliseconds, AVI has no times.
+# 40 frames, 30 a second: mp4 and ts count in small ticks, Matroska in milliseconds, AVI has no
+# times.
 EVEN = ["b-frames.mp4", "b-pyramid.mkv", "mpeg4-b.avi", "stream.ts", "edit-list.mp4", "vp9.webm"]
 
 
@@ -39,16 +47,32 @@ def test_segment_is_cut_between_its_frames(clips, name, first, stop):
     np.testing.assert_allclose(seen[0], np.arange(stop - first) / 30, atol=0.0011)
     expected = decode_video(clips[name], [first, stop - 1])[0]
     assert torch.equal(frames, expected)
-    assert probe_video(clips[name], start=first / 30, end=stop / 30).total_num_frames == stop - first
+    assert (
+        probe_video(clips[name], start=first / 30, end=stop / 30).total_num_frames == stop - first
+    )
 
 
 def test_uneven_times(tmp_path):
-    path = encode(tmp_path / "uneven.mp4", picture_sequence(), options=B_FRAMES, times=GROWING_STEPS)
+    path = encode(
+        tmp_path / "uneven.mp4", picture_sequence(), options=B_FRAMES, times=GROWING_STEPS
+    )
     reference = reference_frames(path)
     seconds = np.array(GROWING_STEPS) / 30
-    for start, end in [(0.0, 1.0), (2.5, 9.0), (seconds[10], seconds[20]), (20.0, None), (None, 0.04)]:
-        inside = [k for k, time in enumerate(seconds) if time >= (start or 0) and (end is None or time < end)]
-        frames, metadata = decode_video(path, lambda metadata: range(metadata.total_num_frames), start=start, end=end)
+    for start, end in [
+        (0.0, 1.0),
+        (2.5, 9.0),
+        (seconds[10], seconds[20]),
+        (20.0, None),
+        (None, 0.04),
+    ]:
+        inside = [
+            k
+            for k, time in enumerate(seconds)
+            if time >= (start or 0) and (end is None or time < end)
+        ]
+        frames, metadata = decode_video(
+            path, lambda metadata: range(metadata.total_num_frames), start=start, end=end
+        )
         expected = np.stack([reference[k] for k in inside])  # (t, h, w, c)
         np.testing.assert_array_equal(frames.permute(0, 2, 3, 1).numpy(), expected)
         assert metadata.total_num_frames == len(inside)
@@ -67,7 +91,9 @@ def test_frames_of_a_segment_are_counted_within_it(clips):
 
 
 def test_segment_behind_the_end(clips):
-    with pytest.raises(VideoDecodeError, match=r"no frame from start=2 to end=3 .* 0 to 1\.300 s") as caught:
+    with pytest.raises(
+        VideoDecodeError, match=r"no frame from start=2 to end=3 .* 0 to 1\.300 s"
+    ) as caught:
         decode_video(clips["b-frames.mp4"], [0], start=2, end=3)
     assert caught.value.reason == "segment"
 

@@ -8,11 +8,17 @@ from hf_timesformer.video.decoding import VideoDecodeError, decode_video, probe_
 
 
 def check_clip(path, seed: int) -> None:
-    """Random frames of one clip, bit by bit; the frames behind damage raise, a few missing ones are stood in for."""
+    """Random frames of one clip, bit by bit; the frames behind damage raise, a few missing ones are
+    stood in for.
+    """
     reference = reference_frames(path)
     count = probe_video(path).total_num_frames
     rng = np.random.default_rng(seed)
-    for numbers in [list(range(len(reference))), [len(reference) - 1], rng.integers(0, len(reference), 8).tolist()]:
+    for numbers in [
+        list(range(len(reference))),
+        [len(reference) - 1],
+        rng.integers(0, len(reference), 8).tolist(),
+    ]:
         frames, _ = decode_video(path, numbers)
         expected = np.stack([reference[number] for number in numbers])  # (t, h, w, c)
         np.testing.assert_array_equal(frames.permute(0, 2, 3, 1).numpy(), expected)
@@ -61,7 +67,8 @@ def test_ucf101(shared_dir, name):
     check_clip(shared_dir / "data" / "ucf101-10" / name, seed=2)
 
 
-# What cameras, phones and browsers make, with the number of frames that `ffprobe -count_frames` gives.
+# What cameras, phones and browsers make, with the number of frames that `ffprobe -count_frames`
+# gives.
 ODD = {
     "midgop_cam.ts": 180,
     "midgop_cam.h264": 180,
@@ -101,7 +108,9 @@ def test_odd(shared_dir, name):
         np.testing.assert_array_equal(frames[-1], reference[-1])
 
 
-@pytest.mark.parametrize(("name", "lost"), [("damaged_middle.ts", range(119, 180)), ("bad_dm.mp4", range(61, 90))])
+@pytest.mark.parametrize(
+    ("name", "lost"), [("damaged_middle.ts", range(119, 180)), ("bad_dm.mp4", range(61, 90))]
+)
 def test_damage_covers_frames_up_to_the_next_key_frame(shared_dir, name, lost):
     path = shared_dir / "data" / "odd" / name
     reference = reference_frames(path)

@@ -1,4 +1,6 @@
-"""Decoding beside torch, in real processes with time limits: workers, early exits, leaks, mutated files."""
+"""Decoding beside torch, in real processes with time limits: workers, early exits, leaks, mutated
+files.
+"""
 
 import json
 import os
@@ -101,7 +103,12 @@ print("done")
 def run_python(code_or_args: list[str], seconds: int) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(HELPERS.parents[1])}
     return subprocess.run(
-        [sys.executable, *code_or_args], capture_output=True, text=True, timeout=seconds, env=environment, check=False
+        [sys.executable, *code_or_args],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env=environment,
+        check=False,
     )
 
 
@@ -126,7 +133,9 @@ def test_thousand_opens_leave_nothing_behind(tmp_path):
 
 def test_mutated_files(tmp_path):
     clips = [str(make_clip(tmp_path, name)) for name in FUZZED]
-    result = run_python([str(HELPERS / "fuzz_decoding.py"), *clips, "--count", "300", "--seed", "4"], seconds=300)
+    result = run_python(
+        [str(HELPERS / "fuzz_decoding.py"), *clips, "--count", "300", "--seed", "4"], seconds=300
+    )
     assert result.stdout, f"died at mutation {result.stderr[-300:]}"
     summary = json.loads(result.stdout)
     assert summary["failures"] == []

@@ -18,13 +18,19 @@ SMALL = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}
 
 
 def smooth_frames(count: int = 12, height: int = 48, width: int = 64) -> np.ndarray:
-    """uint8 `(count, height, width, 3)`, each frame unlike the others, with little for JPEG to lose."""
+    """uint8 `(count, height, width, 3)`, each frame unlike the others, with little for JPEG to
+    lose.
+    """
     rows, columns = np.mgrid[:height, :width]
-    frames = [np.stack([rows * 4, columns * 3, np.full_like(rows, 17 * k)], axis=-1) for k in range(count)]
+    frames = [
+        np.stack([rows * 4, columns * 3, np.full_like(rows, 17 * k)], axis=-1) for k in range(count)
+    ]
     return np.stack(frames).astype(np.uint8)
 
 
-def write_pictures(folder: Path, name: str, frames: np.ndarray, first: int = 1, **options) -> list[Path]:
+def write_pictures(
+    folder: Path, name: str, frames: np.ndarray, first: int = 1, **options
+) -> list[Path]:
     """`name` is a pattern such as `img_%05d.jpg`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / (name % (first + k)) for k in range(len(frames))]
@@ -54,7 +60,12 @@ def test_numbered_pictures_are_the_frames_in_the_order_of_their_numbers(tmp_path
         assert (metadata.total_num_frames, metadata.height, metadata.width) == (12, 48, 64)
         assert (metadata.frames_indices, metadata.fps) == (wanted, None)
         probed = probe_video(source)
-        assert (probed.total_num_frames, probed.height, probed.width, probed.fps) == (12, 48, 64, None)
+        assert (probed.total_num_frames, probed.height, probed.width, probed.fps) == (
+            12,
+            48,
+            64,
+            None,
+        )
 
 
 def test_pixels_are_those_that_are_shown(tmp_path):
@@ -111,8 +122,12 @@ def test_the_processor_takes_folders_and_lists_of_pictures_beside_other_videos(t
     processor = TimeSformerVideoProcessor(**SMALL, num_frames=4, sampling="segments")
     expected = processor(frames, return_tensors="pt").pixel_values
     for video in (tmp_path / "clip", paths, [str(path) for path in paths], [paths]):
-        torch.testing.assert_close(processor(video, return_tensors="pt").pixel_values, expected, atol=2e-6, rtol=0)
-    batch = processor([paths, str(tmp_path / "clip"), frames, paths[:4]], return_tensors="pt").pixel_values
+        torch.testing.assert_close(
+            processor(video, return_tensors="pt").pixel_values, expected, atol=2e-6, rtol=0
+        )
+    batch = processor(
+        [paths, str(tmp_path / "clip"), frames, paths[:4]], return_tensors="pt"
+    ).pixel_values
     assert batch.shape == (4, 4, 3, 32, 32)
     for pixel_values in batch[:3]:
         torch.testing.assert_close(pixel_values, expected[0], atol=2e-6, rtol=0)
@@ -121,10 +136,16 @@ def test_the_processor_takes_folders_and_lists_of_pictures_beside_other_videos(t
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["img_1.jpg", "img_2.jpg", "img_4.jpg"], "no picture of number 3 between img_2.jpg and img_4.jpg"),
+        (
+            ["img_1.jpg", "img_2.jpg", "img_4.jpg"],
+            "no picture of number 3 between img_2.jpg and img_4.jpg",
+        ),
         (["07.png", "11.png"], "no picture of number 8 to 10 between 07.png and 11.png"),
         (["1.jpg", "01.jpg"], "two pictures of number 1: 01.jpg and 1.jpg"),
-        (["img_1.jpg", "flow_1.jpg", "flow_2.jpg"], r"flow_1.jpg \(2 pictures\), img_1.jpg \(1 pictures\)"),
+        (
+            ["img_1.jpg", "flow_1.jpg", "flow_2.jpg"],
+            r"flow_1.jpg \(2 pictures\), img_1.jpg \(1 pictures\)",
+        ),
         (["1.jpg", "1.png"], "more than one series"),
         (["1.jpg", "cover.jpg"], "without a number at the end of its name: cover.jpg"),
         (["notes.txt"], r"a folder without numbered pictures \(.jpg"),
@@ -159,7 +180,10 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("limits", "message"),
-    [({"max_frames": 2}, "has 3 pictures, more than 2"), ({"max_pixels": 3000}, "64x48 pixels, more than 3000")],
+    [
+        ({"max_frames": 2}, "has 3 pictures, more than 2"),
+        ({"max_pixels": 3000}, "64x48 pixels, more than 3000"),
+    ],
 )
 def test_limits_hold_for_pictures(tmp_path, limits, message):
     write_pictures(tmp_path, "%d.png", smooth_frames(3))
@@ -180,7 +204,9 @@ def test_a_file_keeps_its_own_rate(tmp_path):
 def animated(path: Path, **options) -> Path:
     """12 frames, the first shown for 40 ms and each of the others for 100."""
     frames = [PIL.Image.fromarray(frame) for frame in smooth_frames()]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[40] + [100] * 11, **options)
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=[40] + [100] * 11, **options
+    )
     return path
 
 
@@ -192,7 +218,8 @@ def test_animated_webp_is_read_with_its_times(tmp_path, kind):
     np.testing.assert_array_equal(frames.permute(0, 2, 3, 1), smooth_frames()[[7, 0, 11]])
     assert (metadata.total_num_frames, metadata.height, metadata.width) == (12, 48, 64)
     assert metadata.fps == pytest.approx(11 / 1.04)
-    segment, metadata = decode_video(source, [0, 1], start=0.1, end=0.25)  # frames begin at 0, 0.04, 0.14, 0.24
+    # frames begin at 0, 0.04, 0.14, 0.24
+    segment, metadata = decode_video(source, [0, 1], start=0.1, end=0.25)
     np.testing.assert_array_equal(segment.permute(0, 2, 3, 1), smooth_frames()[[2, 3]])
 
 

@@ -26,27 +26,35 @@ def decode_all(path: Path, short_side: int | None = None) -> tuple[torch.Tensor,
 
 @pytest.mark.parametrize("name", CLIPS)
 @pytest.mark.parametrize("short_side", [None, 30])
-def test_all_frames_and_times_are_those_of_decode_video(tmp_path: Path, name: str, short_side: int | None):
+def test_all_frames_and_times_are_those_of_decode_video(
+    tmp_path: Path, name: str, short_side: int | None
+):
     path = make_clip(tmp_path, name)
     frames, times = decode_all(path, short_side)
     streamed = list(FrameStream(path, short_side=short_side))
-    # The last frame of a file that yields one fewer than it has packets is repeated by `decode_video`.
+    # The last frame of a file that yields one fewer than it has packets is repeated by
+    # `decode_video`.
     assert len(frames) - 1 <= len(streamed) <= len(frames)
     assert all(torch.equal(one.pixels, other) for one, other in zip(streamed, frames))
     if name != "doubled-times.mkv":  # there `decode_video` trusts no time of the file
-        np.testing.assert_allclose([frame.seconds for frame in streamed], times[: len(streamed)], atol=1e-3)
+        np.testing.assert_allclose(
+            [frame.seconds for frame in streamed], times[: len(streamed)], atol=1e-3
+        )
     starts = [frame.seconds for frame in streamed]
     np.testing.assert_allclose([frame.duration for frame in streamed[:-1]], np.diff(starts))
 
 
-@pytest.mark.parametrize("name", ["b-frames.mp4", "uneven-times.mkv", "no-times.avi", "stream.ts", "vp9.webm"])
+@pytest.mark.parametrize(
+    "name", ["b-frames.mp4", "uneven-times.mkv", "no-times.avi", "stream.ts", "vp9.webm"]
+)
 @pytest.mark.parametrize("step", [0.05, 0.31, 40.0])
 def test_the_frame_that_is_shown_at_each_time(tmp_path: Path, name: str, step: float):
     path = make_clip(tmp_path, name)
     frames, times = decode_all(path)
     asked = np.arange(0, times[-1] + step, step)
     expected = sorted(
-        {int(np.searchsorted(times - 5e-4, time, side="right")) - 1 for time in asked} | {len(times) - 1}
+        {int(np.searchsorted(times - 5e-4, time, side="right")) - 1 for time in asked}
+        | {len(times) - 1}
     )
     streamed = list(FrameStream(path, times=iter(asked)))
     np.testing.assert_allclose([frame.seconds for frame in streamed], times[expected], atol=1e-3)
@@ -54,15 +62,19 @@ def test_the_frame_that_is_shown_at_each_time(tmp_path: Path, name: str, step: f
 
 
 def test_damage_in_the_middle_costs_what_it_covers(tmp_path: Path):
-    path = encode(tmp_path / "clip.ts", picture_sequence(120, 96, 128), options={"g": "10", "bf": "0"})
+    path = encode(
+        tmp_path / "clip.ts", picture_sequence(120, 96, 128), options={"g": "10", "bf": "0"}
+    )
     whole = {round(frame.seconds, 3): frame.pixels for frame in FrameStream(path)}
     packets, middle = path.read_bytes(), path.stat().st_size // 188 // 2 * 188
-    path.write_bytes(packets[:middle] + packets[middle + 5 * 188 :])  # a recording that lost five packets
+    # a recording that lost five packets
+    path.write_bytes(packets[:middle] + packets[middle + 5 * 188 :])
     stream = FrameStream(path)
     frames = list(stream)
     ((begin, end),) = stream.gaps
     assert 0 < end - begin <= 21 / 30
-    assert 120 - len(frames) == round((end - begin) * 30) - 1  # all but those between the two are there
+    # all but those between the two are there
+    assert 120 - len(frames) == round((end - begin) * 30) - 1
     assert all(torch.equal(frame.pixels, whole[round(frame.seconds, 3)]) for frame in frames)
 
 

@@ -27,7 +27,9 @@ def random_frames(num_frames: int = 8, height: int = 60, width: int = 90) -> np.
 
 @pytest.mark.parametrize("kind", ["pil", "arrays", "tensors", "array", "tensor"])
 @pytest.mark.parametrize(("height", "width"), [(60, 90), (90, 60), (64, 64), (41, 97), (20, 24)])
-def test_documented_usage_of_stock_gives_stocks_pixels_and_those_of_the_video_processor(kind, height, width):
+def test_documented_usage_of_stock_gives_stocks_pixels_and_those_of_the_video_processor(
+    kind, height, width
+):
     frames = random_frames(5, height, width)
     first = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
     video = {
@@ -39,9 +41,13 @@ def test_documented_usage_of_stock_gives_stocks_pixels_and_those_of_the_video_pr
     }[kind]
     pixel_values = TimeSformerImageProcessor(**SMALL)(video, return_tensors="pt").pixel_values
     assert pixel_values.shape == (1, 5, 3, 32, 32)
-    stock = VideoMAEImageProcessor(**SMALL, **OFFICIAL)(list(frames), return_tensors="pt").pixel_values
+    stock = VideoMAEImageProcessor(**SMALL, **OFFICIAL)(
+        list(frames), return_tensors="pt"
+    ).pixel_values
     torch.testing.assert_close(pixel_values, stock, atol=1e-6, rtol=0)
-    as_video = TimeSformerVideoProcessor(**SMALL)(video, do_sample_frames=False, return_tensors="pt").pixel_values
+    as_video = TimeSformerVideoProcessor(**SMALL)(
+        video, do_sample_frames=False, return_tensors="pt"
+    ).pixel_values
     assert torch.equal(pixel_values, as_video)
 
 
@@ -70,8 +76,12 @@ def test_one_picture_is_a_video_of_one_frame():
 
 def test_three_crops_are_those_of_the_video_processor():
     video = random_frames(4, 90, 50)
-    pixel_values = TimeSformerImageProcessor(**SMALL, num_crops=3)(list(video), return_tensors="pt").pixel_values
-    as_video = TimeSformerVideoProcessor(**SMALL, num_crops=3, num_frames=4)(video, return_tensors="pt").pixel_values
+    pixel_values = TimeSformerImageProcessor(**SMALL, num_crops=3)(
+        list(video), return_tensors="pt"
+    ).pixel_values
+    as_video = TimeSformerVideoProcessor(**SMALL, num_crops=3, num_frames=4)(
+        video, return_tensors="pt"
+    ).pixel_values
     assert pixel_values.shape == (1, 3, 4, 3, 32, 32)
     assert torch.equal(pixel_values, as_video)
 
@@ -80,7 +90,8 @@ def test_three_crops_are_those_of_the_video_processor():
     ("height", "width", "corners"),
     [
         (4, 10, [(0, 0), (0, 3), (0, 6)]),
-        (4, 9, [(0, 0), (0, 2), (0, 5)]),  # half a pixel of room: the centre lies to the left, as stock's does
+        # half a pixel of room: the centre lies to the left, as stock's does
+        (4, 9, [(0, 0), (0, 2), (0, 5)]),
         (10, 4, [(0, 0), (3, 0), (6, 0)]),
         (4, 4, [(0, 0), (0, 0), (0, 0)]),
         (6, 6, [(1, 0), (1, 1), (1, 2)]),
@@ -101,14 +112,21 @@ def test_pictures_with_transparency_and_without_colour():
     assert (processor(clear, return_tensors="pt").pixel_values == 1).all()
     grey = [PIL.Image.new("L", (32, 32), 51)] * 2
     torch.testing.assert_close(
-        processor(grey, return_tensors="pt").pixel_values, torch.full((1, 2, 3, 32, 32), 0.2), atol=1e-6, rtol=0
+        processor(grey, return_tensors="pt").pixel_values,
+        torch.full((1, 2, 3, 32, 32), 0.2),
+        atol=1e-6,
+        rtol=0,
     )
 
 
 def test_as_many_means_as_channels_keep_the_channels():
     video = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32), dtype=np.uint8)
     pixel_values = TimeSformerImageProcessor(**SMALL, do_resize=False)(
-        video, image_mean=[0.0] * 4, image_std=[1.0] * 4, input_data_format="channels_first", return_tensors="pt"
+        video,
+        image_mean=[0.0] * 4,
+        image_std=[1.0] * 4,
+        input_data_format="channels_first",
+        return_tensors="pt",
     ).pixel_values
     torch.testing.assert_close(pixel_values[0], torch.from_numpy(video) / 255, atol=1e-6, rtol=0)
 
@@ -116,7 +134,10 @@ def test_as_many_means_as_channels_keep_the_channels():
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        ("clip.mp4", "expected frames in memory, got 'clip.mp4' of type str: TimeSformerVideoProcessor opens files"),
+        (
+            "clip.mp4",
+            "expected frames in memory, got 'clip.mp4' of type str: TimeSformerVideoProcessor opens files",
+        ),
         ([], r"expected a video or a list of videos .* got \[\]"),
         (
             [np.zeros((30, 30, 3)), np.zeros((31, 30, 3))],
@@ -139,7 +160,9 @@ def test_settings_that_make_no_sense_are_refused():
 
 
 def test_settings_survive_saving_and_the_auto_class_gives_ours(tmp_path):
-    TimeSformerConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1).save_pretrained(tmp_path)
+    TimeSformerConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1).save_pretrained(
+        tmp_path
+    )
     processor = TimeSformerImageProcessor(**SMALL, num_crops=3, image_mean=[0.1, 0.2, 0.3])
     processor.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -148,7 +171,8 @@ def test_settings_survive_saving_and_the_auto_class_gives_ours(tmp_path):
     opened = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(opened) is TimeSformerImageProcessor
     assert opened.to_dict() == processor.to_dict()
-    # under the name of what it computes with: otherwise the Auto class logs that it falls back to another backend
+    # under the name of what it computes with: otherwise the Auto class logs that it falls back to
+    # another backend
     assert IMAGE_PROCESSOR_MAPPING[TimeSformerConfig] == {"torchvision": TimeSformerImageProcessor}
 
 
@@ -168,7 +192,9 @@ def test_a_processor_saved_alone_names_its_class_until_a_model_is_saved_beside_i
     config.save_pretrained(tmp_path)
     assert saved_type(tmp_path) is None
     assert AutoImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
-    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "VideoMAEImageProcessor"}')
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "VideoMAEImageProcessor"}'
+    )
     config.save_pretrained(tmp_path)
     assert saved_type(tmp_path) == "VideoMAEImageProcessor"
 
@@ -188,7 +214,11 @@ def test_a_processor_is_uploaded_without_the_name_of_its_class(tmp_path, monkeyp
 
 def test_frames_of_one_list_may_have_their_channels_in_several_places():
     frames = random_frames(3)
-    mixed = [PIL.Image.fromarray(frames[0]), frames[1].transpose(2, 0, 1), torch.from_numpy(frames[2])]
+    mixed = [
+        PIL.Image.fromarray(frames[0]),
+        frames[1].transpose(2, 0, 1),
+        torch.from_numpy(frames[2]),
+    ]
     processor = TimeSformerImageProcessor(**SMALL)
     expected = processor(frames, return_tensors="pt").pixel_values
     assert torch.equal(processor(mixed, return_tensors="pt").pixel_values, expected)
@@ -205,7 +235,8 @@ def test_floats_from_0_to_1_are_taken_as_such_and_said_to_be(monkeypatch):
     pixel_values = processor(scaled, return_tensors="pt").pixel_values
     assert len(warnings) == 1
     assert "taken to go from 0 to 1" in warnings[0]
-    torch.testing.assert_close(pixel_values, expected, atol=0.02, rtol=0)  # uint8 is scaled to the nearest level
+    # uint8 is scaled to the nearest level
+    torch.testing.assert_close(pixel_values, expected, atol=0.02, rtol=0)
     as_they_are = processor(scaled, do_rescale=False, return_tensors="pt").pixel_values
     torch.testing.assert_close(as_they_are, pixel_values, atol=2e-6, rtol=0)
     assert len(warnings) == 1
@@ -216,4 +247,6 @@ def test_none_in_a_call_keeps_the_setting():
     video = random_frames(2)
     expected = processor(video, return_tensors="pt").pixel_values
     for name in ("do_resize", "do_normalize", "num_crops", "image_mean", "crop_size"):
-        assert torch.equal(processor(video, return_tensors="pt", **{name: None}).pixel_values, expected)
+        assert torch.equal(
+            processor(video, return_tensors="pt", **{name: None}).pixel_values, expected
+        )

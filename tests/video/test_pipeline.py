@@ -20,7 +20,11 @@ from transformers import (
     pipeline,
 )
 
-from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification, TimeSformerVideoProcessor
+from hf_timesformer import (
+    TimeSformerConfig,
+    TimeSformerForVideoClassification,
+    TimeSformerVideoProcessor,
+)
 from hf_timesformer.data.synthetic import motion_frames
 from hf_timesformer.video.decoding import VideoDecodeError
 from hf_timesformer.video.encoding import write_video
@@ -66,7 +70,9 @@ def clips(tmp_path_factory) -> dict[str, Path]:
         "avi": write_video(clips / "clip.avi", frames, codec="mpeg4"),
         "mp4": write_video(clips / "clip.mp4", frames),
         "mkv": write_video(clips / "clip.mkv", frames),
-        "webm": write_video(clips / "clip.webm", frames, codec="libvpx-vp9", options={"deadline": "realtime"}),
+        "webm": write_video(
+            clips / "clip.webm", frames, codec="libvpx-vp9", options={"deadline": "realtime"}
+        ),
         "short": write_video(clips / "short.mp4", frames[:3]),
     }
 
@@ -84,23 +90,31 @@ def expected_scores(model, processor, video, num_frames=None) -> dict[str, float
 
 
 def assert_scores(result: list[dict], expected: dict[str, float], tolerance: float = 1e-5) -> None:
-    assert [entry["label"] for entry in result] == sorted(expected, key=expected.get, reverse=True)[: len(result)]
+    assert [entry["label"] for entry in result] == sorted(expected, key=expected.get, reverse=True)[
+        : len(result)
+    ]
     for entry in result:
         assert entry["score"] == pytest.approx(expected[entry["label"]], abs=tolerance)
 
 
 @pytest.mark.parametrize("name", ["avi", "mp4", "mkv", "webm", "short"])
 @pytest.mark.parametrize("num_crops", [1, 3])
-def test_every_container_is_classified_with_one_crop_and_with_three(model, folder, clips, name, num_crops):
+def test_every_container_is_classified_with_one_crop_and_with_three(
+    model, folder, clips, name, num_crops
+):
     classifier = classify(folder)
     assert type(classifier.video_processor) is TimeSformerVideoProcessor
     assert type(classifier.model) is TimeSformerForVideoClassification
     classifier.video_processor.num_crops = num_crops
     processor = TimeSformerVideoProcessor(**SETTINGS, num_crops=num_crops)
-    assert_scores(classifier(str(clips[name]), top_k=6), expected_scores(model, processor, clips[name]))
+    assert_scores(
+        classifier(str(clips[name]), top_k=6), expected_scores(model, processor, clips[name])
+    )
 
 
-def test_three_crops_are_the_processors_saved_setting_and_the_mean_of_three_logits(model, clips, tmp_path):
+def test_three_crops_are_the_processors_saved_setting_and_the_mean_of_three_logits(
+    model, clips, tmp_path
+):
     model.save_pretrained(tmp_path)
     TimeSformerVideoProcessor(**SETTINGS, num_crops=3, num_clips=2).save_pretrained(tmp_path)
     classifier = classify(tmp_path)
@@ -108,7 +122,9 @@ def test_three_crops_are_the_processors_saved_setting_and_the_mean_of_three_logi
     assert views.shape == (1, 6, 4, 3, 32, 32)
     with torch.no_grad():
         logits = model(pixel_values=views[0]).logits.mean(0)
-    assert_scores(classifier(str(clips["mp4"]), top_k=6), dict(zip(LABELS, logits.softmax(-1).tolist())))
+    assert_scores(
+        classifier(str(clips["mp4"]), top_k=6), dict(zip(LABELS, logits.softmax(-1).tolist()))
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -120,7 +136,9 @@ def test_batches_give_what_single_videos_give(folder, clips, batch_size, num_cro
     results = classifier(videos, batch_size=batch_size, top_k=6)
     assert len(results) == 3
     for result, video in zip(results, videos):
-        assert_scores(result, {entry["label"]: entry["score"] for entry in classifier(video, top_k=6)})
+        assert_scores(
+            result, {entry["label"]: entry["score"] for entry in classifier(video, top_k=6)}
+        )
 
 
 def test_num_frames_is_honoured_and_else_the_models_own(model, folder, clips):
@@ -140,8 +158,15 @@ def test_bytes_open_files_and_frames_are_videos_too(folder, clips):
     expected = classifier(str(clips["mp4"]), top_k=6)
     with av.open(str(clips["mp4"])) as container:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    for video in (clips["mp4"].read_bytes(), io.BytesIO(clips["mp4"].read_bytes()), clips["mp4"], frames):
-        assert_scores(classifier(video, top_k=6), {entry["label"]: entry["score"] for entry in expected})
+    for video in (
+        clips["mp4"].read_bytes(),
+        io.BytesIO(clips["mp4"].read_bytes()),
+        clips["mp4"],
+        frames,
+    ):
+        assert_scores(
+            classifier(video, top_k=6), {entry["label"]: entry["score"] for entry in expected}
+        )
 
 
 def test_videos_are_read_in_a_worker_process_too(folder, clips):
@@ -149,7 +174,9 @@ def test_videos_are_read_in_a_worker_process_too(folder, clips):
     videos = [str(clips["mp4"]), str(clips["avi"])]
     results = classifier(videos, batch_size=2, num_workers=1, top_k=6)
     for result, video in zip(results, videos):
-        assert_scores(result, {entry["label"]: entry["score"] for entry in classifier(video, top_k=6)})
+        assert_scores(
+            result, {entry["label"]: entry["score"] for entry in classifier(video, top_k=6)}
+        )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -157,16 +184,20 @@ def test_videos_are_read_in_a_worker_process_too(folder, clips):
 def test_a_gpu_gives_the_scores_of_the_cpu(folder, clips, num_crops):
     processor = TimeSformerVideoProcessor.from_pretrained(folder, num_crops=num_crops)
     results = [
-        pipeline("video-classification", model=str(folder), video_processor=processor, device=device)(
-            str(clips["mp4"]), top_k=6
-        )
+        pipeline(
+            "video-classification", model=str(folder), video_processor=processor, device=device
+        )(str(clips["mp4"]), top_k=6)
         for device in ("cpu", "cuda")
     ]
-    assert_scores(results[1], {entry["label"]: entry["score"] for entry in results[0]}, tolerance=1e-3)
+    assert_scores(
+        results[1], {entry["label"]: entry["score"] for entry in results[0]}, tolerance=1e-3
+    )
 
 
 def test_half_precision_follows_the_model(folder, clips):
-    reference = {entry["label"]: entry["score"] for entry in classify(folder)(str(clips["mp4"]), top_k=6)}
+    reference = {
+        entry["label"]: entry["score"] for entry in classify(folder)(str(clips["mp4"]), top_k=6)
+    }
     classifier = classify(folder, dtype=torch.bfloat16)
     assert classifier.preprocess(str(clips["mp4"]))["pixel_values"].dtype == torch.bfloat16
     result = classifier(str(clips["mp4"]), top_k=6)
@@ -176,15 +207,22 @@ def test_half_precision_follows_the_model(folder, clips):
 
 def test_a_folder_can_be_given_another_processor(model, folder, clips):
     processor = TimeSformerVideoProcessor.from_pretrained(folder, num_crops=3, sampling="segments")
-    classifier = pipeline("video-classification", model=str(folder), video_processor=processor, device="cpu")
-    assert_scores(classifier(str(clips["avi"]), top_k=6), expected_scores(model, processor, clips["avi"]))
+    classifier = pipeline(
+        "video-classification", model=str(folder), video_processor=processor, device="cpu"
+    )
+    assert_scores(
+        classifier(str(clips["avi"]), top_k=6), expected_scores(model, processor, clips["avi"])
+    )
 
 
 @pytest.mark.parametrize("how", ["pipeline alone", "with our processor"])
 def test_stocks_checkpoints_are_sampled_as_trained_with_their_own_numbers(clips, tmp_path, how):
-    """The files of the checkpoints on the Hub: stock's config and weights, a processor file that names VideoMAE's."""
+    """The files of the checkpoints on the Hub: stock's config and weights, a processor file that
+    names VideoMAE's.
+    """
     torch.manual_seed(0)
-    names = [f"class {index}" for index in range(174)]  # Something-Something-V2: one frame of each equal part
+    # Something-Something-V2: one frame of each equal part
+    names = [f"class {index}" for index in range(174)]
     config = TimesformerConfig(
         image_size=32, patch_size=8, num_frames=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=32, initializer_range=0.5, id2label=dict(enumerate(names)),
@@ -192,8 +230,16 @@ def test_stocks_checkpoints_are_sampled_as_trained_with_their_own_numbers(clips,
     )  # fmt: skip
     stock = TimesformerForVideoClassification(config).eval()
     stock.save_pretrained(tmp_path)
-    numbers = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.3, 0.2, 0.1], "size": {"shortest_edge": 36}}
-    settings = {**numbers, "crop_size": {"height": 32, "width": 32}, "image_processor_type": "VideoMAEImageProcessor"}
+    numbers = {
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.3, 0.2, 0.1],
+        "size": {"shortest_edge": 36},
+    }
+    settings = {
+        **numbers,
+        "crop_size": {"height": 32, "width": 32},
+        "image_processor_type": "VideoMAEImageProcessor",
+    }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     options = {}
     if how == "with our processor":
@@ -235,15 +281,20 @@ def test_a_list_of_frames_is_one_video(folder, clips, tmp_path):
         assert_scores(result, expected)
 
 
-def test_settings_of_the_processor_are_arguments_of_the_pipeline_and_of_a_call(model, folder, clips):
+def test_settings_of_the_processor_are_arguments_of_the_pipeline_and_of_a_call(
+    model, folder, clips
+):
     video = str(clips["mp4"])
     own = TimeSformerVideoProcessor(**SETTINGS, num_crops=3, sampling="segments")
     expected = expected_scores(model, own, video)
     assert_scores(classify(folder)(video, num_crops=3, sampling="segments", top_k=6), expected)
     assert_scores(classify(folder, num_crops=3, sampling="segments")(video, top_k=6), expected)
-    expected = expected_scores(model, TimeSformerVideoProcessor(**SETTINGS | {"sampling_rate": 1}), video)
+    expected = expected_scores(
+        model, TimeSformerVideoProcessor(**SETTINGS | {"sampling_rate": 1}), video
+    )
     assert_scores(classify(folder)(video, frame_sampling_rate=1, top_k=6), expected)
-    assert classify(folder).preprocess(video, fps=9)["pixel_values"].shape[1] == 6  # 20 frames of 30 a second
+    # 20 frames of 30 a second
+    assert classify(folder).preprocess(video, fps=9)["pixel_values"].shape[1] == 6
 
 
 def test_another_processor_makes_it_stocks_pipeline(folder, clips):
@@ -301,7 +352,9 @@ def test_addresses_are_opened_only_where_the_processor_allows_them(server, folde
     with pytest.raises(VideoDecodeError, match="allow_urls=True"):
         classifier(url)
     assert server.requests == 0
-    allowing = classify(folder, video_processor=TimeSformerVideoProcessor.from_pretrained(folder, allow_urls=True))
+    allowing = classify(
+        folder, video_processor=TimeSformerVideoProcessor.from_pretrained(folder, allow_urls=True)
+    )
     expected = {entry["label"]: entry["score"] for entry in classifier(str(clips["mp4"]), top_k=6)}
     assert_scores(allowing(url, top_k=6), expected)
     assert server.requests == 1
@@ -309,23 +362,31 @@ def test_addresses_are_opened_only_where_the_processor_allows_them(server, folde
 
 @pytest.mark.parametrize("num_crops", [1, 3])
 def test_real_clips_of_every_container(folder, shared_dir, num_crops):
-    """One clip of each container in the folder of real clips: scores that sum to one, the same twice."""
+    """One clip of each container in the folder of real clips: scores that sum to one, the same
+    twice.
+    """
     classifier = classify(folder)
     classifier.video_processor.num_crops = num_crops
     files = sorted(
-        path for path in (shared_dir / "data").rglob("*") if path.suffix in (".avi", ".mp4", ".mkv", ".webm")
+        path
+        for path in (shared_dir / "data").rglob("*")
+        if path.suffix in (".avi", ".mp4", ".mkv", ".webm")
     )
     chosen = {path.suffix: str(path) for path in reversed(files)}
     assert set(chosen) == {".avi", ".mp4", ".mkv", ".webm"}
     results = classifier(list(chosen.values()), batch_size=2, top_k=6)
     for path, result in zip(chosen.values(), results):
         assert sum(entry["score"] for entry in result) == pytest.approx(1, abs=1e-5)
-        assert_scores(classifier(path, top_k=6), {entry["label"]: entry["score"] for entry in result})
+        assert_scores(
+            classifier(path, top_k=6), {entry["label"]: entry["score"] for entry in result}
+        )
 
 
 @pytest.mark.parametrize("reader", ["torchcodec", "pyav"])
 def test_benchmark_compares_like_with_like(folder, clips, tmp_path, capsys, monkeypatch, reader):
-    """With one crop and with three: both sides give the same logits, and the report says which was how fast."""
+    """With one crop and with three: both sides give the same logits, and the report says which was
+    how fast.
+    """
     monkeypatch.syspath_prepend(SCRIPTS / "benchmarks")
     benchmark = runpy.run_path(str(SCRIPTS / "benchmarks" / "__main__.py"))["main"]
     part = importlib.import_module("pipeline")

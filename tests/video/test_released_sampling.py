@@ -1,4 +1,6 @@
-"""Checkpoints whose processor file does not say how to sample: as they were trained, and one line says so."""
+"""Checkpoints whose processor file does not say how to sample: as they were trained, and one line
+says so.
+"""
 
 import json
 from pathlib import Path
@@ -16,10 +18,19 @@ from transformers.video_utils import VideoMetadata
 import hf_timesformer.video.video_processing_timesformer as module
 from hf_timesformer import TimeSformerVideoProcessor
 from hf_timesformer.hub.model_card import cards_folder
-from hf_timesformer.video.released_sampling import RELEASED_ON_HUB, complete_settings, released_sampling
+from hf_timesformer.video.released_sampling import (
+    RELEASED_ON_HUB,
+    complete_settings,
+    released_sampling,
+)
 
 
-LABELS = {"Kinetics-400": 400, "Kinetics-600": 600, "Something-Something-V2": 174, "HowTo100M": 1059}
+LABELS = {
+    "Kinetics-400": 400,
+    "Kinetics-600": 600,
+    "Something-Something-V2": 174,
+    "HowTo100M": 1059,
+}
 RELEASED = json.loads((cards_folder() / "released.json").read_text(encoding="utf-8"))
 VIDEOMAE_FILE = {
     "image_processor_type": "VideoMAEImageProcessor",
@@ -41,7 +52,9 @@ def lines(monkeypatch) -> list[str]:
 def write_checkpoint(folder: Path, settings: dict | None = None, **config) -> Path:
     """The two small files of a released checkpoint as the Hub has them."""
     TimesformerConfig(**config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(VIDEOMAE_FILE if settings is None else settings))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(VIDEOMAE_FILE if settings is None else settings)
+    )
     return folder
 
 
@@ -63,7 +76,8 @@ def test_every_id_of_the_hub_is_in_the_model_zoo():
 @pytest.mark.parametrize(
     ("num_labels", "num_frames", "side", "indices"),
     [
-        (174, 8, 224, [2, 8, 14, 19, 25, 30, 36, 42]),  # the middle frames of eight parts of 45 frames
+        # the middle frames of eight parts of 45 frames
+        (174, 8, 224, [2, 8, 14, 19, 25, 30, 36, 42]),
         (400, 8, 224, [0, 36, 44, 44, 44, 44, 44, 44]),
         (600, 16, 448, [0, 17, 34] + [44] * 13),
         (400, 96, 224, [min(383 * k // 95, 44) for k in range(96)]),
@@ -74,7 +88,9 @@ def test_every_id_of_the_hub_is_in_the_model_zoo():
 def test_a_checkpoint_without_sampling_is_shown_what_it_was_trained_with(
     tmp_path, lines, num_labels, num_frames, side, indices, auto_class
 ):
-    folder = write_checkpoint(tmp_path, num_labels=num_labels, num_frames=num_frames, image_size=side)
+    folder = write_checkpoint(
+        tmp_path, num_labels=num_labels, num_frames=num_frames, image_size=side
+    )
     processor = auto_class.from_pretrained(folder)
     assert type(processor) is TimeSformerVideoProcessor
     assert processor.sample_frames(VideoMetadata(total_num_frames=45, fps=12)).tolist() == indices
@@ -89,9 +105,18 @@ def test_a_checkpoint_without_sampling_is_shown_what_it_was_trained_with(
 
 def test_what_is_known_by_name_goes_before_the_labels():
     name = "facebook/timesformer-hr-finetuned-k600"
-    config = {"model_type": "timesformer", "num_frames": 16, "image_size": 448, "id2label": {"0": "one"}}
+    config = {
+        "model_type": "timesformer",
+        "num_frames": 16,
+        "image_size": 448,
+        "id2label": {"0": "one"},
+    }
     settings, line = complete_settings(name, VIDEOMAE_FILE, config, {})
-    assert (settings["sampling"], settings["sampling_rate"], settings["num_frames"]) == ("clip", 16, 16)
+    assert (settings["sampling"], settings["sampling_rate"], settings["num_frames"]) == (
+        "clip",
+        16,
+        16,
+    )
     assert "as this released checkpoint was trained" in line
     settings, line = complete_settings("somebody/else", VIDEOMAE_FILE, config, {})
     assert settings["sampling"] == "segments"
@@ -107,7 +132,9 @@ def test_what_is_known_by_name_goes_before_the_labels():
         ({"num_frames": 5}, ("segments", 32, 5), "sampling='segments'"),
     ],
 )
-def test_settings_of_the_caller_win_and_are_not_called_assumed(tmp_path, lines, given, expected, said):
+def test_settings_of_the_caller_win_and_are_not_called_assumed(
+    tmp_path, lines, given, expected, said
+):
     folder = write_checkpoint(tmp_path, num_labels=7)
     processor = TimeSformerVideoProcessor.from_pretrained(folder, **given)
     assert (processor.sampling, processor.sampling_rate, processor.num_frames) == expected
@@ -125,7 +152,10 @@ def test_a_file_that_says_how_to_sample_is_taken_at_its_word(tmp_path, lines):
 
 
 def test_a_crop_of_the_models_size_keeps_its_own_short_side(tmp_path, lines):
-    wide = VIDEOMAE_FILE | {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 320}}
+    wide = VIDEOMAE_FILE | {
+        "size": {"shortest_edge": 256},
+        "crop_size": {"height": 224, "width": 320},
+    }
     folder = write_checkpoint(tmp_path, wide, image_size=[224, 320])
     processor = TimeSformerVideoProcessor.from_pretrained(folder)
     assert processor.size == {"shortest_edge": 256}
@@ -140,12 +170,18 @@ def test_without_a_timesformer_beside_the_file_nothing_is_assumed(tmp_path, line
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(VIDEOMAE_FILE))
     for source in (tmp_path, tmp_path / "preprocessor_config.json"):
         processor = TimeSformerVideoProcessor.from_pretrained(source)
-        assert (processor.num_frames, processor.sampling, processor.sampling_rate) == (8, "clip", 32)
+        assert (processor.num_frames, processor.sampling, processor.sampling_rate) == (
+            8,
+            "clip",
+            32,
+        )
     assert not lines
 
 
 @pytest.mark.parametrize("config", [VideoMAEConfig, None])
-@pytest.mark.parametrize("kind", ["names the image processor", "names the video processor", "names nothing"])
+@pytest.mark.parametrize(
+    "kind", ["names the image processor", "names the video processor", "names nothing"]
+)
 def test_other_models_keep_videomaes_own_class(tmp_path, config, kind):
     if config is not None:
         config().save_pretrained(tmp_path)
@@ -169,5 +205,9 @@ def test_a_file_by_stocks_own_class_is_ours_and_sampled_as_is_known(tmp_path, li
     TimesformerVideoProcessor().save_pretrained(tmp_path)
     processor = AutoVideoProcessor.from_pretrained(tmp_path)
     assert type(processor) is TimeSformerVideoProcessor
-    assert (processor.sampling, processor.num_frames, processor.crop_size["height"]) == ("segments", 16, 448)
+    assert (processor.sampling, processor.num_frames, processor.crop_size["height"]) == (
+        "segments",
+        16,
+        448,
+    )
     assert len(lines) == 1

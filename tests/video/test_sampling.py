@@ -8,7 +8,8 @@ import pytest
 from hf_timesformer.video.sampling import SAMPLING_POLICIES, check_sampling, sample_indices
 
 
-# Expected numbers worked out by hand from the definition: floor(clamp(linspace(start, start + window - 1), 0, n - 1)).
+# Expected numbers worked out by hand from the definition: floor(clamp(linspace(start, start +
+# window - 1), 0, n - 1)).
 CLIP_EXAMPLES = {
     # window 256 of 300: starts at 22, steps of 255 / 7
     "paper, 8x32": (300, {"num_frames": 8}, [[22, 58, 94, 131, 167, 204, 240, 277]]),
@@ -19,12 +20,24 @@ CLIP_EXAMPLES = {
     # a clip of one frame is the first of its window
     "a clip of one frame": (9, {"num_frames": 1, "sampling_rate": 3}, [[3]]),
     # the first clip starts with the video, the last one ends with it, the second lies in the middle
-    "three clips": (12, {"num_frames": 2, "sampling_rate": 2, "num_clips": 3}, [[0, 3], [4, 7], [8, 11]]),
+    "three clips": (
+        12,
+        {"num_frames": 2, "sampling_rate": 2, "num_clips": 3},
+        [[0, 3], [4, 7], [8, 11]],
+    ),
     "two clips": (12, {"num_frames": 2, "sampling_rate": 2, "num_clips": 2}, [[0, 3], [8, 11]]),
     # 60 fps for 30: the window is twice as long, 8 of 12 frames
-    "twice the rate": (12, {"num_frames": 2, "sampling_rate": 2, "fps": 60, "target_fps": 30}, [[2, 9]]),
+    "twice the rate": (
+        12,
+        {"num_frames": 2, "sampling_rate": 2, "fps": 60, "target_fps": 30},
+        [[2, 9]],
+    ),
     # 15 fps for 30: half as long
-    "half the rate": (12, {"num_frames": 2, "sampling_rate": 4, "fps": 15, "target_fps": 30}, [[4, 7]]),
+    "half the rate": (
+        12,
+        {"num_frames": 2, "sampling_rate": 4, "fps": 15, "target_fps": 30},
+        [[4, 7]],
+    ),
     # 29.97 fps for 30, as a fraction: 999/1000 of a window of 4
     "a fraction of the rate": (
         12,
@@ -42,7 +55,11 @@ SEGMENT_EXAMPLES = {
     "shorter than asked": (3, {"num_frames": 8}, [[0, 0, 0, 1, 1, 2, 2, 2]]),
     "one frame": (1, {"num_frames": 3}, [[0, 0, 0]]),
     "two clips": (12, {"num_frames": 3, "num_clips": 2}, [[1, 5, 9], [3, 7, 11]]),
-    "rates have no effect": (12, {"num_frames": 4, "sampling_rate": 5, "fps": 7, "target_fps": 9}, [[1, 4, 7, 10]]),
+    "rates have no effect": (
+        12,
+        {"num_frames": 4, "sampling_rate": 5, "fps": 7, "target_fps": 9},
+        [[1, 4, 7, 10]],
+    ),
 }
 
 
@@ -51,7 +68,9 @@ SEGMENT_EXAMPLES = {
     [("clip", name) for name in CLIP_EXAMPLES] + [("segments", name) for name in SEGMENT_EXAMPLES],
 )
 def test_worked_examples(policy, example):
-    total, settings, expected = {"clip": CLIP_EXAMPLES, "segments": SEGMENT_EXAMPLES}[policy][example]
+    total, settings, expected = {"clip": CLIP_EXAMPLES, "segments": SEGMENT_EXAMPLES}[policy][
+        example
+    ]
     np.testing.assert_array_equal(sample_indices(policy, total, **settings), expected)
 
 
@@ -97,7 +116,12 @@ def test_clips_that_fill_the_video_follow_each_other_without_a_gap():
 
 def test_training_clips_start_anywhere_with_equal_chance():
     indices = sample_indices(
-        "clip", 20, num_frames=2, sampling_rate=5, num_clips=20_000, generator=np.random.default_rng(0)
+        "clip",
+        20,
+        num_frames=2,
+        sampling_rate=5,
+        num_clips=20_000,
+        generator=np.random.default_rng(0),
     )
     starts = np.bincount(indices[:, 0], minlength=11)
     assert starts[10] <= 1  # only at the very end of the range
@@ -106,7 +130,9 @@ def test_training_clips_start_anywhere_with_equal_chance():
 
 
 def test_training_segments_take_every_frame_of_each_part_with_equal_chance():
-    indices = sample_indices("segments", 12, num_frames=4, num_clips=20_000, generator=np.random.default_rng(0))
+    indices = sample_indices(
+        "segments", 12, num_frames=4, num_clips=20_000, generator=np.random.default_rng(0)
+    )
     for part in range(4):
         frames, counts = np.unique(indices[:, part], return_counts=True)
         np.testing.assert_array_equal(frames, [3 * part, 3 * part + 1, 3 * part + 2])
@@ -121,7 +147,10 @@ def test_training_segments_take_every_frame_of_each_part_with_equal_chance():
         ({"num_frames": 2.5}, "num_frames must be a whole number of at least 1, got 2.5"),
         ({"num_frames": True}, "num_frames must be a whole number of at least 1, got True"),
         ({"total_num_frames": 0}, "total_num_frames must be a whole number of at least 1, got 0"),
-        ({"total_num_frames": None}, "total_num_frames must be a whole number of at least 1, got None"),
+        (
+            {"total_num_frames": None},
+            "total_num_frames must be a whole number of at least 1, got None",
+        ),
         ({"num_clips": -1}, "num_clips must be a whole number of at least 1, got -1"),
         ({"sampling_rate": 0}, "sampling_rate must be a positive number, got 0"),
         ({"sampling_rate": None}, "sampling_rate must be a positive number, got None"),
@@ -137,7 +166,9 @@ def test_nonsense_is_refused_by_name_and_value(policy, wrong, message):
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="sampling policy 'uniform' is unknown: choose one of 'clip', 'segments'"):
+    with pytest.raises(
+        ValueError, match="sampling policy 'uniform' is unknown: choose one of 'clip', 'segments'"
+    ):
         sample_indices("uniform", 10, num_frames=2)
     with pytest.raises(ValueError, match="'dense' is unknown"):
         check_sampling("dense", num_frames=2)

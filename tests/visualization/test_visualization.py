@@ -52,7 +52,9 @@ def seen_by_definition(step: str, grid: tuple, q: tuple) -> np.ndarray:
         "width": lambda h, w, t: (h, t) == (q[0], q[2]),
         "height": lambda h, w, t: (w, t) == (q[1], q[2]),
         "global": lambda h, w, t: all((a - b) % 2 == 0 for a, b in zip((h, w, t), q)),
-        "local": lambda h, w, t: abs(h - q[0]) <= height // 2 // 2 and abs(w - q[1]) <= width // 2 // 2,
+        "local": lambda h, w, t: (
+            abs(h - q[0]) <= height // 2 // 2 and abs(w - q[1]) <= width // 2 // 2
+        ),
     }
     seen = np.zeros(grid, bool)
     for place in itertools.product(*map(range, grid)):
@@ -60,10 +62,14 @@ def seen_by_definition(step: str, grid: tuple, q: tuple) -> np.ndarray:
     return seen
 
 
-def attention_matrix(step: str, grid: tuple, *, with_cls: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The dense `(1 + n, 1 + n)` attention matrix of a step with random weights, and the weights as it gives them.
+def attention_matrix(
+    step: str, grid: tuple, *, with_cls: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The dense `(1 + n, 1 + n)` attention matrix of a step with random weights, and the weights as
+    it gives them.
 
-    Tokens are one-hot and the value projection is the identity, so what a token gathers is its row of the matrix.
+    Tokens are one-hot and the value projection is the identity, so what a token gathers is its row
+    of the matrix.
     """
     count = 1 + int(np.prod(grid))
     config = TimeSformerConfig(hidden_size=count, num_attention_heads=1, qkv_bias=False)
@@ -96,17 +102,20 @@ def test_visible_patches_are_those_of_the_paper_and_of_the_network(step: str, gr
 
 def test_rollout_of_a_case_worked_by_hand() -> None:
     # Two columns (w) of two frames (t). Patches in the order (w0 t0) (w0 t1) (w1 t0) (w1 t1).
-    temporal = torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.25, 0.75]]])  # one matrix for w0, one for w1
+    # one matrix for w0, one for w1
+    temporal = torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.25, 0.75]]])
     space = torch.tensor(  # one matrix for t0, one for t1; CLS first
         [
             [[0.2, 0.4, 0.4], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]],
             [[0.6, 0.2, 0.2], [1.0, 0.0, 0.0], [0.2, 0.4, 0.4]],
         ]
     )
-    recorded = Recorded(torch.zeros(1, 2), (1, 2, 2), "divided_space_time", [{"temporal": temporal, "space": space}])
-    # Space: CLS' row is the mean over frames, (0.4; 0.2 0.1 0.2 0.1), half of it beside half of itself:
-    # (0.7; 0.1 0.05 0.1 0.05). Time then takes (0.1 0.05) of w0 to (0.125 0.025) and of w1 to (0.0125 0.1375),
-    # each averaged with what it was; CLS has no part in it.
+    recorded = Recorded(
+        torch.zeros(1, 2), (1, 2, 2), "divided_space_time", [{"temporal": temporal, "space": space}]
+    )
+    # Space: CLS' row is the mean over frames, (0.4; 0.2 0.1 0.2 0.1), half of it beside half of
+    # itself: (0.7; 0.1 0.05 0.1 0.05). Time then takes (0.1 0.05) of w0 to (0.125 0.025) and of w1
+    # to (0.0125 0.1375), each averaged with what it was; CLS has no part in it.
     cls, patches = attention_rollout(recorded)
     assert cls.tolist() == pytest.approx([0.7])
     assert patches.flatten().tolist() == pytest.approx([0.1125, 0.0375, 0.05625, 0.09375])
@@ -120,9 +129,12 @@ def test_rollout_of_a_case_worked_by_hand() -> None:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize(
-    ("step", "with_cls"), [(step, last) for step in STEPS for last in (False, True) if (step, last) != ("local", True)]
+    ("step", "with_cls"),
+    [(step, last) for step in STEPS for last in (False, True) if (step, last) != ("local", True)],
 )
-def test_a_row_through_a_step_is_the_row_times_its_matrix(step: str, grid: tuple, with_cls: bool) -> None:
+def test_a_row_through_a_step_is_the_row_times_its_matrix(
+    step: str, grid: tuple, with_cls: bool
+) -> None:
     torch.manual_seed(0)
     matrix, weights = attention_matrix(step, grid, with_cls=with_cls)
     assert matrix.sum(dim=1).tolist() == pytest.approx([1.0] * len(matrix), abs=1e-5)
@@ -196,7 +208,10 @@ def test_recorded_weights_are_those_of_output_attentions(scheme: str) -> None:
 def test_rollout_of_space_only_is_the_mean_over_frames_that_ran_alone() -> None:
     model, pixels = small_model("space_only"), torch.randn(1, 3, 3, 24, 40)
     cls, patches = attention_rollout(record_attention(model, pixels))
-    alone = [attention_rollout(record_attention(model, pixels[:, frame : frame + 1])) for frame in range(3)]
+    alone = [
+        attention_rollout(record_attention(model, pixels[:, frame : frame + 1]))
+        for frame in range(3)
+    ]
     assert float(cls) == pytest.approx(sum(float(share) for share, _ in alone) / 3, abs=1e-6)
     for frame, (_, expected) in enumerate(alone):
         assert torch.allclose(patches[..., frame], expected[..., 0] / 3, atol=1e-6)
@@ -211,7 +226,9 @@ def test_one_layer_and_one_head_are_what_cls_sees_there() -> None:
     recorded = record_attention(model, pixels, head=3)
     cls, _ = attention_rollout(recorded, layers=[1])
     assert float(cls) == pytest.approx(0.5 + 0.5 * float(space[:, 0, 0].mean()), abs=1e-5)
-    no_time = Recorded(recorded.logits, recorded.grid, "divided_space_time", [dict(recorded.layers[1])])
+    no_time = Recorded(
+        recorded.logits, recorded.grid, "divided_space_time", [dict(recorded.layers[1])]
+    )
     no_time.layers[0]["temporal"] = torch.eye(3).expand(15, 3, 3)
     _, patches = attention_rollout(no_time, residual=0.0)
     expected = space[:, 0, 1:].unflatten(1, (3, 5)).permute(1, 2, 0) / 3
@@ -223,8 +240,18 @@ def test_one_layer_and_one_head_are_what_cls_sees_there() -> None:
     [
         (lambda m: record_attention(m, torch.zeros(1, 3, 3, 3, 24, 40)), "one view"),
         (lambda m: record_attention(m, torch.zeros(1, 3, 3, 24, 40), head=4), "head 4 .* 0 to 3"),
-        (lambda m: attention_rollout(record_attention(m, torch.zeros(1, 3, 3, 24, 40)), layers=[3]), "0 to 2"),
-        (lambda m: attention_rollout(record_attention(m, torch.zeros(1, 3, 3, 24, 40)), query=(3, 0, 0)), "grid"),
+        (
+            lambda m: attention_rollout(
+                record_attention(m, torch.zeros(1, 3, 3, 24, 40)), layers=[3]
+            ),
+            "0 to 2",
+        ),
+        (
+            lambda m: attention_rollout(
+                record_attention(m, torch.zeros(1, 3, 3, 24, 40)), query=(3, 0, 0)
+            ),
+            "grid",
+        ),
         (lambda m: record_attention(m, torch.zeros(1, 3, 3, 1600, 1600)), "GiB.*fewer frames"),
     ],
 )
@@ -243,12 +270,16 @@ def an_explanation(count: int = 3, height: int = 24, width: int = 41) -> Explana
     attention = np.zeros((count, 3, 5), np.float32)
     attention[count // 2, 2, 4] = 1.0
     frames = np.full((count, height, width, 3), 128, np.uint8)
-    return Explanation(frames, np.arange(count) / 2, np.array([0.2, 0.8]), attention, 0.4, "rises 80%")
+    return Explanation(
+        frames, np.arange(count) / 2, np.array([0.2, 0.8]), attention, 0.4, "rises 80%"
+    )
 
 
 def test_overlay_is_brightest_where_the_attention_is() -> None:
     explanation = an_explanation()
-    change = np.abs(overlay(explanation.frames, explanation.attention).astype(int) - 128).sum(axis=-1)
+    change = np.abs(overlay(explanation.frames, explanation.attention).astype(int) - 128).sum(
+        axis=-1
+    )
     warm = overlay(explanation.frames, explanation.attention)[..., 0].astype(int)
     assert np.unravel_index(warm.argmax(), warm.shape) >= (1, 16, 32)
     assert warm[1, 20:, 36:].min() > 170
@@ -273,7 +304,9 @@ def test_contact_sheet_shows_every_frame(count: int) -> None:
 
 
 @pytest.mark.parametrize(("fps", "expected"), [(None, 2), (5, 5)])
-def test_attention_video_plays_frames_beside_their_attention(tmp_path: Path, fps: float | None, expected: int) -> None:
+def test_attention_video_plays_frames_beside_their_attention(
+    tmp_path: Path, fps: float | None, expected: int
+) -> None:
     explanation = an_explanation(count=4)
     path = write_attention_video(tmp_path / "attention.mp4", explanation, fps=fps)
     with av.open(str(path)) as container:
@@ -320,7 +353,8 @@ def test_attention_follows_what_moves() -> None:
         for name, parameter in model.named_parameters():
             if "layernorm" in name and name.endswith("weight"):
                 parameter.fill_(1)
-        model.timesformer.embeddings.patch_embeddings.projection.weight[0] = 1.0  # feature 0: brightness
+        # feature 0: brightness
+        model.timesformer.embeddings.patch_embeddings.projection.weight[0] = 1.0
         model.timesformer.embeddings.cls_token[..., 1] = 5.0
         for block in model.timesformer.encoder.layer:
             weight = block.attention.attention.qkv.weight
@@ -350,10 +384,18 @@ def test_script_writes_sheet_and_video_and_goes_on_after_a_bad_file(
     model = small_model("divided_space_time")
     model.save_pretrained(tmp_path / "model")
     processor = TimeSformerVideoProcessor(
-        num_frames=3, sampling_rate=4, size={"shortest_edge": 24}, crop_size={"height": 24, "width": 40}, num_crops=3
+        num_frames=3,
+        sampling_rate=4,
+        size={"shortest_edge": 24},
+        crop_size={"height": 24, "width": 40},
+        num_crops=3,
     )
     processor.save_pretrained(tmp_path / "model")
-    write_video(tmp_path / "clip.mp4", motion_frames("up", np.random.default_rng(0), num_frames=16, size=48), fps=8)
+    write_video(
+        tmp_path / "clip.mp4",
+        motion_frames("up", np.random.default_rng(0), num_frames=16, size=48),
+        fps=8,
+    )
     (tmp_path / "bad.mp4").write_text("no video")
     monkeypatch.chdir(tmp_path)
     arguments = ["learned", "bad.mp4", "clip.mp4", "--model", "model", "--output_dir", "out"]
@@ -371,14 +413,32 @@ def test_script_writes_sheet_and_video_and_goes_on_after_a_bad_file(
 
 
 def test_script_draws_the_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_video(tmp_path / "clip.mp4", motion_frames("up", np.random.default_rng(0), num_frames=16, size=48))
+    write_video(
+        tmp_path / "clip.mp4", motion_frames("up", np.random.default_rng(0), num_frames=16, size=48)
+    )
     plain, over = tmp_path / "plain.png", tmp_path / "over.png"
-    arguments = ["patterns", "--grid", "6", "7", "--frames", "3", "--query", "1", "2", "1", "--output"]
+    arguments = [
+        "patterns",
+        "--grid",
+        "6",
+        "7",
+        "--frames",
+        "3",
+        "--query",
+        "1",
+        "2",
+        "1",
+        "--output",
+    ]
     assert run_script(monkeypatch, *arguments, str(plain)) == 0
-    assert run_script(monkeypatch, *arguments, str(over), "--video", str(tmp_path / "clip.mp4")) == 0
+    assert (
+        run_script(monkeypatch, *arguments, str(over), "--video", str(tmp_path / "clip.mp4")) == 0
+    )
     pixels = np.asarray(Image.open(plain).convert("RGB"))
     squares = (pixels == QUERY_COLOUR).all(axis=-1).sum()
     assert squares == len(SCHEMES) * 11 * 11 + 11 * 11  # one a scheme, and the one of the legend
     assert Image.open(over).size == Image.open(plain).size
     assert not np.array_equal(np.asarray(Image.open(over)), pixels)
-    assert run_script(monkeypatch, "patterns", "--query", "14", "0", "0", "--output", str(plain)) == 2
+    assert (
+        run_script(monkeypatch, "patterns", "--query", "14", "0", "0", "--output", str(plain)) == 2
+    )

@@ -35,12 +35,10 @@ WHOLE = Part()
 class PackSettings:
     """How videos become shards.
 
-    Attributes:
-        videos_per_shard: videos in each shard but the last.
-        short_side: larger videos are re-encoded to this size; None keeps files as they are. Segments of a video and
-            folders of pictures are always encoded.
-        seed: order of the videos in the shards.
-        key_frame_every, fast_decode: of the encoder, see `encode_video`.
+    Attributes: videos_per_shard: videos in each shard but the last. short_side: larger videos are
+        re-encoded to this size; None keeps files as they are. Segments of a video and folders of
+        pictures are always encoded. seed: order of the videos in the shards. key_frame_every,
+        fast_decode: of the encoder, see `encode_video`.
     """
 
     videos_per_shard: int = 256
@@ -67,8 +65,11 @@ class Shard:
     keys: list[str]
 
 
-def plan_shards(videos: list[Listed], output_dir: Path, settings: PackSettings, tag: str = "") -> list[Shard]:
-    """Shards of all splits: videos shuffled by the seed, so that a shard holds a mixture of classes.
+def plan_shards(
+    videos: list[Listed], output_dir: Path, settings: PackSettings, tag: str = ""
+) -> list[Shard]:
+    """Shards of all splits: videos shuffled by the seed, so that a shard holds a mixture of
+    classes.
 
     `tag` stands in the name of each shard: `train<tag>-000000.tar`.
     """
@@ -94,7 +95,8 @@ def pack(
     num_workers: int = 2,
     part: Part = WHOLE,
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Write all shards, `labels.json` and, last of all, `shards.json`; what became of each video, by its identity.
+    """Write all shards, `labels.json` and, last of all, `shards.json`; what became of each video,
+    by its identity.
 
     Shards that an earlier run has finished are left alone.
 
@@ -113,33 +115,49 @@ def pack(
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     _hold_to_plan(videos, output_dir / part.name(PLAN_FILE), settings)
-    for stale in output_dir.glob(f".*{part.tag}-*.part" if part.tag else ".*.part"):  # others' are being written
+    # others' are being written
+    for stale in output_dir.glob(f".*{part.tag}-*.part" if part.tag else ".*.part"):
         stale.unlink()
     _write_json(output_dir / LABELS_FILE, class_names)
     shards = plan_shards(videos, output_dir, settings, part.tag)
     with resumed_log(output_dir / part.name(PACK_LOG)) as (entries, append):
         known = {entry["shard"]: entry["videos"] for entry in entries}
-        packed = {shard.path.name: known[shard.path.name] for shard in shards if _is_done(shard, known)}
+        packed = {
+            shard.path.name: known[shard.path.name] for shard in shards if _is_done(shard, known)
+        }
         todo = [shard for shard in shards if shard.path.name not in packed]
         clips = [video for shard in todo for video in shard.videos]
         prepare = partial(prepare_clip, settings=settings)
-        with tqdm(total=len(videos), initial=len(videos) - len(clips), desc="pack", unit="video") as progress:
+        with tqdm(
+            total=len(videos), initial=len(videos) - len(clips), desc="pack", unit="video"
+        ) as progress:
             results = run_in_workers(prepare, clips, num_workers=num_workers, preload=[__name__])
             prepared = _in_order(clips, results, progress)
             for shard in todo:
                 packed[shard.path.name] = _write_shard(shard, prepared)
                 append({"shard": shard.path.name, "videos": packed[shard.path.name]})
-    _write_json(output_dir / part.name(INDEX_FILE), _index(shards, packed, class_names, settings, expected))
+    _write_json(
+        output_dir / part.name(INDEX_FILE), _index(shards, packed, class_names, settings, expected)
+    )
     return {(row["split"], row["video_id"]): row for rows in packed.values() for row in rows}
 
 
 def _hold_to_plan(videos: list[Listed], path: Path, settings: PackSettings) -> None:
-    """Note what is packed here and how; refuse to mix it with an earlier run's shards of something else."""
+    """Note what is packed here and how; refuse to mix it with an earlier run's shards of something
+    else.
+    """
     listed = json.dumps([asdict(video) for video in videos], sort_keys=True)
-    plan = asdict(settings) | {"videos": len(videos), "digest": hashlib.sha256(listed.encode()).hexdigest()}
+    plan = asdict(settings) | {
+        "videos": len(videos),
+        "digest": hashlib.sha256(listed.encode()).hexdigest(),
+    }
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        changed = [f"{name} ({earlier.get(name)} -> {plan[name]})" for name in plan if earlier.get(name) != plan[name]]
+        changed = [
+            f"{name} ({earlier.get(name)} -> {plan[name]})"
+            for name in plan
+            if earlier.get(name) != plan[name]
+        ]
         if changed:
             raise ValueError(
                 f"{path.parent} holds shards of an earlier run with another {', '.join(changed)}: "
@@ -154,7 +172,9 @@ def _is_done(shard: Shard, known: dict[str, list[dict]]) -> bool:
     return rows is not None and (shard.path.exists() or not any("shard" in row for row in rows))
 
 
-def _in_order(clips: list[Listed], results: Iterator[tuple[Listed, Any]], progress: tqdm) -> Iterator[Any]:
+def _in_order(
+    clips: list[Listed], results: Iterator[tuple[Listed, Any]], progress: tqdm
+) -> Iterator[Any]:
     """Results in the order of `clips`, whichever worker was faster."""
     early = {}
     for clip in clips:
@@ -168,15 +188,25 @@ def _in_order(clips: list[Listed], results: Iterator[tuple[Listed, Any]], progre
 def _write_shard(shard: Shard, prepared: Iterator[Any]) -> list[dict[str, Any]]:
     """Write one tar file under a temporary name and rename it; the fate of each of its videos."""
     rows = []
-    with written_whole(shard.path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with (
+        written_whole(shard.path) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
         for video, key in zip(shard.videos, shard.keys):
             clip = next(prepared)
             if clip is PROCESS_DIED:
-                clip = {"reason": "process-died", "message": "the process that packed it was killed"}
+                clip = {
+                    "reason": "process-died",
+                    "message": "the process that packed it was killed",
+                }
             row = {"split": video.split, "video_id": video.video_id}
             if "content" in clip:
                 _add_file(tar, f"{key}.{clip['suffix']}", clip["content"])
-                _add_file(tar, f"{key}.json", json.dumps(clip["about"], ensure_ascii=False).encode("utf-8"))
+                _add_file(
+                    tar,
+                    f"{key}.json",
+                    json.dumps(clip["about"], ensure_ascii=False).encode("utf-8"),
+                )
                 rows.append(row | {"shard": shard.path.name, "key": key})
             else:
                 rows.append(row | {"status": "fault"} | clip)
@@ -192,7 +222,9 @@ def _add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def prepare_clip(video: Listed, settings: PackSettings) -> dict[str, Any]:
-    """A clip's `content`, `suffix` and description, encoded anew where it must be; or why it cannot be packed."""
+    """A clip's `content`, `suffix` and description, encoded anew where it must be; or why it cannot
+    be packed.
+    """
     try:
         return read_with_retries(partial(_prepare_clip, video, settings), video.video_id)
     except VideoDecodeError as error:
@@ -210,7 +242,9 @@ def _prepare_clip(video: Listed, settings: PackSettings) -> dict[str, Any]:
     is_large = side is not None and min(metadata.width, metadata.height) > side
     is_encoded = is_large or video.is_segment or Path(video.path).is_dir()
     if is_encoded:
-        content = _encode_usable(video.path, metadata, side if is_large else None, settings, segment)
+        content = _encode_usable(
+            video.path, metadata, side if is_large else None, settings, segment
+        )
         metadata = probe_video(content)
     else:
         content = Path(video.path).read_bytes()
@@ -227,15 +261,21 @@ def _prepare_clip(video: Listed, settings: PackSettings) -> dict[str, Any]:
         "reencoded": is_encoded,
     }
     about |= {name: value for name, value in video.extras if name not in SEGMENT_COLUMNS}
-    about |= {f"source_{edge}": seconds for edge, seconds in segment.items()}  # the clip itself is whole now
-    # Whoever reads a shard knows a video by its suffix, the decoder by what is in it: an unusual suffix gives way.
+    # the clip itself is whole now
+    about |= {f"source_{edge}": seconds for edge, seconds in segment.items()}
+    # Whoever reads a shard knows a video by its suffix, the decoder by what is in it: an unusual
+    # suffix gives way.
     keeps_suffix = not is_encoded and is_video(PurePosixPath(video.path).name)
     suffix = PurePosixPath(video.path).suffix[1:].lower() if keeps_suffix else "mp4"
     return {"content": content, "suffix": suffix, "about": about}
 
 
 def _encode_usable(
-    path: str, metadata: VideoMetadata, short_side: int | None, settings: PackSettings, segment: dict[str, float]
+    path: str,
+    metadata: VideoMetadata,
+    short_side: int | None,
+    settings: PackSettings,
+    segment: dict[str, float],
 ) -> bytes:
     """`encode_video` of the whole video or, where its end is damaged, of the frames before that."""
     encode = partial(
@@ -268,7 +308,11 @@ def _index(
         names = [shard.path.name for shard in shards if shard.videos[0].split == split]
         counts = {name: sum("shard" in row for row in packed[name]) for name in names}
         counts = {name: count for name, count in counts.items() if count}
-        splits[split] = {"videos": sum(counts.values()), "expected": expected[split], "shards": counts}
+        splits[split] = {
+            "videos": sum(counts.values()),
+            "expected": expected[split],
+            "shards": counts,
+        }
     first = next((video for shard in shards for video in shard.videos), None)
     optional = {name for shard in shards for video in shard.videos for name, _ in video.extras}
     return {

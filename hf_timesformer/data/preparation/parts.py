@@ -1,7 +1,9 @@
-"""One data set prepared by several machines: each takes a part of the videos, the last one to finish joins the lists.
+"""One data set prepared by several machines: each takes a part of the videos, the last one to
+finish joins the lists.
 
-Part 2 of 4 takes every fourth video, from the second on, so that each has clips of all classes. All parts write into
-one folder, each under names of its own (`scan-2of4.jsonl`, `train-2of4-000000.tar`), and nobody waits for another.
+Part 2 of 4 takes every fourth video, from the second on, so that each has clips of all classes. All
+parts write into one folder, each under names of its own (`scan-2of4.jsonl`,
+`train-2of4-000000.tar`), and nobody waits for another.
 """
 
 import json
@@ -32,12 +34,16 @@ class Part:
         """`2/4` -> part 2 of 4. Raises ValueError for anything else."""
         match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise ValueError(f"--shard {text!r} is no part of a whole: write 1/4 to 4/4 on four machines")
+            raise ValueError(
+                f"--shard {text!r} is no part of a whole: write 1/4 to 4/4 on four machines"
+            )
         return cls(int(match[1]), int(match[2]))
 
     @classmethod
     def of_process(cls) -> "Part":
-        """The part of this process where a launcher such as torchrun started several, else the whole."""
+        """The part of this process where a launcher such as torchrun started several, else the
+        whole.
+        """
         return cls(int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1)))
 
     @property
@@ -62,7 +68,9 @@ class Part:
 
 
 def refuse_other_division(output_dir: Path, part: Part) -> None:
-    """Raise ValueError where the folder holds a manifest of the same data in another number of parts."""
+    """Raise ValueError where the folder holds a manifest of the same data in another number of
+    parts.
+    """
     for path in sorted(output_dir.glob(f"{Path(MANIFEST).stem}-*of*.parquet")):
         others = re.search(r"-\d+of(\d+)$", path.stem)
         if others and int(others[1]) != part.of:
@@ -71,14 +79,17 @@ def refuse_other_division(output_dir: Path, part: Part) -> None:
             )
     in_parts = any((output_dir / other.name(MANIFEST)).exists() for other in part.all())
     if part.of > 1 and (output_dir / MANIFEST).exists() and not in_parts:
-        raise ValueError(f"{output_dir} was prepared as a whole, not in parts: choose another folder")
+        raise ValueError(
+            f"{output_dir} was prepared as a whole, not in parts: choose another folder"
+        )
 
 
 def join_parts(output_dir: Path, part: Part) -> list[int]:
-    """Write the manifest of all parts and, where all were packed, their `shards.json`; whole or not at all.
+    """Write the manifest of all parts and, where all were packed, their `shards.json`; whole or not
+    at all.
 
-    Returns the numbers of the parts that are not ready; where there is one, nothing is written. Raises ValueError
-    where the parts were packed with different settings.
+    Returns the numbers of the parts that are not ready; where there is one, nothing is written.
+    Raises ValueError where the parts were packed with different settings.
     """
     with FileLock(output_dir / ".join.lock"):
         manifests = {other.number: output_dir / other.name(MANIFEST) for other in part.all()}
@@ -91,7 +102,11 @@ def join_parts(output_dir: Path, part: Part) -> list[int]:
         indexes = [output_dir / other.name(INDEX_FILE) for other in part.all()]
         packed = [path for path in indexes if path.exists()]
         if len(packed) < len(indexes):
-            return [other.number for other, path in zip(part.all(), indexes) if not path.exists()] if packed else []
+            return (
+                [other.number for other, path in zip(part.all(), indexes) if not path.exists()]
+                if packed
+                else []
+            )
         joined = join_indexes([json.loads(path.read_text(encoding="utf-8")) for path in indexes])
         with written_whole(output_dir / INDEX_FILE) as file:
             file.write((json.dumps(joined, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
@@ -104,7 +119,9 @@ def join_indexes(indexes: list[dict[str, Any]]) -> dict[str, Any]:
     for other in indexes[1:]:
         for name in ("settings", "classes", "problem_type"):
             if other[name] != first[name]:
-                raise ValueError(f"the parts were packed with different {name}: {first[name]} and {other[name]}")
+                raise ValueError(
+                    f"the parts were packed with different {name}: {first[name]} and {other[name]}"
+                )
     splits: dict[str, dict[str, Any]] = {}
     for index in indexes:
         for split, found in index["splits"].items():

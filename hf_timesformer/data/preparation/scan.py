@@ -1,4 +1,6 @@
-"""Scanning a data set: is every video readable, how long and how large is it? The answers go into a manifest."""
+"""Scanning a data set: is every video readable, how long and how large is it? The answers go into a
+manifest.
+"""
 
 import json
 import logging
@@ -43,10 +45,12 @@ MANIFEST_SCHEMA = pa.schema(
         "start": pa.float64(),  # seconds; the record is a segment of the video, to before `end`
         "end": pa.float64(),
         "status": pa.string(),  # ok, partial (damaged near its end, still of use), fault or missing
-        "reason": pa.string(),  # of all but ok: the decoder's short word, "process-died", "encode" or "missing"
+        # of all but ok: the decoder's short word, "process-died", "encode" or "missing"
+        "reason": pa.string(),
         "message": pa.string(),
         "frames": pa.int64(),  # as many as the file has packets for
-        "usable_frames": pa.int64(),  # as many as can be decoded; null where only the header was read
+        # as many as can be decoded; null where only the header was read
+        "usable_frames": pa.int64(),
         "fps": pa.float64(),
         "seconds": pa.float64(),
         "width": pa.int64(),
@@ -85,12 +89,16 @@ class Listed:
 
     @property
     def segment(self) -> dict[str, float]:
-        """`start` and `end` in seconds, for `decode_video`; frame numbers are looked up in the file."""
+        """`start` and `end` in seconds, for `decode_video`; frame numbers are looked up in the
+        file.
+        """
         return segment_of({"video": self.path} | dict(self.extras))
 
 
 def list_records(splits: dict[str, VideoRecords], data_dir: Path) -> list[Listed]:
-    """The videos of all splits that are on disk, in order; `data_dir` may be a table of clips in a folder."""
+    """The videos of all splits that are on disk, in order; `data_dir` may be a table of clips in a
+    folder.
+    """
     root = data_dir.parent if data_dir.is_file() else data_dir
     return [
         Listed(
@@ -123,8 +131,13 @@ def scan_video(video: Listed, check: str) -> dict[str, Any]:
     try:
         row |= read_with_retries(partial(_look_at, video, check), video.video_id)
     except VideoDecodeError as error:
-        # A file that cannot be read still has a size, by which a later run knows that it has not changed.
-        return row | {"status": "fault", "reason": error.reason, "message": error.message} | _size_if_there(video)
+        # A file that cannot be read still has a size, by which a later run knows that it has not
+        # changed.
+        return (
+            row
+            | {"status": "fault", "reason": error.reason, "message": error.message}
+            | _size_if_there(video)
+        )
     except OSError as error:
         return row | {"status": "fault", "reason": "not-found", "message": str(error)}
     if row.get("usable_frames", row["frames"]) < row["frames"]:
@@ -137,7 +150,9 @@ def _look_at(video: Listed, check: str) -> dict[str, Any]:
     segment = video.segment
     row = {"bytes": size_of(video.path)} | segment | _describe(video.path, segment)
     if check != "header":
-        row["usable_frames"] = usable_frames(video.path, row["frames"], every=check == "full", segment=segment)
+        row["usable_frames"] = usable_frames(
+            video.path, row["frames"], every=check == "full", segment=segment
+        )
     return row
 
 
@@ -154,7 +169,9 @@ def _size_if_there(video: Listed) -> dict[str, int]:
 
 def _row(video: Listed) -> dict[str, Any]:
     row = {name: getattr(video, name) for name in ("split", "video_id", "source", "label_name")}
-    row[LABEL_COLUMNS[video.problem_type]] = list(video.label) if isinstance(video.label, tuple) else video.label
+    row[LABEL_COLUMNS[video.problem_type]] = (
+        list(video.label) if isinstance(video.label, tuple) else video.label
+    )
     return row
 
 
@@ -177,11 +194,14 @@ def _codec(path: str) -> str:
         return stream.codec_context.name
 
 
-def usable_frames(path: str, count: int, *, every: bool = False, segment: dict[str, float] | None = None) -> int:
-    """How many of the `count` frames can be decoded, counted from the first; VideoDecodeError if not even half can.
+def usable_frames(
+    path: str, count: int, *, every: bool = False, segment: dict[str, float] | None = None
+) -> int:
+    """How many of the `count` frames can be decoded, counted from the first; VideoDecodeError if
+    not even half can.
 
-    Looks at the first, the middle and the last frame, and with `every` at all those between. With a `segment` (`start`
-    and `end` in seconds) all is counted within it.
+    Looks at the first, the middle and the last frame, and with `every` at all those between. With a
+    `segment` (`start` and `end` in seconds) all is counted within it.
     """
     decode = partial(decode_video, path, **(segment or {}))
 
@@ -207,24 +227,35 @@ def usable_frames(path: str, count: int, *, every: bool = False, segment: dict[s
 
 
 def scan(
-    videos: Iterable[Listed], output_dir: Path, *, check: str = "frames", num_workers: int = 2, log: str = SCAN_LOG
+    videos: Iterable[Listed],
+    output_dir: Path,
+    *,
+    check: str = "frames",
+    num_workers: int = 2,
+    log: str = SCAN_LOG,
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Scan all videos in parallel; rows by `Listed.identity`.
 
-    Every answer is appended to the file `log` at once; a later run takes it from there, unless the file's size has
-    changed since or this `check` looks deeper.
+    Every answer is appended to the file `log` at once; a later run takes it from there, unless the
+    file's size has changed since or this `check` looks deeper.
     """
     videos = list(videos)
     with resumed_log(output_dir / log) as (answers, append):
         known = {(row["split"], row["video_id"]): row for row in answers}
-        rows = {video.identity: known[video.identity] for video in videos if _is_current(video, known, check)}
+        rows = {
+            video.identity: known[video.identity]
+            for video in videos
+            if _is_current(video, known, check)
+        }
         todo = [video for video in videos if video.identity not in rows]
         if rows:
             logger.info("%d of %d videos were scanned before", len(rows), len(videos))
         faults = Counter(row["reason"] for row in rows.values() if row["status"] != "ok")
         with tqdm(total=len(videos), initial=len(rows), desc="scan", unit="video") as progress:
             scan_one = partial(scan_video, check=check)
-            for video, row in run_in_workers(scan_one, todo, num_workers=num_workers, preload=[__name__]):
+            for video, row in run_in_workers(
+                scan_one, todo, num_workers=num_workers, preload=[__name__]
+            ):
                 if row is PROCESS_DIED:
                     row = _row(video) | _died(video) | {"check": check}
                 append(row)
@@ -244,12 +275,19 @@ def _is_current(video: Listed, known: dict[tuple[str, str], dict], check: str) -
 
 def _died(video: Listed) -> dict[str, Any]:
     message = "the process that read it was killed (a crash of the decoder, or too little memory)"
-    return {"status": "fault", "reason": "process-died", "message": message, "bytes": size_of(video.path)}
+    return {
+        "status": "fault",
+        "reason": "process-died",
+        "message": message,
+        "bytes": size_of(video.path),
+    }
 
 
 @contextmanager
 def resumed_log(path: Path) -> Iterator[tuple[list[dict], Callable[[dict], None]]]:
-    """The rows of a JSON-lines file and a function that appends one; a last line cut by a kill is dropped."""
+    """The rows of a JSON-lines file and a function that appends one; a last line cut by a kill is
+    dropped.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         file.seek(0)
@@ -265,11 +303,22 @@ def _append(file: BinaryIO, row: dict[str, Any]) -> None:
 
 
 def write_manifest(
-    output_dir: Path, splits: dict[str, VideoRecords], rows: Iterable[dict[str, Any]], name: str = MANIFEST
+    output_dir: Path,
+    splits: dict[str, VideoRecords],
+    rows: Iterable[dict[str, Any]],
+    name: str = MANIFEST,
 ) -> tuple[Path, pa.Table]:
-    """Write `manifest.parquet`, or `name`: every listed video, the missing ones too; whole or not at all."""
+    """Write `manifest.parquet`, or `name`: every listed video, the missing ones too; whole or not
+    at all.
+    """
     missing = [
-        {"split": split, "video_id": video_id, "status": "missing", "reason": "missing", "message": "not on disk"}
+        {
+            "split": split,
+            "video_id": video_id,
+            "status": "missing",
+            "reason": "missing",
+            "message": "not on disk",
+        }
         for split, records in splits.items()
         for video_id in records.missing
     ]
@@ -281,7 +330,9 @@ def write_manifest(
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write under a temporary name (`*.part`); it gets its own name only when all of it is on disk."""
+    """A file to write under a temporary name (`*.part`); it gets its own name only when all of it
+    is on disk.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:

@@ -1,4 +1,6 @@
-"""A pool of processes that survives what it is fed: an input that kills its process is named, the others go on."""
+"""A pool of processes that survives what it is fed: an input that kills its process is named, the
+others go on.
+"""
 
 import multiprocessing
 import os
@@ -12,7 +14,8 @@ from multiprocessing.connection import wait as wait_for_sentinel
 from typing import Any
 
 
-PROCESS_DIED = object()  # the result of an input whose process died (a crash of a native library, out of memory)
+# the result of an input whose process died (a crash of a native library, out of memory)
+PROCESS_DIED = object()
 
 
 def run_in_workers(
@@ -22,16 +25,16 @@ def run_in_workers(
     num_workers: int,
     preload: Sequence[str] = (),
 ) -> Iterator[tuple[Any, Any]]:
-    """`(item, function(item))` as they come from worker processes, in whichever order they are done.
+    """`(item, function(item))` as they come from worker processes, in whichever order they are
+    done.
 
     When this process is killed, the workers end too.
 
-    Args:
-        function: what is done to each item; it and the items must be picklable.
-        items: read only as fast as the workers take them.
-        num_workers: processes; with 0 all is done in this process, which a fatal item then ends.
-        preload: names of modules that are imported once, in the process that all workers are forked from; without it
-            each worker spends the seconds of `function`'s imports itself.
+    Args: function: what is done to each item; it and the items must be picklable. items: read only
+        as fast as the workers take them. num_workers: processes; with 0 all is done in this
+        process, which a fatal item then ends. preload: names of modules that are imported once, in
+        the process that all workers are forked from; without it each worker spends the seconds of
+        `function`'s imports itself.
 
     Yields:
         Each item with its result, or with `PROCESS_DIED` where it killed its process.
@@ -80,7 +83,9 @@ def _run_pool(
 
 
 def _start_method() -> str:
-    """Plain fork would copy torch's threads in a broken state. Windows has only `spawn`: each worker imports anew."""
+    """Plain fork would copy torch's threads in a broken state. Windows has only `spawn`: each
+    worker imports anew.
+    """
     return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 

@@ -15,7 +15,8 @@ from ..records import (
 
 
 def read_diving48(data_dir: Path, split: str, *, extensions: Sequence[str] = ()) -> VideoRecords:
-    """Diving-48: `Diving48_V2_train.json`, `Diving48_V2_test.json`, `Diving48_vocab.json`, `<vid_name>.mp4`.
+    """Diving-48: `Diving48_V2_train.json`, `Diving48_V2_test.json`, `Diving48_vocab.json`,
+    `<vid_name>.mp4`.
 
     The class index is the place in the vocabulary; a class is named by its four attributes.
     """
@@ -27,9 +28,14 @@ def read_diving48(data_dir: Path, split: str, *, extensions: Sequence[str] = ())
     annotations = require_annotations(data_dir, [f"Diving48_V2_{split}.json"])
     index, records = ClipIndex(data_dir, extensions), VideoRecords(class_names)
     for entry in read_json(annotations, list):
-        video_id, label = str(entry_field(entry, "vid_name", annotations)), entry_field(entry, "label", annotations)
+        video_id, label = (
+            str(entry_field(entry, "vid_name", annotations)),
+            entry_field(entry, "label", annotations),
+        )
         if not isinstance(label, int) or not 0 <= label < len(class_names):
-            raise ValueError(f"{annotations}: video {video_id} has label {label!r}, not 0..{len(class_names) - 1}")
+            raise ValueError(
+                f"{annotations}: video {video_id} has label {label!r}, not 0..{len(class_names) - 1}"
+            )
         records.add_listed(video_id, index.find(video_id), label)
     index.report(data_dir)
     return records
@@ -37,4 +43,8 @@ def read_diving48(data_dir: Path, split: str, *, extensions: Sequence[str] = ())
 
 def diving48_splits(data_dir: Path) -> list[str]:
     """Splits whose annotations are there."""
-    return [split for split in ("train", "test") if find_annotations(data_dir, [f"Diving48_V2_{split}.json"])]
+    return [
+        split
+        for split in ("train", "test")
+        if find_annotations(data_dir, [f"Diving48_V2_{split}.json"])
+    ]

@@ -11,14 +11,17 @@ from ..records import SPLIT_ALIASES, VideoRecords, canonical_split
 
 logger = logging.getLogger(__name__)
 
-VIDEO_FOLDER_LISTS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of the `VideoFolder` of `datasets`
+# of the `VideoFolder` of `datasets`
+VIDEO_FOLDER_LISTS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def find_split_folders(data_dir: Path) -> dict[str, Path]:
-    """The split folders of `data_dir` by name; with none, `data_dir` itself (classes directly in it) as `train`.
+    """The split folders of `data_dir` by name; with none, `data_dir` itself (classes directly in
+    it) as `train`.
 
-    Where everything lies in one folder `data`, as in repositories of the Hub, that is taken for `data_dir`. Raises
-    ValueError for several folders of one split, and for a `VideoFolder` with a list of its own.
+    Where everything lies in one folder `data`, as in repositories of the Hub, that is taken for
+    `data_dir`. Raises ValueError for several folders of one split, and for a `VideoFolder` with a
+    list of its own.
     """
     if not data_dir.is_dir():
         raise ValueError(f"data folder {str(data_dir)!r} does not exist or is no folder")
@@ -30,7 +33,9 @@ def find_split_folders(data_dir: Path) -> dict[str, Path]:
         found = [present[alias] for alias in aliases if alias in present]
         if len(found) > 1:
             names = ", ".join(folder.name for folder in found)
-            raise ValueError(f"{data_dir} has several folders for the {split} split ({names}): keep one")
+            raise ValueError(
+                f"{data_dir} has several folders for the {split} split ({names}): keep one"
+            )
         if found:
             splits[split] = found[0]
             _refuse_video_folder(found[0])
@@ -40,15 +45,19 @@ def find_split_folders(data_dir: Path) -> dict[str, Path]:
 
 
 def read_folder(data_dir: Path, split: str, *, extensions: Sequence[str] = ()) -> VideoRecords:
-    """Records of one split. Classes are the folder names of all splits together, sorted, so that labels agree.
+    """Records of one split. Classes are the folder names of all splits together, sorted, so that
+    labels agree.
 
-    `extensions` are suffixes of clips beyond the usual ones. The log counts every file that is not used, by reason.
+    `extensions` are suffixes of clips beyond the usual ones. The log counts every file that is not
+    used, by reason.
     """
     folders = find_split_folders(data_dir)
     split = canonical_split(split)
     class_names = sorted({path.name for folder in folders.values() for path in _folders(folder)})
     if not class_names:
-        raise ValueError(f"no class folders in {data_dir}: expected <split>/<class>/<clip> or <class>/<clip>")
+        raise ValueError(
+            f"no class folders in {data_dir}: expected <split>/<class>/<clip> or <class>/<clip>"
+        )
     if split not in folders:
         found = ", ".join(f"{name} ({folder})" for name, folder in folders.items())
         raise ValueError(f"{data_dir} has no {split} split; found: {found}")
@@ -62,13 +71,17 @@ def read_folder(data_dir: Path, split: str, *, extensions: Sequence[str] = ()) -
     _warn_of_twins(media)
     without = sorted(set(class_names) - {class_names[label] for label in records.labels})
     if without:
-        logger.warning("the %s split in %s has no clips of: %s", split, folders[split], ", ".join(without))
+        logger.warning(
+            "the %s split in %s has no clips of: %s", split, folders[split], ", ".join(without)
+        )
     return records
 
 
 def _folders(folder: Path) -> list[Path]:
     """Folders in a folder by name, without hidden ones and links that lead back up."""
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    inside = sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
     return [path for path in inside if not leads_back(path)]
 
 
@@ -85,7 +98,10 @@ def _folder_of_all_data(data_dir: Path) -> Path:
     """`data_dir`, or the folder `data` in it where that is the only one and has folders in turn."""
     inside = _folders(data_dir)
     if len(inside) == 1 and inside[0].name == "data" and _folders(inside[0]):
-        logger.info("%s holds everything in the folder 'data': that is no class, the clips are read from it", data_dir)
+        logger.info(
+            "%s holds everything in the folder 'data': that is no class, the clips are read from it",
+            data_dir,
+        )
         _refuse_video_folder(inside[0])
         return inside[0]
     return data_dir
@@ -97,13 +113,17 @@ def _warn_of_other_folders(data_dir: Path, splits: dict[str, Path]) -> None:
         logger.warning("%s: not used, since it is no split: %s", data_dir, ", ".join(others))
 
 
-def _add_class(records: VideoRecords, class_folder: Path, root: Path, extensions: Sequence[str]) -> MediaFiles:
+def _add_class(
+    records: VideoRecords, class_folder: Path, root: Path, extensions: Sequence[str]
+) -> MediaFiles:
     media = find_media(class_folder, extensions)
     if not media.clips:
         seen = media.describe() or "it is empty"
         if any(is_numbered_picture(path.name) for path in media.examples.values()):
             seen += ". Pictures are read as a video from a folder of their own in the class folder"
-        raise ValueError(f"class folder {class_folder} has no video clip: {seen}. Add clips or remove the folder")
+        raise ValueError(
+            f"class folder {class_folder} has no video clip: {seen}. Add clips or remove the folder"
+        )
     label = records.class_names.index(class_folder.name)
     for path in media.clips:
         records.add(path.relative_to(root).as_posix(), path, label)
@@ -121,7 +141,9 @@ def _count_files_outside_classes(media: MediaFiles, folder: Path) -> None:
 
 
 def _warn_of_twins(media: MediaFiles) -> None:
-    """Say where two clips of a folder have one name but for the suffix: often one video in two formats."""
+    """Say where two clips of a folder have one name but for the suffix: often one video in two
+    formats.
+    """
     names = Counter(path.parent / stem_of(path.name) for path in media.clips)
     twins = [path for path in media.clips if names[path.parent / stem_of(path.name)] > 1]
     if twins:

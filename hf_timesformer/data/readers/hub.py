@@ -1,7 +1,9 @@
-"""Any data set that `datasets` opens, from the Hub or a local folder: a column of videos, a column of labels.
+"""Any data set that `datasets` opens, from the Hub or a local folder: a column of videos, a column
+of labels.
 
-Nothing is decoded by `datasets`: videos are read as they lie there, by path or as bytes. Map-style a data set is
-opened whole, as `load_dataset` does; streamed it is read shard by shard, as tar shards are, through the same order.
+Nothing is decoded by `datasets`: videos are read as they lie there, by path or as bytes. Map-style
+a data set is opened whole, as `load_dataset` does; streamed it is read shard by shard, as tar
+shards are, through the same order.
 """
 
 import logging
@@ -82,7 +84,9 @@ def find_hub_videos(
     opened = _open(data_dir, dataset_config, split, streaming)
     columns = choose_columns(opened.features or Features(), video_column, label_column)
     opened = _undecoded(opened, columns.video)
-    names = _class_names(data_dir, dataset_config, opened.features[columns.label], columns, streaming)
+    names = _class_names(
+        data_dir, dataset_config, opened.features[columns.label], columns, streaming
+    )
     if streaming:
         return _streamed(data_dir, dataset_config, split, opened, columns, names)
     videos = _as_records(opened, data_dir, split, columns, names)
@@ -100,16 +104,23 @@ def hub_splits(data_dir: str, dataset_config: str | None = None) -> list[str]:
 
 
 def _canonical_or_same(name: str) -> str:
-    return next((split for split, aliases in SPLIT_ALIASES.items() if name.lower() in aliases), name)
+    return next(
+        (split for split, aliases in SPLIT_ALIASES.items() if name.lower() in aliases), name
+    )
 
 
 def _is_saved(data_dir: str) -> bool:
     """Whether `save_to_disk` wrote the folder."""
-    return any(Path(data_dir).expanduser().joinpath(name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return any(
+        Path(data_dir).expanduser().joinpath(name).is_file()
+        for name in ("dataset_dict.json", "state.json")
+    )
 
 
 def _with_clear_errors(function: Any, data_dir: str, config: str | None, **options: Any) -> Any:
-    if not Path(data_dir).expanduser().exists() and (data_dir.startswith(("/", ".", "~")) or data_dir.count("/") != 1):
+    if not Path(data_dir).expanduser().exists() and (
+        data_dir.startswith(("/", ".", "~")) or data_dir.count("/") != 1
+    ):
         raise ValueError(f"{data_dir} is neither a folder nor, as user/name, a data set of the Hub")
     place = os.path.expanduser(data_dir)
     try:
@@ -118,12 +129,18 @@ def _with_clear_errors(function: Any, data_dir: str, config: str | None, **optio
         raise ValueError(f"`datasets` cannot open {data_dir}: {error}") from error
 
 
-def _open(data_dir: str, config: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:
+def _open(
+    data_dir: str, config: str | None, split: str, streaming: bool
+) -> Dataset | IterableDataset:
     if _is_saved(data_dir):
         saved = load_from_disk(os.path.expanduser(data_dir))
         splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
         chosen = splits[_own_name(split, list(splits), data_dir)]
-        return chosen.to_iterable_dataset(num_shards=max(1, min(64, len(chosen)))) if streaming else chosen
+        return (
+            chosen.to_iterable_dataset(num_shards=max(1, min(64, len(chosen))))
+            if streaming
+            else chosen
+        )
     names = _with_clear_errors(get_dataset_split_names, data_dir, config)
     name = _own_name(split, names, data_dir)
     return _with_clear_errors(load_dataset, data_dir, config, split=name, streaming=streaming)
@@ -140,11 +157,21 @@ def _own_name(split: str, names: Sequence[str], data_dir: str) -> str:
 
 
 def choose_columns(features: Features, video: str | None, label: str | None) -> Columns:
-    """The columns of videos and labels; ValueError that lists all columns where it is not clear which are meant."""
+    """The columns of videos and labels; ValueError that lists all columns where it is not clear
+    which are meant.
+    """
     video = video or _only(
         [name for name, feature in features.items() if isinstance(feature, Video)]
-        or [name for name, feature in features.items() if feature in (Value("binary"), Value("large_binary"))]
-        or [name for name in USUAL_VIDEOS if features.get(name) in (Value("string"), Value("large_string"))],
+        or [
+            name
+            for name, feature in features.items()
+            if feature in (Value("binary"), Value("large_binary"))
+        ]
+        or [
+            name
+            for name in USUAL_VIDEOS
+            if features.get(name) in (Value("string"), Value("large_string"))
+        ],
         features,
         "videos",
     )
@@ -157,9 +184,14 @@ def choose_columns(features: Features, video: str | None, label: str | None) -> 
     for name in (video, label):
         if name not in features:
             raise ValueError(f"there is no column {name!r}; the data set has {_listed(features)}")
-    optional = tuple(name for name in OPTIONAL_COLUMNS if name in features and name not in (video, label))
+    optional = tuple(
+        name for name in OPTIONAL_COLUMNS if name in features and name not in (video, label)
+    )
     if optional:
-        logger.info("the columns %s are taken for what they mean in a CSV file of clips", ", ".join(optional))
+        logger.info(
+            "the columns %s are taken for what they mean in a CSV file of clips",
+            ", ".join(optional),
+        )
     return Columns(video, label, _problem_type(features[label], label), optional)
 
 
@@ -173,8 +205,14 @@ def _only(names: list[str], features: Features, what: str) -> str:
 
 
 def _listed(features: Features) -> str:
-    kinds = {name: getattr(feature, "dtype", None) or type(feature).__name__ for name, feature in features.items()}
-    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "no columns that are known beforehand"
+    kinds = {
+        name: getattr(feature, "dtype", None) or type(feature).__name__
+        for name, feature in features.items()
+    }
+    return (
+        ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        or "no columns that are known beforehand"
+    )
 
 
 def _problem_type(feature: Any, name: str) -> str:
@@ -187,7 +225,9 @@ def _problem_type(feature: Any, name: str) -> str:
         return REGRESSION
     if kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint")):
         return SINGLE_LABEL
-    raise ValueError(f"column {name!r} ({kind or type(feature).__name__}) has no labels: give --label_column")
+    raise ValueError(
+        f"column {name!r} ({kind or type(feature).__name__}) has no labels: give --label_column"
+    )
 
 
 def _undecoded(opened: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
@@ -196,8 +236,12 @@ def _undecoded(opened: Dataset | IterableDataset, column: str) -> Dataset | Iter
     return opened
 
 
-def _class_names(data_dir: str, config: str | None, feature: Any, columns: Columns, streaming: bool) -> list[str]:
-    """Names of the classes; where the data set has none, from the labels of all its splits, so that these agree."""
+def _class_names(
+    data_dir: str, config: str | None, feature: Any, columns: Columns, streaming: bool
+) -> list[str]:
+    """Names of the classes; where the data set has none, from the labels of all its splits, so that
+    these agree.
+    """
     if columns.problem_type == REGRESSION:
         return [columns.label]
     inner = feature.feature if isinstance(feature, List) else feature
@@ -220,7 +264,8 @@ def _class_names(data_dir: str, config: str | None, feature: Any, columns: Colum
 
 def label_of(value: Any, number_of: Mapping[str, int], columns: Columns, where: str) -> Any:
     """A label as our records have it: a class number, a list of them, or a float."""
-    is_withheld = columns.problem_type == SINGLE_LABEL and value == -1  # how the Hub writes a label that is not told
+    # how the Hub writes a label that is not told
+    is_withheld = columns.problem_type == SINGLE_LABEL and value == -1
     if value is None or is_withheld:
         raise ValueError(f"{where} has no label ({value}): choose another split")
     if columns.problem_type == REGRESSION:
@@ -234,8 +279,12 @@ def _class_number(value: Any, number_of: Mapping[str, int]) -> int:
     return number_of[str(value)] if isinstance(value, (str, bool)) else int(value)
 
 
-def _as_records(opened: Dataset, data_dir: str, split: str, columns: Columns, names: list[str]) -> Dataset:
-    """The data set with our columns. A video stays as its row has it: `clips` reads it when its turn comes."""
+def _as_records(
+    opened: Dataset, data_dir: str, split: str, columns: Columns, names: list[str]
+) -> Dataset:
+    """The data set with our columns. A video stays as its row has it: `clips` reads it when its
+    turn comes.
+    """
     number_of = {name: number for number, name in enumerate(names)}
     labels = [
         label_of(value, number_of, columns, f"row {row} of the {split} split of {data_dir}")
@@ -254,7 +303,8 @@ def _as_records(opened: Dataset, data_dir: str, split: str, columns: Columns, na
     for name in columns.optional:
         opened = opened.cast_column(name, OPTIONAL_COLUMNS[name])
     added = Dataset.from_dict(
-        {"video_id": ids, label_column: labels}, features=Features({n: kinds[n] for n in ("video_id", label_column)})
+        {"video_id": ids, label_column: labels},
+        features=Features({n: kinds[n] for n in ("video_id", label_column)}),
     )
     for name in added.column_names:
         opened = opened.add_column(name, added[name][:], feature=kinds[name])
@@ -276,7 +326,8 @@ def _video_ids(opened: Dataset, column: str, split: str, data_dir: str) -> list[
     feature = opened.features[column]
     if not isinstance(feature, Video) and feature.dtype.endswith("binary"):
         return numbers
-    found = opened.select_columns([column]).with_format("arrow")[:][column]  # memory-mapped: no video is read
+    # memory-mapped: no video is read
+    found = opened.select_columns([column]).with_format("arrow")[:][column]
     paths = (pc.struct_field(found, "path") if isinstance(feature, Video) else found).to_pylist()
     if None in paths or len(set(paths)) < len(paths):
         return numbers
@@ -285,22 +336,37 @@ def _video_ids(opened: Dataset, column: str, split: str, data_dir: str) -> list[
 
 
 def _streamed(
-    data_dir: str, config: str | None, split: str, opened: IterableDataset, columns: Columns, names: list[str]
+    data_dir: str,
+    config: str | None,
+    split: str,
+    opened: IterableDataset,
+    columns: Columns,
+    names: list[str],
 ) -> FoundVideos:
     sizes = _shard_sizes(data_dir, config, split, opened, columns)
     root = _root(data_dir)
-    generate = partial(_generate, opened=opened, split=split, columns=columns, names=names, root=root)
-    features = video_features(names, video_type="binary", problem_type=columns.problem_type, optional=columns.optional)
+    generate = partial(
+        _generate, opened=opened, split=split, columns=columns, names=names, root=root
+    )
+    features = video_features(
+        names, video_type="binary", problem_type=columns.problem_type, optional=columns.optional
+    )
     shards = list(range(opened.num_shards))
-    videos = IterableDataset.from_generator(generate, features=features, gen_kwargs={"shards": shards})
+    videos = IterableDataset.from_generator(
+        generate, features=features, gen_kwargs={"shards": shards}
+    )
     where = [f"{data_dir} ({split}, shard {shard})" for shard in shards]
-    return FoundVideos(videos, names, sum(sizes), sum(sizes), where, sizes, problem_type=columns.problem_type)
+    return FoundVideos(
+        videos, names, sum(sizes), sum(sizes), where, sizes, problem_type=columns.problem_type
+    )
 
 
 def _shard_sizes(
     data_dir: str, config: str | None, split: str, opened: IterableDataset, columns: Columns
 ) -> list[int]:
-    """Rows in each shard: of Parquet files as their footers say, else counted by reading the labels once."""
+    """Rows in each shard: of Parquet files as their footers say, else counted by reading the labels
+    once.
+    """
     if not _is_saved(data_dir):
         builder = _with_clear_errors(load_dataset_builder, data_dir, config)
         files_of = builder.config.data_files or {}
@@ -308,9 +374,14 @@ def _shard_sizes(
         is_parquet = files and all(str(file).endswith(".parquet") for file in files)
         if is_parquet and len(files) == opened.num_shards:
             return [_rows_of_parquet(str(file)) for file in files]
-    logger.info("%s: the rows of %d shards are counted by reading their labels", data_dir, opened.num_shards)
+    logger.info(
+        "%s: the rows of %d shards are counted by reading their labels", data_dir, opened.num_shards
+    )
     labels = opened.select_columns([columns.label])
-    shards = (labels.shard(opened.num_shards, index, contiguous=True) for index in range(opened.num_shards))
+    shards = (
+        labels.shard(opened.num_shards, index, contiguous=True)
+        for index in range(opened.num_shards)
+    )
     return [sum(1 for _ in shard) for shard in shards]
 
 
@@ -320,18 +391,29 @@ def _rows_of_parquet(file: str) -> int:
 
 
 def _generate(
-    shards: list[int], opened: IterableDataset, split: str, columns: Columns, names: list[str], root: str
+    shards: list[int],
+    opened: IterableDataset,
+    split: str,
+    columns: Columns,
+    names: list[str],
+    root: str,
 ) -> Iterator[dict[str, Any]]:
     number_of = {name: number for number, name in enumerate(names)}
     for shard in shards:
         rows = opened.shard(opened.num_shards, shard, contiguous=True)
-        # `iter`, since a plain loop in a DataLoader worker would split the shard between workers once more.
+        # `iter`, since a plain loop in a DataLoader worker would split the shard between workers
+        # once more.
         for number, batch in enumerate(rows.iter(batch_size=1)):
             row = {name: values[0] for name, values in batch.items()}
             video = video_of(row[columns.video])
             video = os.path.join(root, video) if isinstance(video, str) else video
             video_id = f"{split}-{shard:05d}/{number:07d}"
-            record = {"video_id": video_id, "video": video if isinstance(video, bytes) else Path(video).read_bytes()}
+            record = {
+                "video_id": video_id,
+                "video": video if isinstance(video, bytes) else Path(video).read_bytes(),
+            }
             where = f"row {number} of shard {shard} of the {split} split"
-            record[LABEL_COLUMNS[columns.problem_type]] = label_of(row[columns.label], number_of, columns, where)
+            record[LABEL_COLUMNS[columns.problem_type]] = label_of(
+                row[columns.label], number_of, columns, where
+            )
             yield record | {name: row[name] for name in columns.optional}

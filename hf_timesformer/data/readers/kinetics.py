@@ -1,4 +1,6 @@
-"""Kinetics-400/600/700 as people have it: the official CSV files, or lists of paths and class numbers."""
+"""Kinetics-400/600/700 as people have it: the official CSV files, or lists of paths and class
+numbers.
+"""
 
 import csv
 import logging
@@ -22,14 +24,15 @@ Line = tuple[str, int]  # of a list: the path, the class number
 def read_kinetics(data_dir: Path, split: str, *, extensions: Sequence[str] = ()) -> VideoRecords:
     """One split of Kinetics.
 
-    Either official CSV files (`label,youtube_id,time_start,time_end,split`; those of Kinetics-600 and 700 have more
-    columns) with clips `<youtube_id>_<start:06d>_<end:06d>.<suffix>` or `<youtube_id>.<suffix>` anywhere under
-    `data_dir`, flat or in class folders; classes are the sorted labels of all CSV files there. Or lists of
-    `path label` lines, separated by a space or comma, with absolute paths or paths from `data_dir`, with or without
-    suffix; class names from `labels.json` (a list, or name -> index), else from the folders.
+    Either official CSV files (`label,youtube_id,time_start,time_end,split`; those of Kinetics-600
+    and 700 have more columns) with clips `<youtube_id>_<start:06d>_<end:06d>.<suffix>` or
+    `<youtube_id>.<suffix>` anywhere under `data_dir`, flat or in class folders; classes are the
+    sorted labels of all CSV files there. Or lists of `path label` lines, separated by a space or
+    comma, with absolute paths or paths from `data_dir`, with or without suffix; class names from
+    `labels.json` (a list, or name -> index), else from the folders.
 
-    A clip that cannot be read is taken from a folder `replacement_for_corrupted...` where that has it. A list without
-    labels, as many have of the test split, is passed over.
+    A clip that cannot be read is taken from a folder `replacement_for_corrupted...` where that has
+    it. A list without labels, as many have of the test split, is passed over.
     """
     split = canonical_split(split)
     files = kinetics_files(data_dir)
@@ -45,7 +48,8 @@ def read_kinetics(data_dir: Path, split: str, *, extensions: Sequence[str] = ())
 
 
 def kinetics_files(data_dir: Path) -> dict[str, Path]:
-    """The list of each split, in `data_dir` or a folder under it: `train.csv`, `kinetics-400_train.csv`, ...
+    """The list of each split, in `data_dir` or a folder under it: `train.csv`,
+    `kinetics-400_train.csv`, ...
 
     A list without labels is none that can be used: the log says so, and its split is not there.
     """
@@ -62,7 +66,9 @@ def _all_lists(data_dir: Path) -> dict[str, Path]:
         raise ValueError(f"data folder {str(data_dir)!r} does not exist or is no folder")
     files = {}
     for split, aliases in SPLIT_ALIASES.items():
-        exact = find_annotations(data_dir, [f"{alias}.{suffix}" for alias in aliases for suffix in ("csv", "txt")])
+        exact = find_annotations(
+            data_dir, [f"{alias}.{suffix}" for alias in aliases for suffix in ("csv", "txt")]
+        )
         longer = (path for alias in aliases for path in data_dir.glob(f"*_{alias}.csv"))
         path = exact or min(longer, default=None)
         if path is not None:
@@ -90,7 +96,9 @@ def _is_official(path: Path) -> bool:
 
 
 def _has_labels(path: Path) -> bool:
-    """Whether a list tells classes: by a column `label`, or by a class number at the end of its first line."""
+    """Whether a list tells classes: by a column `label`, or by a class number at the end of its
+    first line.
+    """
     header = _header(path)
     if "youtube_id" in header:
         return "label" in header and any(row["label"] for row in _rows(path))
@@ -100,7 +108,9 @@ def _has_labels(path: Path) -> bool:
 
 
 def _is_bare_path(line: str) -> bool:
-    """Whether a line is a clip's path and nothing after it. `a.mp4 zumba` is not: that label is complained about."""
+    """Whether a line is a clip's path and nothing after it. `a.mp4 zumba` is not: that label is
+    complained about.
+    """
     return not re.search(r"[\s,]", line) or is_video(line.strip('"'))
 
 
@@ -111,25 +121,35 @@ def _read_official(files: dict[str, Path], split: str, index: ClipIndex) -> Vide
     clips_of_video = Counter(row["youtube_id"] for listed in rows.values() for row in listed)
     records = VideoRecords(class_names)
     for row in rows[split]:
-        stem = f"{row['youtube_id']}_{_seconds(row['time_start']):06d}_{_seconds(row['time_end']):06d}"
+        stem = (
+            f"{row['youtube_id']}_{_seconds(row['time_start']):06d}_{_seconds(row['time_end']):06d}"
+        )
         path = index.find(stem)
         if path is None and clips_of_video[row["youtube_id"]] == 1:
-            path = index.find(row["youtube_id"])  # named by the video alone, which is clear where it has one clip
+            # named by the video alone, which is clear where it has one clip
+            path = index.find(row["youtube_id"])
         records.add_listed(stem, path, number_of[row["label"]])
     return records
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        return [{(name or "").strip(): value for name, value in row.items()} for row in csv.DictReader(file)]
+        return [
+            {(name or "").strip(): value for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def _official_rows(path: Path) -> list[dict[str, str]]:
     rows = _rows(path)
     for number, row in enumerate(rows, start=2):
-        is_whole = all(re.fullmatch(r"\d+(\.0*)?", row[name] or "") for name in ("time_start", "time_end"))
+        is_whole = all(
+            re.fullmatch(r"\d+(\.0*)?", row[name] or "") for name in ("time_start", "time_end")
+        )
         if not row["label"] or not is_whole:
-            raise ValueError(f"{path}, line {number}: need a label and whole seconds, got {list(row.values())}")
+            raise ValueError(
+                f"{path}, line {number}: need a label and whole seconds, got {list(row.values())}"
+            )
     return rows
 
 
@@ -138,7 +158,9 @@ def _seconds(text: str) -> int:
     return int(float(text))
 
 
-def _read_lists(data_dir: Path, files: dict[str, Path], split: str, index: ClipIndex) -> VideoRecords:
+def _read_lists(
+    data_dir: Path, files: dict[str, Path], split: str, index: ClipIndex
+) -> VideoRecords:
     lists = {name: list(_list_lines(path)) for name, path in files.items()}
     class_names = names_of_numbers(data_dir, chain.from_iterable(lists.values()), ["labels.json"])
     records = VideoRecords(class_names)
@@ -151,7 +173,10 @@ def _list_lines(path: Path) -> Iterator[Line]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
-        match = re.fullmatch(r"\s*(.+?)\s*[,\s]\s*(\d+)\s*", line)  # the path may hold spaces and commas itself
+        # the path may hold spaces and commas itself
+        match = re.fullmatch(r"\s*(.+?)\s*[,\s]\s*(\d+)\s*", line)
         if match is None:
-            raise ValueError(f"{path}, line {number}: expected 'path label' with a class number, got {line!r}")
+            raise ValueError(
+                f"{path}, line {number}: expected 'path label' with a class number, got {line!r}"
+            )
         yield match[1].strip('"'), int(match[2])

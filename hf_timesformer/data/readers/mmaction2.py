@@ -19,14 +19,18 @@ NAME_FILES = ("label_map.txt", "labels.txt", "labels.json", "classes.txt")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a list: the path as it stands there, the frames that it tells of a folder, the classes."""
+    """One line of a list: the path as it stands there, the frames that it tells of a folder, the
+    classes.
+    """
 
     name: str
     labels: list[int]
     num_frames: int | None = None
 
 
-def read_mmaction2(data_dir: Path, split: str, *, fold: int = 1, extensions: Sequence[str] = ()) -> VideoRecords:
+def read_mmaction2(
+    data_dir: Path, split: str, *, fold: int = 1, extensions: Sequence[str] = ()
+) -> VideoRecords:
     """One split of lists as mmaction2's tools write them.
 
         some/path/000.mp4 1             a video and its class         (..._list_videos.txt)
@@ -34,9 +38,9 @@ def read_mmaction2(data_dir: Path, split: str, *, fold: int = 1, extensions: Seq
         some/path/000.mp4 1 3 5         several classes (then all lists are multi-label)
 
     Lists are `train.txt`, `val.txt` or longer names such as `kinetics400_train_list_videos.txt` and
-    `ucf101_val_split_1_rawframes.txt`, in `data_dir` or a folder in it. Paths are from `data_dir` or a folder in it
-    (`videos`, `rawframes`, ...). Names of the classes come from `label_map.txt` or `labels.json`, else from the
-    folders.
+    `ucf101_val_split_1_rawframes.txt`, in `data_dir` or a folder in it. Paths are from `data_dir`
+    or a folder in it (`videos`, `rawframes`, ...). Names of the classes come from `label_map.txt`
+    or `labels.json`, else from the folders.
 
     Args:
         data_dir: the folder of lists and videos.
@@ -51,13 +55,19 @@ def read_mmaction2(data_dir: Path, split: str, *, fold: int = 1, extensions: Seq
     files = _lists_by_split(data_dir, fold)
     if split not in files:
         found = ", ".join(str(path) for path in files.values()) or "no list of any split"
-        raise ValueError(f"{data_dir} has no list of its {split} split, such as {split}.txt; found: {found}")
+        raise ValueError(
+            f"{data_dir} has no list of its {split} split, such as {split}.txt; found: {found}"
+        )
     lists = {name: list(_lines(path)) for name, path in files.items()}
-    everything = [(line.name, label) for lines in lists.values() for line in lines for label in line.labels]
+    everything = [
+        (line.name, label) for lines in lists.values() for line in lines for label in line.labels
+    ]
     class_names = names_of_numbers(data_dir, everything, NAME_FILES)
     is_multi_label = any(len(line.labels) > 1 for lines in lists.values() for line in lines)
     if is_multi_label:
-        logger.info("%s: some clips have several classes, so all lists are read as multi-label", data_dir)
+        logger.info(
+            "%s: some clips have several classes, so all lists are read as multi-label", data_dir
+        )
     index = ClipIndex(data_dir, extensions)
     records = VideoRecords(class_names, MULTI_LABEL if is_multi_label else SINGLE_LABEL)
     differing = []
@@ -66,9 +76,15 @@ def read_mmaction2(data_dir: Path, split: str, *, fold: int = 1, extensions: Seq
         path = index.locate(line.name)
         records.add_listed(line.name, path, label)
         if path in index.media.pictures and index.media.pictures[path] != line.num_frames:
-            differing.append(f"{line.name} ({index.media.pictures[path]} pictures, {line.num_frames} on the list)")
+            differing.append(
+                f"{line.name} ({index.media.pictures[path]} pictures, {line.num_frames} on the list)"
+            )
     if differing:
-        logger.warning("%d folders do not hold as many frames as listed, such as %s", len(differing), differing[0])
+        logger.warning(
+            "%d folders do not hold as many frames as listed, such as %s",
+            len(differing),
+            differing[0],
+        )
     index.report(data_dir)
     return records
 
@@ -89,11 +105,15 @@ def _all_lists(data_dir: Path) -> list[Path]:
 def _split_of(name: str) -> str | None:
     """`kinetics400_val_list_videos.txt` -> `validation`; None for a file that names no split."""
     words = re.split(r"[_.\-]", name.lower())
-    return next((split for split, aliases in SPLIT_ALIASES.items() if set(aliases) & set(words)), None)
+    return next(
+        (split for split, aliases in SPLIT_ALIASES.items() if set(aliases) & set(words)), None
+    )
 
 
 def _lists_by_split(data_dir: Path, fold: int) -> dict[str, Path]:
-    """The list of each split. Of a list of videos and one of frames, the one of videos is taken, and said."""
+    """The list of each split. Of a list of videos and one of frames, the one of videos is taken,
+    and said.
+    """
     files: dict[str, Path] = {}
     for path in _all_lists(data_dir):
         split, of_fold = _split_of(path.name), re.search(r"split[_-]?(\d+)", path.name)
@@ -118,7 +138,9 @@ def _lines(path: Path) -> Iterator[Line]:
     for number, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         match = re.fullmatch(r"\s*(\S.*?)((?:\s+\d+)+)\s*", text)
         if match is None and text.strip():
-            raise ValueError(f"{path}, line {number}: expected a path and class numbers, got {text!r}")
+            raise ValueError(
+                f"{path}, line {number}: expected a path and class numbers, got {text!r}"
+            )
         if match is None:
             continue
         name, values = match[1], [int(value) for value in match[2].split()]

@@ -21,13 +21,17 @@ TEST_ANSWERS = [f"{prefix}test-answers.csv" for prefix in PREFIXES]
 
 
 def read_ssv2(data_dir: Path, split: str, *, extensions: Sequence[str] = ()) -> VideoRecords:
-    """Something-Something-V2: `labels.json`, `train.json`, `validation.json`, `<id>.webm` (also with their prefix).
+    """Something-Something-V2: `labels.json`, `train.json`, `validation.json`, `<id>.webm` (also
+    with their prefix).
 
-    The class index is that of `labels.json`; a video's class is its template without the brackets. The labels of the
-    test split are those of `test-answers.csv` (lines `id;label`), which came with a later release of the labels.
+    The class index is that of `labels.json`; a video's class is its template without the brackets.
+    The labels of the test split are those of `test-answers.csv` (lines `id;label`), which came with
+    a later release of the labels.
     """
     split = canonical_split(split)
-    class_names = read_class_names(require_annotations(data_dir, [f"{prefix}labels.json" for prefix in PREFIXES]))
+    class_names = read_class_names(
+        require_annotations(data_dir, [f"{prefix}labels.json" for prefix in PREFIXES])
+    )
     number_of = {name: label for label, name in enumerate(class_names)}
     if split == "test":
         annotations = _require_test_answers(data_dir)
@@ -38,7 +42,9 @@ def read_ssv2(data_dir: Path, split: str, *, extensions: Sequence[str] = ()) -> 
     index, records = ClipIndex(data_dir, extensions), VideoRecords(class_names)
     for video_id, template in entries:
         if template not in number_of:
-            raise ValueError(f"{annotations}: video {video_id} has the template {template!r}, not in labels.json")
+            raise ValueError(
+                f"{annotations}: video {video_id} has the template {template!r}, not in labels.json"
+            )
         records.add_listed(video_id, index.find(video_id), number_of[template])
     index.report(data_dir)
     return records
@@ -46,7 +52,11 @@ def read_ssv2(data_dir: Path, split: str, *, extensions: Sequence[str] = ()) -> 
 
 def ssv2_splits(data_dir: Path) -> list[str]:
     """Splits whose annotations, with labels, are there."""
-    names = {"train": _names_of("train"), "validation": _names_of("validation"), "test": TEST_ANSWERS}
+    names = {
+        "train": _names_of("train"),
+        "validation": _names_of("validation"),
+        "test": TEST_ANSWERS,
+    }
     return [split for split in names if find_annotations(data_dir, names[split])]
 
 

@@ -12,9 +12,9 @@
 | `group`                    | clips of one group are not parted where some are held out                        |
 | `weight`                   | how often the clip is drawn, beside the others                                   |
 
-The table is a file, or there is one a split: `train.csv`, `validation.csv`, `test.csv`. `metadata.csv` and
-`metadata.jsonl` of a VideoFolder are such tables. Names for class numbers, or the order of the classes, come from
-`labels.json`, `labels.txt` or `classes.txt` beside it.
+The table is a file, or there is one a split: `train.csv`, `validation.csv`, `test.csv`.
+`metadata.csv` and `metadata.jsonl` of a VideoFolder are such tables. Names for class numbers, or
+the order of the classes, come from `labels.json`, `labels.txt` or `classes.txt` beside it.
 """
 
 import logging
@@ -38,22 +38,27 @@ METADATA = tuple(f"metadata.{suffix}" for suffix in ("csv", "jsonl", "parquet"))
 def read_table(data_dir: Path, split: str, *, group_column: str | None = None) -> VideoRecords:
     """One split of the clips that a table lists; the docstring of this file has its columns.
 
-    Args:
-        data_dir: the table, or a folder with one a split, or with the `metadata.csv` of a VideoFolder.
-        split: one of `table_splits`.
-        group_column: header of the column of groups, if it is another than `group`.
+    Args: data_dir: the table, or a folder with one a split, or with the `metadata.csv` of a
+        VideoFolder. split: one of `table_splits`. group_column: header of the column of groups, if
+        it is another than `group`.
 
-    Raises:
-        ValueError: there is no table, no such split, or a row that makes no sense; with the file and the line.
+    Raises: ValueError: there is no table, no such split, or a row that makes no sense; with the
+        file and the line.
     """
     split = canonical_split(split)
     tables = _read_tables(data_dir, group_column)
     rows = _rows_by_split(tables)
     column = find_label_column(list(tables.values()))
-    labelled = {name: listed for name, listed in rows.items() if any(row.get(column) is not None for row in listed)}
+    labelled = {
+        name: listed
+        for name, listed in rows.items()
+        if any(row.get(column) is not None for row in listed)
+    }
     if split not in labelled:
         without = " (its clips have no label)" if split in rows else ""
-        raise ValueError(f"{data_dir} has no {split} split{without}; found: {', '.join(labelled) or 'none'}")
+        raise ValueError(
+            f"{data_dir} has no {split} split{without}; found: {', '.join(labelled) or 'none'}"
+        )
     for table in tables.values():
         if table.unused:
             logger.info("%s: columns that are not used: %s", table.path, ", ".join(table.unused))
@@ -88,7 +93,9 @@ def find_tables(data_dir: Path) -> dict[str | None, Path]:
     if data_dir.is_file():
         return {None: data_dir}
     if not data_dir.is_dir():
-        raise ValueError(f"{str(data_dir)!r} is no table and no folder: give the file, or a folder with train.csv")
+        raise ValueError(
+            f"{str(data_dir)!r} is no table and no folder: give the file, or a folder with train.csv"
+        )
     tables: dict[str | None, Path] = {}
     for split, aliases in SPLIT_ALIASES.items():
         names = [f"{alias}.{suffix}" for alias in aliases for suffix in SUFFIXES]
@@ -108,7 +115,9 @@ def find_tables(data_dir: Path) -> dict[str | None, Path]:
 def _only_one(folder: Path, names: Sequence[str], what: str) -> Path | None:
     found = [folder / name for name in names if (folder / name).is_file()]
     if len(found) > 1:
-        raise ValueError(f"{folder} has several tables of {what}: {', '.join(path.name for path in found)}; keep one")
+        raise ValueError(
+            f"{folder} has several tables of {what}: {', '.join(path.name for path in found)}; keep one"
+        )
     return found[0] if found else None
 
 
@@ -118,10 +127,14 @@ def has_column(data_dir: Path, name: str) -> bool:
 
 
 def _read_tables(data_dir: Path, group_column: str | None = None) -> dict[str | None, Table]:
-    return {split: read_table_file(path, group_column) for split, path in find_tables(data_dir).items()}
+    return {
+        split: read_table_file(path, group_column) for split, path in find_tables(data_dir).items()
+    }
 
 
-def _root(data_dir: Path, tables: dict[str | None, Table] | None = None, split: str | None = None) -> Path:
+def _root(
+    data_dir: Path, tables: dict[str | None, Table] | None = None, split: str | None = None
+) -> Path:
     """The folder that paths are from: that of the table."""
     if tables is None:
         return data_dir if data_dir.is_dir() else data_dir.parent
@@ -149,15 +162,21 @@ def _split_of(row: Row, of_file: str | None, from_folders: bool) -> str:
     except ValueError as error:
         raise ValueError(f"{row.place}: {error}") from error
     if of_file is not None and split != of_file:
-        raise ValueError(f"{row.place}: a clip of the {split} split in the table of the {of_file} split")
+        raise ValueError(
+            f"{row.place}: a clip of the {split} split in the table of the {of_file} split"
+        )
     return split
 
 
 def _splits_are_folders(table: Table) -> bool:
-    """Whether a VideoFolder's table has no column for it, but every path begins with the folder of a split."""
+    """Whether a VideoFolder's table has no column for it, but every path begins with the folder of
+    a split.
+    """
     aliases = {alias for names in SPLIT_ALIASES.values() for alias in names}
     paths = [row.get("path") for row in table.rows]
-    are = "split" not in table.columns and all(p and path_parts(p)[0].lower() in aliases for p in paths)
+    are = "split" not in table.columns and all(
+        p and path_parts(p)[0].lower() in aliases for p in paths
+    )
     if are:
         logger.info("%s: splits are taken from the folders that the paths begin with", table.path)
     return are
@@ -184,18 +203,27 @@ def _make_records(rows: Sequence[Row], labels: LabelReader, root: Path) -> Video
         first.setdefault(video_id, (label, row.place))
         records.add_listed(video_id, _locate(str(row.get("path")), root, row), label, **extras)
     if labels.problem_type == SINGLE_LABEL:
-        without = sorted(set(labels.class_names) - {labels.class_names[label] for label, _ in first.values()})
+        without = sorted(
+            set(labels.class_names) - {labels.class_names[label] for label, _ in first.values()}
+        )
         if without:
             logger.warning(
-                "%s: %d classes have no clip in this split: %s", root, len(without), ", ".join(without[:20])
+                "%s: %d classes have no clip in this split: %s",
+                root,
+                len(without),
+                ", ".join(without[:20]),
             )
     return records
 
 
 def _locate(listed: str, root: Path, row: Row) -> Path | None:
-    """The file, or folder of frames, that a row means; also with Windows' separators or spaces around it."""
+    """The file, or folder of frames, that a row means; also with Windows' separators or spaces
+    around it.
+    """
     if "://" in listed:
-        raise ValueError(f"{row.place}: {listed} is an address: download the clips and list their files")
+        raise ValueError(
+            f"{row.place}: {listed} is an address: download the clips and list their files"
+        )
     for name in dict.fromkeys((listed, listed.strip(), listed.strip().replace("\\", "/"))):
         path = root / name  # an absolute name stays as it is
         if os.path.exists(path):
@@ -262,7 +290,10 @@ def _segment_name(extras: dict[str, Any]) -> str:
 
 def _warn_of_shared(labelled: dict[str, list[Row]]) -> None:
     """Say where two splits share a video: then what is measured on one was seen in the other."""
-    videos = {split: {"/".join(path_parts(row.get("path") or "")) for row in rows} for split, rows in labelled.items()}
+    videos = {
+        split: {"/".join(path_parts(row.get("path") or "")) for row in rows}
+        for split, rows in labelled.items()
+    }
     names = list(videos)
     for number, split in enumerate(names):
         for other in names[number + 1 :]:

@@ -1,4 +1,6 @@
-"""Rows of a table in a file: CSV, TSV, JSON lines or Parquet, or a list of `path label` lines without a header."""
+"""Rows of a table in a file: CSV, TSV, JSON lines or Parquet, or a list of `path label` lines
+without a header.
+"""
 
 import csv
 import math
@@ -17,7 +19,8 @@ from ..records import parse_json
 
 SUFFIXES = ("csv", "tsv", "txt", "jsonl", "json", "parquet")
 
-# The columns that are read, each with the headers that stand for it (case and spaces around them do not count).
+# The columns that are read, each with the headers that stand for it (case and spaces around them do
+# not count).
 COLUMNS = {
     "path": ("path", "video", "file_name", "filename", "file", "video_path", "filepath", "clip"),
     "label": ("label", "class", "category", "action"),
@@ -35,7 +38,9 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its values by the names of `COLUMNS` (an empty one is not there), and where it stands."""
+    """One row: its values by the names of `COLUMNS` (an empty one is not there), and where it
+    stands.
+    """
 
     values: Mapping[str, Any]
     place: str  # for messages: `clips.csv, line 3`
@@ -47,7 +52,9 @@ class Row:
 
 @dataclass
 class Table:
-    """The rows of a file, the columns of `COLUMNS` that it has, and the headers that mean nothing here."""
+    """The rows of a file, the columns of `COLUMNS` that it has, and the headers that mean nothing
+    here.
+    """
 
     path: Path
     columns: list[str]
@@ -62,11 +69,12 @@ def read_table_file(path: Path, group_column: str | None = None) -> Table:
         path: a file with one of `SUFFIXES`.
         group_column: header of the column of groups, if it is another than `group`.
 
-    A CSV file has commas, semicolons or tabs between its fields, and quotes around fields that hold them. Without a
-    header each line is a path and a label, with a comma, a semicolon, a tab or a space between.
+    A CSV file has commas, semicolons or tabs between its fields, and quotes around fields that hold
+    them. Without a header each line is a path and a label, with a comma, a semicolon, a tab or a
+    space between.
 
-    Raises:
-        ValueError: the file cannot be read, holds no row, or has no column of paths. It names the file and the line.
+    Raises: ValueError: the file cannot be read, holds no row, or has no column of paths. It names
+        the file and the line.
     """
     suffix = path.suffix.lower().lstrip(".")
     if suffix not in SUFFIXES:
@@ -112,14 +120,21 @@ def _json_rows(path: Path, suffix: str) -> Iterator[tuple[str, Mapping[str, Any]
             yield place, parse_json(line, place, dict)
 
 
-def _from_records(path: Path, records: Iterator[tuple[str, Mapping[str, Any]]], group_column: str | None) -> Table:
+def _from_records(
+    path: Path, records: Iterator[tuple[str, Mapping[str, Any]]], group_column: str | None
+) -> Table:
     """A table of rows that name their own columns."""
     placed = list(records)
     headers = list(dict.fromkeys(name for _, row in placed for name in row))
     names, unused = _match_headers(headers, group_column)
     if "path" not in names.values():
-        raise ValueError(f"{path} has no column {_alternatives()}; its columns: {', '.join(headers) or 'none'}")
-    rows = [Row(_without_empty({names[h]: value for h, value in row.items() if h in names}), p) for p, row in placed]
+        raise ValueError(
+            f"{path} has no column {_alternatives()}; its columns: {', '.join(headers) or 'none'}"
+        )
+    rows = [
+        Row(_without_empty({names[h]: value for h, value in row.items() if h in names}), p)
+        for p, row in placed
+    ]
     return Table(path, list(names.values()), rows, unused)
 
 
@@ -131,7 +146,12 @@ def _from_text(path: Path, text: str, suffix: str, group_column: str | None) -> 
         names, unused = _match_headers(headers, group_column)
         if "path" in names.values():
             rows = [
-                Row(_without_empty({names[h]: value for h, value in zip(headers, fields) if h in names}), place)
+                Row(
+                    _without_empty(
+                        {names[h]: value for h, value in zip(headers, fields) if h in names}
+                    ),
+                    place,
+                )
                 for place, fields in _csv_rows(path, text, delimiter, len(headers))
             ]
             return Table(path, list(names.values()), rows, unused)
@@ -158,13 +178,19 @@ def _csv_rows(path: Path, text: str, delimiter: str, width: int) -> Iterator[tup
         yield place, fields
 
 
-def _match_headers(headers: Sequence[str], group_column: str | None) -> tuple[dict[str, str], list[str]]:
+def _match_headers(
+    headers: Sequence[str], group_column: str | None
+) -> tuple[dict[str, str], list[str]]:
     """Which header stands for which column of `COLUMNS`, and those that stand for none."""
-    columns = COLUMNS if group_column is None else COLUMNS | {"group": (group_column.strip().lower(),)}
+    columns = (
+        COLUMNS if group_column is None else COLUMNS | {"group": (group_column.strip().lower(),)}
+    )
     by_plain_name = {header.strip().lower(): header for header in reversed(headers)}
     names: dict[str, str] = {}
     for column, alternatives in columns.items():
-        header = next((by_plain_name[other] for other in alternatives if other in by_plain_name), None)
+        header = next(
+            (by_plain_name[other] for other in alternatives if other in by_plain_name), None
+        )
         if header is not None:
             names[header] = column
     return names, [header for header in headers if header not in names]
@@ -175,7 +201,9 @@ def _alternatives() -> str:
 
 
 def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
-    """Text without spaces around it, and without what is empty. A path keeps its spaces: they may be the file's."""
+    """Text without spaces around it, and without what is empty. A path keeps its spaces: they may
+    be the file's.
+    """
     kept = {}
     for name, value in values.items():
         if isinstance(value, str) and name != "path":
@@ -192,8 +220,12 @@ def path_parts(path: str) -> list[str]:
 
 
 def _require_clip_in(line: str, path: Path) -> None:
-    """Raise ValueError where the first line is neither a header nor a clip: its header would be taken for a clip."""
-    if not any(is_video(part.strip("\"' ")) for part in re.split(r"[,;\s]", line)) and not re.search(r"\d\s*$", line):
+    """Raise ValueError where the first line is neither a header nor a clip: its header would be
+    taken for a clip.
+    """
+    if not any(
+        is_video(part.strip("\"' ")) for part in re.split(r"[,;\s]", line)
+    ) and not re.search(r"\d\s*$", line):
         raise ValueError(
             f"{path}: the first line, {line[:80]!r}, has no column {_alternatives()} and lists no clip: "
             "add a header such as path,label"
@@ -213,9 +245,11 @@ def _list_rows(path: Path, text: str) -> Iterator[Row]:
 
 
 def _split_line(line: str) -> tuple[str, str] | None:
-    """`a b.mp4 running fast` -> `a b.mp4` and `running fast`; a path may hold spaces and commas, a label too.
+    """`a b.mp4 running fast` -> `a b.mp4` and `running fast`; a path may hold spaces and commas, a
+    label too.
 
-    The path ends at the first video suffix that a separator follows, or else where only a number follows it.
+    The path ends at the first video suffix that a separator follows, or else where only a number
+    follows it.
     """
     quoted = re.fullmatch(r'"((?:[^"]|"")+)"\s*[,;\s]\s*(.+)', line)
     if quoted is not None:

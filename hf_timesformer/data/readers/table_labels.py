@@ -1,4 +1,6 @@
-"""Labels of a table's rows: a class by name or number, several classes, or a number to be predicted."""
+"""Labels of a table's rows: a class by name or number, several classes, or a number to be
+predicted.
+"""
 
 import logging
 import math
@@ -20,7 +22,9 @@ CLASS_FILES = ("labels.json", "labels.txt", "classes.txt")
 
 @dataclass(frozen=True)
 class LabelReader:
-    """The kind of problem that a table poses, its classes in order, and the label of each row as a record has it."""
+    """The kind of problem that a table poses, its classes in order, and the label of each row as a
+    record has it.
+    """
 
     problem_type: str
     class_names: list[str]
@@ -38,9 +42,13 @@ def find_label_column(tables: Sequence[Table]) -> str:
     where = ", ".join(str(table.path) for table in tables)
     if not found:
         unused = ", ".join(header for table in tables for header in table.unused) or "none"
-        raise ValueError(f"{where}: no column label, labels or target; columns that mean nothing here: {unused}")
+        raise ValueError(
+            f"{where}: no column label, labels or target; columns that mean nothing here: {unused}"
+        )
     if len(found) > 1:
-        raise ValueError(f"{where}: columns {' and '.join(found)}: keep the one that is to be learned")
+        raise ValueError(
+            f"{where}: columns {' and '.join(found)}: keep the one that is to be learned"
+        )
     return found[0]
 
 
@@ -53,15 +61,17 @@ def make_label_reader(column: str, rows: Sequence[Row], root: Path, source: str)
         root: where a file of class names may lie (`CLASS_FILES`).
         source: name of the table, for error messages.
 
-    Raises:
-        ValueError: class numbers leave a gap, a name is not in the file of class names, or numbers are no classes.
+    Raises: ValueError: class numbers leave a gap, a name is not in the file of class names, or
+        numbers are no classes.
     """
     if column == "target":
         return LabelReader(REGRESSION, ["target"], _read_number)
     given = [name for row in rows for name in _names_in(row, column)]
     names_file = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
     if given and all(map(_is_whole, given)):
-        listed = [(_folder_of(row), int(float(name))) for row in rows for name in _names_in(row, column)]
+        listed = [
+            (_folder_of(row), int(float(name))) for row in rows for name in _names_in(row, column)
+        ]
         class_names = name_numbers(listed, names_file, source, folders_may_name=column == "label")
         number_of = {name: int(float(name)) for name in given}
     else:
@@ -99,9 +109,13 @@ def _names_in(row: Row, column: str) -> list[str]:
         parts = value if isinstance(value, list | tuple) else str(value).split("|")
         return [str(part).strip() for part in parts if str(part).strip()]
     if value is None:
-        raise ValueError(f"{row.place}: no label for {row.get('path')!r}, while other clips of the split have one")
+        raise ValueError(
+            f"{row.place}: no label for {row.get('path')!r}, while other clips of the split have one"
+        )
     if isinstance(value, list | tuple | dict):
-        raise ValueError(f"{row.place}: label {value!r} is no single class: several go into a column `labels`")
+        raise ValueError(
+            f"{row.place}: label {value!r} is no single class: several go into a column `labels`"
+        )
     return [str(value).strip()]
 
 

@@ -12,24 +12,28 @@ from ..records import VideoRecords, canonical_split, find_annotations, require_a
 FOLDS = (1, 2, 3)
 
 
-def read_ucf101(data_dir: Path, split: str, *, fold: int = 1, extensions: Sequence[str] = ()) -> VideoRecords:
+def read_ucf101(
+    data_dir: Path, split: str, *, fold: int = 1, extensions: Sequence[str] = ()
+) -> VideoRecords:
     """UCF101: the folder that holds `UCF-101/` and `ucfTrainTestlist/`.
 
-    Lists are `trainlist01.txt` (`Archery/v_Archery_g08_c01.avi 3`) and `testlist01.txt` (without the number), to 03;
-    `classInd.txt` names the classes, counted from 1 (`3 Archery`). A video's id is its name without the suffix.
+    Lists are `trainlist01.txt` (`Archery/v_Archery_g08_c01.avi 3`) and `testlist01.txt` (without
+    the number), to 03; `classInd.txt` names the classes, counted from 1 (`3 Archery`). A video's id
+    is its name without the suffix.
 
-    Args:
-        data_dir: the folder; the videos may lie anywhere in it, also converted to another format.
-        split: train or test: the authors made no validation split.
-        fold: which of the authors' three divisions into train and test; results are given as the mean of all three.
-        extensions: suffixes of clips beyond the usual ones.
+    Args: data_dir: the folder; the videos may lie anywhere in it, also converted to another format.
+        split: train or test: the authors made no validation split. fold: which of the authors'
+        three divisions into train and test; results are given as the mean of all three. extensions:
+        suffixes of clips beyond the usual ones.
 
     Raises:
         ValueError: a file of annotations is missing or does not fit the others.
     """
     split = canonical_split(split)
     if split == "validation":
-        raise ValueError("UCF101 has no validation split: choose train or test (training holds some of train out)")
+        raise ValueError(
+            "UCF101 has no validation split: choose train or test (training holds some of train out)"
+        )
     if fold not in FOLDS:
         raise ValueError(f"UCF101 is divided in three ways: choose --fold 1, 2 or 3, not {fold}")
     class_names = _read_class_names(require_annotations(data_dir, ["classInd.txt"]))
@@ -56,7 +60,9 @@ def _list_name(split: str, fold: int) -> str:
 
 
 def _read_class_names(path: Path) -> list[str]:
-    """`["1 ApplyEyeMakeup", "2 ApplyLipstick"]` -> the names in the order of the numbers, which begin at 1."""
+    """`["1 ApplyEyeMakeup", "2 ApplyLipstick"]` -> the names in the order of the numbers, which
+    begin at 1.
+    """
     numbered = []
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         match = re.fullmatch(r"\s*(\d+)\s+(\S+)\s*", line)
@@ -76,4 +82,6 @@ def _lines(path: Path) -> Iterator[tuple[str, int | None]]:
         if match:
             yield match[1], int(match[2]) if match[2] else None
         elif line.strip():
-            raise ValueError(f"{path}, line {number}: expected '<class>/<video>' and perhaps a number, got {line!r}")
+            raise ValueError(
+                f"{path}, line {number}: expected '<class>/<video>' and perhaps a number, got {line!r}"
+            )

@@ -1,4 +1,6 @@
-"""Tar shards of `<key>.<video suffix>` + `<key>.cls` or `<key>.json`, on disk or remote, read as a stream."""
+"""Tar shards of `<key>.<video suffix>` + `<key>.cls` or `<key>.json`, on disk or remote, read as a
+stream.
+"""
 
 import logging
 import os
@@ -26,7 +28,8 @@ from ..targets import LABEL_COLUMNS, MULTI_LABEL, SINGLE_LABEL
 logger = logging.getLogger(__name__)
 
 LABELS_FILE = "labels.json"  # class names in order, beside the shards
-INDEX_FILE = "shards.json"  # what `prepare_dataset` packed: each split's shards and their numbers of videos
+# what `prepare_dataset` packed: each split's shards and their numbers of videos
+INDEX_FILE = "shards.json"
 PLAN_FILE = "packing_plan.json"  # written when packing begins
 LABEL_SUFFIXES = ("cls", "json")  # what tells the label of a video of the same name
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, aiohttp.ClientError)
@@ -35,15 +38,18 @@ READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, aiohttp.ClientEr
 def find_shards(location: str, split: str) -> list[str]:
     """Paths or URLs of the shards of one split, in order.
 
-    `location` is a folder (local or `hf://`) with `<split>*.tar` or `<split>/*.tar`; a folder URL with our
-    `shards.json`; or shards by pattern: `{split}` stands for the split, `{000..123}` and `{a,b}` for a range and a
-    choice, `*` for anything (not over http, which cannot list). Raises ValueError where nothing is found.
+    `location` is a folder (local or `hf://`) with `<split>*.tar` or `<split>/*.tar`; a folder URL
+    with our `shards.json`; or shards by pattern: `{split}` stands for the split, `{000..123}` and
+    `{a,b}` for a range and a choice, `*` for anything (not over http, which cannot list). Raises
+    ValueError where nothing is found.
     """
     split = canonical_split(split)
     if not re.search(r"\.(tar|tgz|tar\.gz)$", location):
         return _shards_in_folder(location.rstrip("/"), split)
     patterns = expand_braces(location.replace("{split}", split))
-    shards = [shard for pattern in patterns for shard in (_glob(pattern) if "*" in pattern else [pattern])]
+    shards = [
+        shard for pattern in patterns for shard in (_glob(pattern) if "*" in pattern else [pattern])
+    ]
     absent = [shard for shard in shards if "://" not in shard and not os.path.isfile(shard)]
     if absent or not shards:
         raise ValueError(
@@ -55,7 +61,9 @@ def find_shards(location: str, split: str) -> list[str]:
 def expand_braces(pattern: str) -> list[str]:
     """`a-{00..02}.{x,y}` -> all its strings, in order; numbers keep their leading zeros."""
     pieces = re.split(r"\{([^{}]*)\}", pattern)  # text, choice, text, choice, ..., text
-    choices = [[piece] if place % 2 == 0 else _brace_choices(piece) for place, piece in enumerate(pieces)]
+    choices = [
+        [piece] if place % 2 == 0 else _brace_choices(piece) for place, piece in enumerate(pieces)
+    ]
     return ["".join(parts) for parts in product(*choices)]
 
 
@@ -71,7 +79,9 @@ def _brace_choices(body: str) -> list[str]:
 
 def _glob(pattern: str) -> list[str]:
     if pattern.startswith(("http://", "https://")):
-        raise ValueError(f"{pattern}: http cannot list files; name the shards as {{000000..000123}}")
+        raise ValueError(
+            f"{pattern}: http cannot list files; name the shards as {{000000..000123}}"
+        )
     filesystem, path = fsspec.url_to_fs(os.path.expanduser(pattern))
     return sorted(_with_protocol(pattern, found) for found in filesystem.glob(path))
 
@@ -84,7 +94,9 @@ def _shards_in_folder(folder: str, split: str) -> list[str]:
     index = read_index(folder)
     if index is not None:
         if split not in index["splits"]:
-            raise ValueError(f"{folder}/{INDEX_FILE} has no {split} split; it has: {', '.join(index['splits'])}")
+            raise ValueError(
+                f"{folder}/{INDEX_FILE} has no {split} split; it has: {', '.join(index['splits'])}"
+            )
         return [f"{folder}/{name}" for name in index["splits"][split]["shards"]]
     if folder.startswith(("http://", "https://")):
         raise ValueError(
@@ -93,10 +105,14 @@ def _shards_in_folder(folder: str, split: str) -> list[str]:
     if "://" not in folder and not Path(folder).expanduser().is_dir():
         raise ValueError(f"data folder {folder!r} does not exist or is no folder")
     if "://" not in folder and any(Path(folder).expanduser().glob(f"{Path(PLAN_FILE).stem}*.json")):
-        raise ValueError(f"packing into {folder} is not finished: run prepare again, it goes on there (all its parts)")
+        raise ValueError(
+            f"packing into {folder} is not finished: run prepare again, it goes on there (all its parts)"
+        )
     found = {name: _split_shards(folder, name) for name in SPLIT_ALIASES}
     if not found[split]:
-        others = ", ".join(name for name, shards in found.items() if shards) or "no shards of any split"
+        others = (
+            ", ".join(name for name, shards in found.items() if shards) or "no shards of any split"
+        )
         raise ValueError(f"{folder} has no shards {split}*.tar or {split}/*.tar; found: {others}")
     return found[split]
 
@@ -110,7 +126,9 @@ def _split_shards(folder: str, split: str) -> list[str]:
 
 
 def webdataset_splits(location: str) -> list[str]:
-    """Splits that a folder of shards has; for a pattern with `{split}` those that match; else `train`."""
+    """Splits that a folder of shards has; for a pattern with `{split}` those that match; else
+    `train`.
+    """
     index = None if location.endswith(".tar") else read_index(location.rstrip("/"))
     if index is not None:
         return list(index["splits"])
@@ -134,10 +152,12 @@ def _read_text(path: str) -> str | None:
 
 
 def find_class_names(shards: Sequence[str], location: str) -> list[str]:
-    """Class names from `labels.json` beside the shards or in the folder above, else from the shards' own labels.
+    """Class names from `labels.json` beside the shards or in the folder above, else from the
+    shards' own labels.
 
-    Without that file the names are the texts of all `.cls` (and `label` of all `.json`) in the shards of every split
-    at `location`, sorted. Raises ValueError where these are numbers, or the shards are not on disk.
+    Without that file the names are the texts of all `.cls` (and `label` of all `.json`) in the
+    shards of every split at `location`, sorted. Raises ValueError where these are numbers, or the
+    shards are not on disk.
     """
     folder = shards[0].rpartition("/")[0] or "."
     for place in (folder, folder.rpartition("/")[0] or "."):
@@ -146,12 +166,19 @@ def find_class_names(shards: Sequence[str], location: str) -> list[str]:
             return parse_class_names(text, f"{place}/{LABELS_FILE}")
     cure = f"write the class names there, in order, as a JSON list in {LABELS_FILE}"
     if "://" in shards[0]:
-        raise ValueError(f"no {LABELS_FILE} in {folder}, and shards that are not on disk are not read for it: {cure}")
-    everywhere = dict.fromkeys([*shards, *_shards_of_all_splits(location)])  # so that labels of all splits agree
+        raise ValueError(
+            f"no {LABELS_FILE} in {folder}, and shards that are not on disk are not read for it: {cure}"
+        )
+    # so that labels of all splits agree
+    everywhere = dict.fromkeys([*shards, *_shards_of_all_splits(location)])
     names = {label for shard in everywhere for label in _labels_in(shard)}
     numbers = [name for name in names if isinstance(name, int) or name.isdigit()]
     if numbers or not names:
-        found = f"the shards hold numbers, such as {numbers[0]}" if numbers else "the shards hold no labels either"
+        found = (
+            f"the shards hold numbers, such as {numbers[0]}"
+            if numbers
+            else "the shards hold no labels either"
+        )
         raise ValueError(f"no {LABELS_FILE} in {folder}, and {found}: {cure}")
     logger.warning(
         "no %s in %s: the %d classes are named by the labels of %d shards",
@@ -184,7 +211,9 @@ def _labels_in(shard: str) -> Iterator[str | int]:
                 if label is not None:
                     yield label
     except READ_ERRORS as error:
-        raise ValueError(f"cannot read shard {shard} to its end ({error}): copy or pack it again") from error
+        raise ValueError(
+            f"cannot read shard {shard} to its end ({error}): copy or pack it again"
+        ) from error
 
 
 def stream_shards(
@@ -195,27 +224,39 @@ def stream_shards(
     problem_type: str = SINGLE_LABEL,
     columns: Sequence[str] = (),
 ) -> IterableDataset:
-    """Videos of the shards as an `IterableDataset` with `num_shards == len(shards)`; `video` holds the file's bytes.
+    """Videos of the shards as an `IterableDataset` with `num_shards == len(shards)`; `video` holds
+    the file's bytes.
 
-    The order is that of the shards and, in them, of the files; `state_dict` and `load_state_dict` resume it.
+    The order is that of the shards and, in them, of the files; `state_dict` and `load_state_dict`
+    resume it.
 
-    Args:
-        shards: paths or addresses.
-        class_names: in order.
-        counts: shard name -> videos; lets a shard that ends too early be noticed even where it is cut between files.
-        problem_type: what a `.json` tells: `label` (or a `.cls` does), `labels`, or `target`, as `targets` has it.
+    Args: shards: paths or addresses. class_names: in order. counts: shard name -> videos; lets a
+        shard that ends too early be noticed even where it is cut between files. problem_type: what
+        a `.json` tells: `label` (or a `.cls` does), `labels`, or `target`, as `targets` has it.
         columns: further columns of `records.OPTIONAL_COLUMNS` that the `.json` of each video tells.
     """
     index = {name: label for label, name in enumerate(class_names)}
     generate = partial(
-        _generate, index=index, counts=dict(counts or {}), problem_type=problem_type, columns=list(columns)
+        _generate,
+        index=index,
+        counts=dict(counts or {}),
+        problem_type=problem_type,
+        columns=list(columns),
     )
-    features = video_features(class_names, video_type="binary", problem_type=problem_type, optional=columns)
-    return IterableDataset.from_generator(generate, features=features, gen_kwargs={"shards": list(shards)})
+    features = video_features(
+        class_names, video_type="binary", problem_type=problem_type, optional=columns
+    )
+    return IterableDataset.from_generator(
+        generate, features=features, gen_kwargs={"shards": list(shards)}
+    )
 
 
 def _generate(
-    shards: list[str], index: dict[str, int], counts: dict[str, int], problem_type: str, columns: list[str]
+    shards: list[str],
+    index: dict[str, int],
+    counts: dict[str, int],
+    problem_type: str,
+    columns: list[str],
 ) -> Iterator[dict[str, Any]]:
     for shard in shards:
         name = PurePosixPath(shard).name
@@ -228,11 +269,14 @@ def _generate(
                 number += 1
                 yield _record(shard, sample, index, problem_type, columns)
         if number != counts.get(name, number):
-            raise ValueError(f"shard {shard} holds {number} videos, its manifest says {counts[name]}: copy it again")
+            raise ValueError(
+                f"shard {shard} holds {number} videos, its manifest says {counts[name]}: copy it again"
+            )
 
 
 def read_shard(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Samples of a tar file in order: the key and `{suffix: content}` of the neighbouring files that share it.
+    """Samples of a tar file in order: the key and `{suffix: content}` of the neighbouring files
+    that share it.
 
     Raises ValueError that names the shard where it is absent, cut off or no tar file.
     """
@@ -252,7 +296,9 @@ def read_shard(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                 key = member_key
                 files[suffix.lower()] = _content(tar, member)
     except READ_ERRORS as error:
-        raise ValueError(f"cannot read shard {shard} to its end ({error}): copy or pack it again") from error
+        raise ValueError(
+            f"cannot read shard {shard} to its end ({error}): copy or pack it again"
+        ) from error
     if files:
         yield key, files
 
@@ -275,10 +321,11 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def split_sample(key: str, files: dict[str, bytes], shard: str) -> list[Sample]:
-    """The videos among neighbouring files that share the name before the first dot, each with its own label.
+    """The videos among neighbouring files that share the name before the first dot, each with its
+    own label.
 
-    A key ends at its first dot, but names of clips have dots, too. So where several videos share a key, each is
-    called by its name up to the last dot, and its label is the file of that name:
+    A key ends at its first dot, but names of clips have dots, too. So where several videos share a
+    key, each is called by its name up to the last dot, and its label is the file of that name:
 
         v_1.5.mp4 v_1.5.cls v_1.6.mp4 v_1.6.cls  -> v_1.5, v_1.6   (key `v_1`, two videos)
         4.seg.mp4 4.cls                          -> 4              (key `4`, one video)
@@ -289,7 +336,11 @@ def split_sample(key: str, files: dict[str, bytes], shard: str) -> list[Sample]:
     samples = []
     for video in videos:
         stem = video.rpartition(".")[0]  # what lies between the first and the last dot
-        own = {kind: files[f"{stem}.{kind}"] for kind in LABEL_SUFFIXES if f"{stem}.{kind}" in files} if stem else {}
+        own = (
+            {kind: files[f"{stem}.{kind}"] for kind in LABEL_SUFFIXES if f"{stem}.{kind}" in files}
+            if stem
+            else {}
+        )
         shared = {kind: files[kind] for kind in LABEL_SUFFIXES if kind in files}
         if len(videos) > 1 and not (own if stem else shared):
             raise ValueError(
@@ -310,17 +361,27 @@ def _record(
     if problem_type == SINGLE_LABEL:
         label = _class_index(name, _label_of(sample.described_by, name), index)
     elif column not in description:
-        raise ValueError(f"sample {name} has no {column!r} in its .json, as all of this data set have")
+        raise ValueError(
+            f"sample {name} has no {column!r} in its .json, as all of this data set have"
+        )
     elif problem_type == MULTI_LABEL:
         label = [_class_index(name, one, index) for one in description[column]]
     else:
         label = float(description[column])
-    record = {"video_id": str(description.get("video_id", default_id)), "video": sample.video, column: label}
+    record = {
+        "video_id": str(description.get("video_id", default_id)),
+        "video": sample.video,
+        column: label,
+    }
     return record | {other: description.get(other) for other in columns}
 
 
 def _description_of(files: dict[str, bytes], name: str) -> dict[str, Any]:
-    return parse_json(files["json"].decode("utf-8"), f"the .json of {name}", dict) if "json" in files else {}
+    return (
+        parse_json(files["json"].decode("utf-8"), f"the .json of {name}", dict)
+        if "json" in files
+        else {}
+    )
 
 
 def _label_of(files: dict[str, bytes], name: str) -> str | int | None:
@@ -337,10 +398,14 @@ def _class_index(name: str, label: str | int | None, index: dict[str, int]) -> i
     if isinstance(label, int) or (isinstance(label, str) and label.isdigit()):
         if 0 <= int(label) < len(index):
             return int(label)
-        raise ValueError(f"sample {name} has label {label}, but {LABELS_FILE} names only {len(index)} classes")
+        raise ValueError(
+            f"sample {name} has label {label}, but {LABELS_FILE} names only {len(index)} classes"
+        )
     if label is None:
         raise ValueError(
             f"sample {name} has label None: it needs a .cls, or 'label' in a .json, next to the video in the shard "
             "(tar --sort=name puts them there)"
         )
-    raise ValueError(f"sample {name} has label {label!r} (from .cls, or 'label' in .json), which {LABELS_FILE} lacks")
+    raise ValueError(
+        f"sample {name} has label {label!r} (from .cls, or 'label' in .json), which {LABELS_FILE} lacks"
+    )
