@@ -4,7 +4,7 @@ says of them.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -205,7 +205,8 @@ def mean_logits(model: torch.nn.Module, pieces: Iterable[torch.Tensor]) -> torch
     there for. Raises ValueError for none.
     """
     parameter = next(model.parameters(), None)  # an exported graph has none
-    total, count = torch.zeros(model.config.num_labels), 0
+    config = cast(TimeSformerConfig, model.config)
+    total, count = torch.zeros(config.num_labels), 0
     for views in pieces:
         if parameter is not None:
             views = views.to(parameter.device, parameter.dtype)

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import gradio
-import torch
 from PIL import Image
 
 from ..inference import (
@@ -19,6 +18,7 @@ from ..inference import (
     problem_type_of,
 )
 from ..model.configuration_timesformer import TimeSformerConfig
+from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..timeline.segments import Segment
 from ..video.decoding import VideoDecodeError
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
@@ -111,7 +111,7 @@ def make_page(args: argparse.Namespace) -> gradio.Blocks:
 def add_timeline(
     answered: gradio.events.Dependency,
     video: gradio.File,
-    model: torch.nn.Module,
+    model: TimeSformerForVideoClassification,
     processor: TimeSformerVideoProcessor,
     folder: str,
 ) -> None:

@@ -37,11 +37,12 @@ from .common import (
 
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
 
+    from ..conversion.exported_classifier import ExportedClassifier
     from ..data.dataset_factory import FoundVideos
     from ..evaluation.predictions import Predictions
+    from ..model.modeling_timesformer import TimeSformerForVideoClassification
     from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 
 PERCENTAGES = (
@@ -131,7 +132,9 @@ def fuse_runs(args: argparse.Namespace) -> None:
     _print_summary(about | results)
 
 
-def model_classes(found: "FoundVideos", model: "torch.nn.Module") -> list[int]:
+def model_classes(
+    found: "FoundVideos", model: "TimeSformerForVideoClassification | ExportedClassifier"
+) -> list[int]:
     """The model's number for each class of the data set. Raises ValueError where the two do not
     fit.
     """
@@ -187,6 +190,7 @@ def main(argv: list[str] | None = None) -> None:
         whole_videos = args.num_clips == "auto"
         if whole_videos:
             overrides["num_clips"] = 1
+        model: TimeSformerForVideoClassification | ExportedClassifier
         if graph is not None:
             model, processor = load_exported(*graph, **overrides)
         else:

@@ -33,8 +33,7 @@ from .common import local_device, make_parser, share_of, user_errors
 
 
 if TYPE_CHECKING:
-    import torch
-
+    from ..model.modeling_timesformer import TimeSformerForVideoClassification
     from ..timeline.labelling import LabelSettings
     from ..timeline.timeline import Timeline
     from ..video.video_processing_timesformer import TimeSformerVideoProcessor
@@ -211,7 +210,9 @@ def check_outputs(args: argparse.Namespace, *, several: bool) -> None:
         )
 
 
-def load(args: argparse.Namespace) -> "tuple[torch.nn.Module, TimeSformerVideoProcessor]":
+def load(
+    args: argparse.Namespace,
+) -> "tuple[TimeSformerForVideoClassification, TimeSformerVideoProcessor]":
     """The model on its device, in its dtype, and its processor."""
     from ..inference import choose_device, choose_dtype, load_model_and_processor
 
@@ -221,7 +222,9 @@ def load(args: argparse.Namespace) -> "tuple[torch.nn.Module, TimeSformerVideoPr
     return model.to(device, choose_dtype(args.dtype, device)).eval(), processor
 
 
-def label_settings(args: argparse.Namespace, model: "torch.nn.Module") -> "LabelSettings":
+def label_settings(
+    args: argparse.Namespace, model: "TimeSformerForVideoClassification"
+) -> "LabelSettings":
     """Windows and rules of the command line. Raises ValueError for what contradicts itself."""
     from ..inference import MULTI_LABEL, problem_type_of
     from ..timeline.labelling import LabelSettings
@@ -259,7 +262,7 @@ def warn_of_speed(args: argparse.Namespace, processor: "TimeSformerVideoProcesso
 def label_one(
     video: Path,
     base: Path,
-    model: "torch.nn.Module",
+    model: "TimeSformerForVideoClassification",
     processor: "TimeSformerVideoProcessor",
     settings: "LabelSettings",
     args: argparse.Namespace,

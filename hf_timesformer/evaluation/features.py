@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow
@@ -144,7 +144,7 @@ def extract(
     folder: FeatureFolder,
     settings: FeatureSettings,
     *,
-    share: "slice | list[int]",
+    share: list[int],
     batch_size: int = 8,
     num_workers: int = 0,
     rows_per_part: int = 512,
@@ -196,7 +196,7 @@ def _loader(
     num_workers: int,
     num_classes: int,
 ) -> DataLoader:
-    options = {"batch_size": batch_size, "collate_fn": list}
+    options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": list}
     label_ids = range(num_classes)
     if isinstance(videos, Dataset):
         ids = videos["video_id"]
@@ -205,11 +205,11 @@ def _loader(
         return DataLoader(clips, sampler=rows, num_workers=num_workers, **options)
     part, parts = share
     if part >= videos.num_shards:
-        return DataLoader([], **options)
+        return DataLoader(cast("torch.utils.data.Dataset", []), **options)
     videos = videos.shard(min(parts, videos.num_shards), part, contiguous=False)
     left = videos.filter(lambda record: record["video_id"] not in done)
-    clips = StreamedEvaluationClips(left, processor, label_ids=label_ids)
-    return DataLoader(clips, num_workers=min(num_workers, videos.num_shards), **options)
+    stream = StreamedEvaluationClips(left, processor, label_ids=label_ids)
+    return DataLoader(stream, num_workers=min(num_workers, videos.num_shards), **options)
 
 
 def read_features(folder: str | Path) -> dict[str, np.ndarray]:

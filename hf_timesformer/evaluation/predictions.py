@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .rank_exchange import ResultExchange
 from .whole_video import LogitSums, whole_video_loader
 
+
+if TYPE_CHECKING:
+    from ..conversion.exported_classifier import ExportedClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class Predictions:
 
 
 def predict_dataset(
-    model: TimeSformerForVideoClassification,
+    model: "TimeSformerForVideoClassification | ExportedClassifier",
     processor: TimeSformerVideoProcessor,
     videos: Dataset | IterableDataset,
     accelerator: Accelerator,
@@ -96,7 +99,9 @@ def predict_dataset(
     sums = LogitSums()
     for batch in loader:
         good = [item for item in batch if not item["faults"]]
-        logits = _forward(model, good, accelerator.device, AUTOCAST_DTYPES[dtype]) if good else []
+        logits: np.ndarray | list[np.ndarray] = (
+            _forward(model, good, accelerator.device, AUTOCAST_DTYPES[dtype]) if good else []
+        )
         answers = [
             answer for item, row in zip(good, logits) if (answer := sums.add(item, row)) is not None
         ]
@@ -128,15 +133,15 @@ def _view_loader(
             clips, sampler=range(rank, len(videos), world), num_workers=num_workers, **options
         )
     if rank >= videos.num_shards:
-        return DataLoader([], **options)
+        return DataLoader(cast("torch.utils.data.Dataset", []), **options)
     videos = videos.shard(min(world, videos.num_shards), rank, contiguous=False)
-    clips = StreamedEvaluationClips(videos, processor, label_ids=label_ids)
-    return DataLoader(clips, num_workers=min(num_workers, videos.num_shards), **options)
+    stream = StreamedEvaluationClips(videos, processor, label_ids=label_ids)
+    return DataLoader(stream, num_workers=min(num_workers, videos.num_shards), **options)
 
 
 @torch.inference_mode()
 def _forward(
-    model: TimeSformerForVideoClassification,
+    model: "TimeSformerForVideoClassification | ExportedClassifier",
     good: list[dict],
     device: torch.device,
     dtype: torch.dtype | None,

@@ -59,13 +59,13 @@ def views_of_whole_video(
     *,
     clips_at_a_time: int = CLIPS_AT_A_TIME,
     allow_urls: bool = False,
-    **segment: float,
+    **segment: Any,
 ) -> Iterator[tuple[torch.Tensor, VideoMetadata]]:
     """The views of some clips after the others, `(clips * crops, t, c, h, w)`, until the video is
     covered.
 
     With each comes the video's metadata; its `frames_indices` are those of the clips of this piece.
-    `segment` may be `start` and `end` in seconds. Raises VideoDecodeError.
+    `segment` may be `start` and `end`, floats, in seconds. Raises VideoDecodeError.
     """
     metadata = probe_video(source, allow_urls=allow_urls, **segment)
     indices = covering_indices(processor, metadata)
@@ -116,7 +116,7 @@ class WholeVideos(torch.utils.data.IterableDataset):
         video.
         """
         item = {"video_id": record["video_id"], "faults": [], "is_last": False}
-        held = None
+        held: dict[str, Any] | None = None
         try:
             pieces = views_of_whole_video(
                 self.processor,
@@ -131,6 +131,7 @@ class WholeVideos(torch.utils.data.IterableDataset):
         except (VideoDecodeError, OSError) as error:
             yield [item | {"faults": [describe_fault(record["video_id"], error)]}]
             return
+        assert held is not None  # at least one clip covers a video
         yield [held | {"is_last": True}]
 
 

@@ -120,6 +120,7 @@ class StreamClassifier:
         """Take the next frame, shown from `seconds` on; the predictions that became ready."""
         if self._origin is None:
             self.begin_at(seconds)
+        assert self._origin is not None  # begin_at has set it
         now = seconds - self._origin
         if self._held is not None:
             if now < self._held[0]:
@@ -144,6 +145,7 @@ class StreamClassifier:
         """
         if self._held is None:
             return []
+        assert self._origin is not None  # since the first push
         length = self._held[0] + self._step if end is None else end - self._origin
         count = self.windows.count(length)
         self._open_until(self.windows.start(count - 1) + MAX_TOLERANCE)
@@ -170,6 +172,7 @@ class StreamClassifier:
                 and window.moments[len(window.frames)] < now
             ):
                 if views is None:
+                    assert self._held is not None
                     views = self._make_views(self._held[1])
                 window.frames.append(views)
 
@@ -230,6 +233,7 @@ class StreamClassifier:
         logits, features = self._forward(pixel_values)
         scores = scores_of(logits, self.model.config).cpu()
         predictions = []
+        assert self._origin is not None  # since the first push
         for index, window in enumerate(batch):
             start, end = self.windows.start(window.number), self.windows.end(window.number)
             predictions.append(

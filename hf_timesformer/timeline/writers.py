@@ -156,6 +156,7 @@ def write_features(path: Path, timelines: list[Timeline]) -> Path:
 
     columns: dict[str, list] = {"video": [], "window": [], "start": [], "end": [], "features": []}
     for timeline in timelines:
+        assert timeline.features is not None
         for number, (start, end) in enumerate(timeline.window_rows()):
             columns["video"].append(timeline.video)
             columns["window"].append(number)
