@@ -285,17 +285,17 @@ class ClipCollator:
         """The batch of some items; an item may be a list of views of one clip, each of which is an
         item then.
         """
-        items = [view for item in items for view in (item if isinstance(item, list) else [item])]
-        pixel_values = torch.stack([item["pixel_values"] for item in items])
+        views = [view for item in items for view in (item if isinstance(item, list) else [item])]
+        pixel_values = torch.stack([view["pixel_values"] for view in views])
         labels = collate_targets(
-            [item["labels"] for item in items], self.num_classes, self.problem_type
+            [view["labels"] for view in views], self.num_classes, self.problem_type
         )
-        if "entropy" in items[0]:  # a batch to train on
-            pixel_values, labels = self._mix(pixel_values, labels, [*items[0]["entropy"], 1])
-        batch = {"pixel_values": pixel_values, "labels": labels}
-        if "faults" in items[0]:
-            batch["video_ids"] = [item["video_id"] for item in items]
-            batch["faults"] = [tuple(fault) for item in items for fault in item["faults"]]
+        if "entropy" in views[0]:  # a batch to train on
+            pixel_values, labels = self._mix(pixel_values, labels, [*views[0]["entropy"], 1])
+        batch: dict[str, Any] = {"pixel_values": pixel_values, "labels": labels}
+        if "faults" in views[0]:
+            batch["video_ids"] = [view["video_id"] for view in views]
+            batch["faults"] = [tuple(fault) for view in views for fault in view["faults"]]
         return batch
 
     def _mix(

@@ -8,7 +8,7 @@ never decoded by `datasets`) and `label` (`ClassLabel` with names).
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, IterableDataset
 
@@ -133,10 +133,10 @@ def _find_shards(location: str, split: str, class_names: list[str] | None) -> Fo
         listed = index["splits"].get(canonical_split(split), {})
         counts = listed.get("shards", {})
     known = [counts.get(PurePosixPath(shard).name) for shard in shards]
-    num_found = None if None in known else sum(known)
+    sizes = None if None in known else cast("list[int]", known)
+    num_found = None if sizes is None else sum(sizes)
     whole = len(known) == len(counts)  # a pattern may name only some of the shards
     num_expected = listed.get("expected") if whole else num_found
-    sizes = None if None in known else known
     kind = {"problem_type": (index or {}).get("problem_type", SINGLE_LABEL)}
     videos = stream_shards(
         shards, class_names, counts, columns=(index or {}).get("columns", ()), **kind

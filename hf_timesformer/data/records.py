@@ -53,7 +53,7 @@ class VideoRecords:
     problem_type: str = SINGLE_LABEL
     video_ids: list[str] = field(default_factory=list)
     videos: list[str] = field(default_factory=list)
-    labels: list[int] | list[list[int]] | list[float] = field(default_factory=list)
+    labels: list[int | list[int] | float] = field(default_factory=list)
     extras: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)

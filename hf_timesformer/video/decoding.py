@@ -1,7 +1,7 @@
 """Video files to RGB frames by exact frame number, with PyAV on one thread."""
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import av
@@ -58,7 +58,7 @@ def probe_video(
 
 def decode_video(
     source: Source,
-    indices: Sequence[int] | Callable[[VideoMetadata], Sequence[int]],
+    indices: Iterable[int] | Callable[[VideoMetadata], Iterable[int]],
     *,
     short_side: int | None = None,
     size_change: str = "scale",
@@ -176,7 +176,7 @@ def closed(metadata: TimedVideoMetadata) -> TimedVideoMetadata:
     return metadata
 
 
-def checked_numbers(indices: Sequence[int], metadata: VideoMetadata, video: VideoFile) -> list[int]:
+def checked_numbers(indices: Iterable[int], metadata: VideoMetadata, video: VideoFile) -> list[int]:
     """`indices` as a list of ints; an index that is no integer or no frame of the video is refused."""
     numbers = [operator.index(index) for index in indices]
     count = metadata.total_num_frames
@@ -265,6 +265,7 @@ def decode_by_timeline(
                 if number <= latest:
                     return False
                 latest = number
+                assert unit is not None  # else its number were -1
                 if frame.is_corrupt:
                     # In the tail it may be as good as it gets: a decode of the whole video decides.
                     is_in_tail = count - number <= allowed_gap(count)

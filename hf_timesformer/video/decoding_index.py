@@ -19,6 +19,7 @@ example, frame 300 would be entry 302.
 """
 
 from collections.abc import Collection, Iterator
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -137,7 +138,7 @@ class IndexedVideo:
         steps = np.diff(stamps)
         # The last frame may be shown longer, which no later entry tells.
         if len(steps) and np.all(steps == steps[0]) and steps[0] > 0 and not len(self._discarded):
-            return FrameTimes.from_ticks(stamps, self._stream.time_base)
+            return FrameTimes.from_ticks(stamps, self._time_base)
         return self.scanned_times()
 
     def scanned_times(self) -> FrameTimes | None:
@@ -156,13 +157,18 @@ class IndexedVideo:
                 if unit is not None:
                     ticks[number] = int(timeline.times[unit])
         seconds = {
-            number: (tick - ticks[0]) * float(self._stream.time_base)
-            for number, tick in ticks.items()
+            number: (tick - ticks[0]) * float(self._time_base) for number, tick in ticks.items()
         }
         return all(
             number in seconds and abs(seconds[number] - times.seconds[number]) < 1e-6
             for number in numbers
         )
+
+    @property
+    def _time_base(self) -> Fraction:
+        time_base = self._stream.time_base
+        assert time_base is not None  # FFmpeg's mov demuxer sets one for every stream
+        return time_base
 
     def _entry_of(self, number: int) -> int:
         """The entry with as many shown ones before it: that of frame `number`, or one near it in

@@ -8,7 +8,7 @@ transparency laid on white, more than 8 bits scaled to 8.
 import io
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, Protocol
 
@@ -212,7 +212,7 @@ def _mean_rate(times: FrameTimes | None) -> float | None:
 
 def decode_pictures(
     pictures: Pictures,
-    indices: Sequence[int] | Callable[[VideoMetadata], Sequence[int]],
+    indices: Iterable[int] | Callable[[VideoMetadata], Iterable[int]],
     short_side: int | None,
     start: float | None,
     end: float | None,

@@ -1,8 +1,12 @@
 """Decoded pictures to RGB pixels in one tensor: colour conversion, scaling, orientation."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import av
 import numpy as np
 import torch
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import Interpolation, VideoReformatter
 from transformers.utils import logging
 
@@ -79,6 +83,7 @@ class FrameWriter:
         self._video.check.restart()
 
     def _check_size_change(self, number: int, frame: av.VideoFrame) -> None:
+        assert self._size is not None  # `write` has told it
         first = f"{self._size[1]}x{self._size[0]}"
         message = f"changes its frame size: frame {number} is {frame.width}x{frame.height}, the first is {first}"
         if self._size_change == "refuse":
@@ -88,6 +93,7 @@ class FrameWriter:
         )
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        assert self._size is not None  # `write` has told it
         height, width = scaled_size(*self._size, self._short_side)
         if height * width > self._video.limits.max_pixels:
             message = (
@@ -114,7 +120,8 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
     """The 2x2 part `(a, b, c, d)` of the frame's display matrix, which maps (x, y) to (ax + cy, bx
     + dy).
     """
-    for data in frame.side_data:
+    # PyAV declares a mapping of names, and iterates over the data.
+    for data in cast("Iterable[SideData]", frame.side_data):
         if data.type.name == "DISPLAYMATRIX":
             values = np.frombuffer(bytes(data), np.int32)
             return int(values[0]), int(values[1]), int(values[3]), int(values[4])

@@ -139,6 +139,7 @@ class _Clock:
         if self._has_times and picture.pts is not None:
             if self._first is None:
                 self._first = picture.pts
+            assert self._base is not None  # `_has_times` says so
             # Multiplied before it is divided, as in `FrameTimes.from_ticks`.
             now = (
                 picture.pts - self._first
@@ -155,6 +156,7 @@ class _Clock:
     def duration(self, picture: av.VideoFrame) -> float:
         """How long the last picture of the video is shown, which no later one tells."""
         if self._has_times and picture.duration:
+            assert self._base is not None  # `_has_times` says so
             return picture.duration * self._base.numerator / self._base.denominator
         return self._step or 0.0
 
@@ -230,8 +232,8 @@ def _shown_at(
     """Seconds, duration and picture of what is shown at `times` (None: of every picture), and of
     the last one.
     """
-    wanted = None if times is None else iter(times)
-    next_time = None if wanted is None else next(wanted, inf)
+    wanted: Iterator[float] = iter(() if times is None else times)
+    next_time = None if times is None else next(wanted, inf)
     held: tuple[float, av.VideoFrame] | None = None
     for seconds, picture in pictures:
         if held is not None:

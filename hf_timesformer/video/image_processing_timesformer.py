@@ -10,7 +10,7 @@ from .memory_frames import split_videos
 from .views import TimeSformerViewsMixin
 
 
-class TimeSformerImageProcessorKwargs(ImagesKwargs, total=False):
+class TimeSformerImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """Settings of `TimeSformerImageProcessor` beyond those that every image processor has."""
 
     num_crops: int | None

@@ -14,7 +14,7 @@ frame that a player shows then: at 1.5 s that is frame 2, which lasts from 1 to 
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def cut_metadata(metadata: TimedVideoMetadata, times: FrameTimes | None, numbers
 def choose_frames(
     name: str,
     metadata: VideoMetadata,
-    indices: Sequence[int] | Callable[[VideoMetadata], Sequence[int]],
+    indices: Iterable[int] | Callable[[VideoMetadata], Iterable[int]],
 ) -> list[int]:
     """`indices` (or what they answer for `metadata`) as ints. VideoDecodeError for one that is no
     frame.

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 Sampler = partial[np.ndarray]  # `sample_frames` with the settings of a call
 
 
-class TimeSformerVideoProcessorKwargs(VideosKwargs, total=False):
+class TimeSformerVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-arg]
     """Settings of `TimeSformerVideoProcessor` beyond those that every video processor has."""
 
     sampling: str | None
@@ -175,7 +175,8 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
         """
         if is_source(video) or is_reader(video):
             access = {name: given.get(name) for name in ACCESS_SETTINGS}
-            return self.fetch_videos(video, sample, start=start, end=end, **access)
+            fetched = self.fetch_videos(video, sample, start=start, end=end, **access)
+            return cast("tuple[torch.Tensor, VideoMetadata]", fetched)  # of one source
         frames = self._frames_in_memory(video, given.get("input_data_format"), given)
         frames, metadata = cut_in_memory(frames, metadata, start, end)
         return sample_in_memory(frames, metadata, sample, given)

@@ -275,7 +275,7 @@ def _encode_usable(
     metadata: VideoMetadata,
     short_side: int | None,
     settings: PackSettings,
-    segment: dict[str, float],
+    segment: dict[str, Any],
 ) -> bytes:
     """`encode_video` of the whole video or, where its end is damaged, of the frames before that."""
     encode = partial(

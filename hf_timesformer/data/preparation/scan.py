@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,7 +88,7 @@ class Listed:
         return any(name in SEGMENT_COLUMNS for name, _ in self.extras)
 
     @property
-    def segment(self) -> dict[str, float]:
+    def segment(self) -> dict[str, Any]:
         """`start` and `end` in seconds, for `decode_video`; frame numbers are looked up in the
         file.
         """
@@ -121,7 +121,7 @@ def list_records(splits: dict[str, VideoRecords], data_dir: Path) -> list[Listed
 def _label_name(label: int | list[int] | float, records: VideoRecords) -> str:
     if records.problem_type == REGRESSION:
         return f"{label:g}"
-    labels = label if isinstance(label, list) else [label]
+    labels = label if isinstance(label, list) else [cast(int, label)]  # class numbers
     return "|".join(records.class_names[number] for number in labels)
 
 
@@ -175,7 +175,7 @@ def _row(video: Listed) -> dict[str, Any]:
     return row
 
 
-def _describe(path: str, segment: dict[str, float]) -> dict[str, Any]:
+def _describe(path: str, segment: dict[str, Any]) -> dict[str, Any]:
     metadata = probe_video(path, **segment)
     return {
         "frames": metadata.total_num_frames,
@@ -195,7 +195,7 @@ def _codec(path: str) -> str:
 
 
 def usable_frames(
-    path: str, count: int, *, every: bool = False, segment: dict[str, float] | None = None
+    path: str, count: int, *, every: bool = False, segment: dict[str, Any] | None = None
 ) -> int:
     """How many of the `count` frames can be decoded, counted from the first; VideoDecodeError if
     not even half can.
@@ -203,7 +203,7 @@ def usable_frames(
     Looks at the first, the middle and the last frame, and with `every` at all those between. With a
     `segment` (`start` and `end` in seconds) all is counted within it.
     """
-    decode = partial(decode_video, path, **(segment or {}))
+    decode: Callable[..., Any] = partial(decode_video, path, **(segment or {}))
 
     def decodes(frames: int) -> bool:
         wanted = range(frames) if every else [frames - 1]

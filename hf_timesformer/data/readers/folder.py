@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from ..media_files import MediaFiles, find_media, is_numbered_picture, leads_back, stem_of
 from ..records import SPLIT_ALIASES, VideoRecords, canonical_split
@@ -69,7 +70,8 @@ def read_folder(data_dir: Path, split: str, *, extensions: Sequence[str] = ()) -
     if not records.videos:
         raise ValueError(f"no class folders in {folders[split]}: expected <class>/<clip> in it")
     _warn_of_twins(media)
-    without = sorted(set(class_names) - {class_names[label] for label in records.labels})
+    labels = cast("list[int]", records.labels)  # a folder is one class
+    without = sorted(set(class_names) - {class_names[label] for label in labels})
     if without:
         logger.warning(
             "the %s split in %s has no clips of: %s", split, folders[split], ", ".join(without)

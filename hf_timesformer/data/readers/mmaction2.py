@@ -75,9 +75,10 @@ def read_mmaction2(
         label = sorted(set(line.labels)) if is_multi_label else line.labels[0]
         path = index.locate(line.name)
         records.add_listed(line.name, path, label)
-        if path in index.media.pictures and index.media.pictures[path] != line.num_frames:
+        pictures = index.media.pictures
+        if path is not None and path in pictures and pictures[path] != line.num_frames:
             differing.append(
-                f"{line.name} ({index.media.pictures[path]} pictures, {line.num_frames} on the list)"
+                f"{line.name} ({pictures[path]} pictures, {line.num_frames} on the list)"
             )
     if differing:
         logger.warning(
@@ -117,6 +118,7 @@ def _lists_by_split(data_dir: Path, fold: int) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in _all_lists(data_dir):
         split, of_fold = _split_of(path.name), re.search(r"split[_-]?(\d+)", path.name)
+        assert split is not None  # `_all_lists` has no others
         if of_fold and int(of_fold[1]) != fold:
             continue
         other = files.get(split)

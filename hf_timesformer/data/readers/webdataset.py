@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import fsspec
@@ -187,7 +187,7 @@ def find_class_names(shards: Sequence[str], location: str) -> list[str]:
         len(names),
         len(everywhere),
     )
-    return sorted(names)
+    return sorted(cast("set[str]", names))  # a number has been refused
 
 
 def _shards_of_all_splits(location: str) -> Iterator[str]:
@@ -358,6 +358,7 @@ def _record(
     description = _description_of(sample.described_by, name)
     default_id = f"{PurePosixPath(shard).name.partition('.')[0]}/{sample.key}"
     column = LABEL_COLUMNS[problem_type]
+    label: int | list[int] | float
     if problem_type == SINGLE_LABEL:
         label = _class_index(name, _label_of(sample.described_by, name), index)
     elif column not in description:
