@@ -6,11 +6,14 @@ Needs the extra `onnx` (`pip install hf-timesformer[onnx]`).
 
 import copy
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from ..model.blocks import TimeSformerLayer
 from ..model.efficient_linear import fuse
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..model.way import structure_of, why_plain
@@ -46,18 +49,18 @@ def fold(model: nn.Module) -> TimeSformerForVideoClassification:
     Raises:
         ValueError: for quantised weights.
     """
-    model = _without_adapters(copy.deepcopy(model)).eval()
-    _refuse_quantised(model)
-    model = model.float().cpu()
+    folded = _without_adapters(copy.deepcopy(model)).eval()
+    _refuse_quantised(folded)
+    folded = folded.float().cpu()
     if (
-        model.config._attn_implementation in (None, "eager")
-        or "flash" in model.config._attn_implementation
+        folded.config._attn_implementation in (None, "eager")
+        or "flash" in folded.config._attn_implementation
     ):
-        model.set_attn_implementation("sdpa")
-    network = model.timesformer
+        folded.set_attn_implementation("sdpa")
+    network = folded.timesformer
     if why_plain(network, torch.zeros(1, 1, 1)) is not None:
-        return model
-    for layer in network.encoder.layer:
+        return folded
+    for layer in cast(Iterable[TimeSformerLayer], network.encoder.layer):
         for step in layer.earlier_steps:
             _, attention, extra = layer.early_modules(step)
             weight, bias = fuse(attention.output.dense, extra)
@@ -65,10 +68,10 @@ def fold(model: nn.Module) -> TimeSformerForVideoClassification:
             attention.output.dense.bias.copy_(bias)
             setattr(layer, f"{step}_dense", nn.Identity())
     network.built_of = structure_of(network)
-    return model
+    return folded
 
 
-def _without_adapters(model: nn.Module) -> nn.Module:
+def _without_adapters(model: Any) -> TimeSformerForVideoClassification:
     """`model` with its adapters (PEFT's) merged into the layers below them, or taken off where they
     are switched off.
 
@@ -135,6 +138,7 @@ def export_onnx(
         )
     paths = [folder / FP32_NAME]
     size = sum(parameter.nbytes for parameter in network.parameters())
+    assert program is not None  # what dynamo=True gives
     program.save(paths[0], external_data=size > LARGEST_FILE)
     if int8:
         paths.append(folder / INT8_NAME)

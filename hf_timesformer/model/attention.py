@@ -105,6 +105,7 @@ class TimeSformerSelfAttention(nn.Module):
         context, cls_context, weights = self.attend_in_groups(
             patches.unflatten(1, grid), cls, stride, brief
         )
+        assert cls_context is not None  # CLS was given
         return torch.cat((cls_context, context.flatten(1, 3)), dim=1), weights
 
     def attend_in_groups(
@@ -135,7 +136,8 @@ class TimeSformerSelfAttention(nn.Module):
         given."""
         batch, width, grid = qkv.shape[0], qkv.shape[-1], sides_of(qkv)
         queries, keys_values = qkv.split((width // 3, width - width // 3), dim=-1)
-        numbers, all_weights = torch.arange(math.prod(grid), device=qkv.device).view(grid), []
+        numbers = torch.arange(math.prod(grid), device=qkv.device).view(grid)
+        all_weights: list[torch.Tensor] = []
 
         def query_of(columns: slice) -> torch.Tensor:
             return queries[:, :, columns]
@@ -239,10 +241,11 @@ class TimeSformerSelfAttention(nn.Module):
         is_matrix = weights is not None and weights.ndim == 4
         return context.flatten(2), weights if is_matrix else None
 
-    def _heads(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+    def _heads(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`(n, l, 3d)` -> query, key and value `(n, heads, l, c)`, views."""
         tokens = tokens.unflatten(-1, (3, self.num_heads, self.head_dim))
-        return [part.transpose(1, 2) for part in tokens.unbind(2)]
+        query, key, value = (part.transpose(1, 2) for part in tokens.unbind(2))
+        return query, key, value
 
     def _interface(self, mask: torch.Tensor | None, key: torch.Tensor, brief: bool) -> Callable:
         """The attention function that the config names; flash and flex take no such masks: there

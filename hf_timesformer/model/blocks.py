@@ -4,6 +4,8 @@ What stands here is the plain way, module by module; every other way (way.py) is
 gives.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -65,7 +67,7 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         for step in self.earlier_steps:
             self.add_module(f"{step}_layernorm", nn.LayerNorm(size, eps=eps))
             self.add_module(f"{step}_attention", TimeSformerAttention(config, step, with_cls=False))
-            extra = nn.Linear(size, size)
+            extra: Any = nn.Linear(size, size)
             # for `_init_weights`; a class of its own would hide it from tools by type
             extra.starts_at_zero = True
             self.add_module(f"{step}_dense", extra)

@@ -30,7 +30,7 @@ def attend(attention: TimeSformerSelfAttention, tokens: torch.Tensor, grid: Grid
 
 
 def early_projection(
-    output: nn.Linear, extra: nn.Module, tokens: int, fuses: bool
+    output: nn.Linear, extra: nn.Linear | nn.Identity, tokens: int, fuses: bool
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The output projection of an early step and its extra linear layer, as one map `(..., d) ->
     (..., d)`.

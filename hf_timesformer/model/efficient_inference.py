@@ -15,8 +15,8 @@ from torch import nn
 
 from .attention import TimeSformerSelfAttention
 from .efficient_attention import KEY_VALUE, QUERY, attend, early_projection, project, projection_of
-from .efficient_training import feed_forward, finish_cls
-from .schemes import STRIDES, Grid
+from .efficient_training import Block, feed_forward, finish_cls
+from .schemes import STRIDES, Grid, sides_of
 
 
 # Tokens taken at a time: few enough that what they are widened to stays in a CPU's cache; large on
@@ -33,7 +33,7 @@ CPU_HEADS = 4  # of `local` at a time
 
 
 def run_block_in_place(
-    layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, cls_only: bool
+    layer: Block, hidden_states: torch.Tensor, grid: Grid, cls_only: bool
 ) -> torch.Tensor:
     """`(b, 1 + n, d)`, contiguous, which it overwrites -> the same, or `(b, 1, d)` where only CLS
     is asked for."""
@@ -63,7 +63,7 @@ def _rows_at_a_time(device: str, dtype: torch.dtype) -> int:
 
 
 def _early_parts(
-    layer: nn.Module, step: str, patches: torch.Tensor
+    layer: Block, step: str, patches: torch.Tensor
 ) -> tuple[nn.LayerNorm, TimeSformerSelfAttention, Callable[[torch.Tensor], torch.Tensor]]:
     """What a step before the last does in turn: LayerNorm, attention, projection `(..., d) ->
     (..., d)`."""
@@ -76,7 +76,7 @@ def _early_parts(
     )
 
 
-def _attend_in_groups(layer: nn.Module, step: str, patches: torch.Tensor, rows: int) -> None:
+def _attend_in_groups(layer: Block, step: str, patches: torch.Tensor, rows: int) -> None:
     """A step before the last, but `local`, of `patches (b, h, w, t, d)`."""
     layernorm, attention, to_update = _early_parts(layer, step, patches)
     for _, part, stride in whole_groups(patches, step, rows):
@@ -85,7 +85,7 @@ def _attend_in_groups(layer: nn.Module, step: str, patches: torch.Tensor, rows: 
         part += to_update(context)
 
 
-def _attend_in_windows(layer: nn.Module, step: str, patches: torch.Tensor, rows: int) -> None:
+def _attend_in_windows(layer: Block, step: str, patches: torch.Tensor, rows: int) -> None:
     """`local` for `patches (b, h, w, t, d)`, some heads after the other, so that keys and values
     of all heads never exist at once."""
     layernorm, attention, to_update = _early_parts(layer, step, patches)
@@ -125,7 +125,7 @@ def _strips(clips: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
     return clips.split(max(1, rows // math.prod(clips.shape[2:4])), dim=1)
 
 
-def _attend_all(layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, rows: int) -> None:
+def _attend_all(layer: Block, hidden_states: torch.Tensor, grid: Grid, rows: int) -> None:
     """A last step of one group a clip, of `hidden_states (b, 1 + n, d)`."""
     output = layer.attention.output.dense
     for clips in hidden_states.split(max(1, rows // hidden_states.shape[1])):
@@ -136,7 +136,7 @@ def _attend_all(layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, rows:
             part += project(output, gathered)
 
 
-def _attend_with_cls(layer: nn.Module, patches: torch.Tensor, cls: torch.Tensor, rows: int) -> None:
+def _attend_with_cls(layer: Block, patches: torch.Tensor, cls: torch.Tensor, rows: int) -> None:
     """A last step of several groups a clip: `patches (b, h, w, t, d)`, `cls (b, 1, d)`.
 
     What CLS gathers is averaged over the groups: each part adds its share.
@@ -149,6 +149,7 @@ def _attend_with_cls(layer: nn.Module, patches: torch.Tensor, cls: torch.Tensor,
         qkv = project(attention.qkv, layer.layernorm_before(part))
         context, gathered, _ = attention.attend_in_groups(qkv, cls_qkv[clips], stride, brief=True)
         part += project(output, context)
+        assert gathered is not None  # CLS was given
         cls_context[clips] += gathered * (math.prod(stride) / groups)
     cls += project(output, cls_context)
 
@@ -161,7 +162,7 @@ def whole_groups(
 
     Yields the clips, the view `(clips, h', w', t', d)`, and the stride that makes its groups.
     """
-    grid = patches.shape[1:4]
+    grid = sides_of(patches)
     count = max(1, rows // math.prod(grid))
     for start in range(0, patches.shape[0], count):
         clips = slice(start, start + count)
@@ -196,10 +197,8 @@ def _places(grid: Grid, step: str, rows: int) -> Iterator[tuple[tuple[slice, sli
         return
     if step == "global":
         for residues in itertools.product(*map(range, stride)):
-            yield (
-                tuple(slice(first, None, every) for first, every in zip(residues, stride)),
-                (1, 1, 1),
-            )
+            h, w, t = (slice(first, None, every) for first, every in zip(residues, stride))
+            yield (h, w, t), (1, 1, 1)
         return
     axis = apart[0]
     side = grid[axis]

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.grad import conv2d_weight
 
 from .upstream import maybe_autocast
 
@@ -40,7 +41,7 @@ def weight_gradient(outputs: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor
     if not _better_by_convolution(inputs, outputs, outputs.shape[-1]):
         return outputs.flatten(0, -2).mT @ inputs.flatten(0, -2)
     shape = (outputs.shape[-1], inputs.shape[-1], 1, 1)
-    return nn.grad.conv2d_weight(_as_pixels(inputs), shape, _as_pixels(outputs))[:, :, 0, 0]
+    return conv2d_weight(_as_pixels(inputs), shape, _as_pixels(outputs))[:, :, 0, 0]
 
 
 def _as_pixels(tokens: torch.Tensor) -> torch.Tensor:
@@ -73,8 +74,9 @@ def _better_by_convolution(inputs: torch.Tensor, other: torch.Tensor, out_featur
 def _onednn_computes() -> bool:
     """Whether oneDNN runs 1x1 convolutions (with one thread PyTorch takes MKL), and users want all
     24 bits."""
-    allowed = torch.backends.mkldnn.enabled and torch.get_num_threads() > 1
-    return allowed and torch.get_float32_matmul_precision() != "medium"
+    if not torch.backends.mkldnn.enabled or torch.get_num_threads() <= 1:
+        return False
+    return torch.get_float32_matmul_precision() != "medium"
 
 
 def fuse(first: nn.Linear, second: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:

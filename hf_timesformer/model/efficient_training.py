@@ -7,11 +7,13 @@ widest tensors of a block. Here the second is computed again in the backward pas
 for each number, against thousands of the product after it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import nn
 
+from .attention import TimeSformerSelfAttention
 from .efficient_attention import attend, attend_from_cls, early_projection, project
 from .efficient_linear import linear, weight_gradient
 from .schemes import Grid
@@ -19,8 +21,46 @@ from .upstream import is_batched
 from .way import Way
 
 
+class Dense(Protocol):
+    """What is read of a `TimeSformerDense`: its file imports this one."""
+
+    @property
+    def dense(self) -> nn.Linear: ...
+    @property
+    def activation(self) -> nn.Module: ...
+
+
+class Attention(Protocol):
+    """What is read of a `TimeSformerAttention`."""
+
+    @property
+    def attention(self) -> TimeSformerSelfAttention: ...
+    @property
+    def output(self) -> Dense: ...
+
+
+class Block(Protocol):
+    """What is read of a `TimeSformerLayer`."""
+
+    earlier_steps: list[str]
+    last_step: str
+    layernorm_before: nn.LayerNorm
+    layernorm_after: nn.LayerNorm
+
+    @property
+    def attention(self) -> Attention: ...
+    @property
+    def intermediate(self) -> Dense: ...
+    @property
+    def output(self) -> Dense: ...
+    @property
+    def drop_path(self) -> Callable[[torch.Tensor], torch.Tensor]: ...
+
+    def early_modules(self, step: str) -> tuple[nn.LayerNorm, Attention, nn.Linear]: ...
+
+
 def run_block(
-    layer: nn.Module, hidden_states: torch.Tensor, grid: Grid, way: Way, cls_only: bool = False
+    layer: Block, hidden_states: torch.Tensor, grid: Grid, way: Way, cls_only: bool = False
 ) -> torch.Tensor:
     """What `TimeSformerLayer.forward` gives: `(b, 1 + n, d)` -> the same, or CLS alone `(b, 1,
     d)`."""
@@ -43,7 +83,7 @@ def run_block(
 
 
 def finish_cls(
-    layer: nn.Module, patches: torch.Tensor, cls: torch.Tensor, grid: Grid, recomputes: bool = False
+    layer: Block, patches: torch.Tensor, cls: torch.Tensor, grid: Grid, recomputes: bool = False
 ) -> torch.Tensor:
     """The last step and the MLP for CLS alone: patches `(b, n, d)`, `cls (b, 1, d)` -> `(b, 1,
     d)`."""
@@ -54,7 +94,7 @@ def finish_cls(
 
 
 def feed_forward(
-    layer: nn.Module, hidden_states: torch.Tensor, recomputes: bool = False
+    layer: Block, hidden_states: torch.Tensor, recomputes: bool = False
 ) -> torch.Tensor:
     """The update of the MLP, `(..., d)` -> the same; `recomputes`: keep less for the gradients."""
     layernorm, activation = layer.layernorm_after, layer.intermediate.activation
@@ -132,7 +172,7 @@ class _LinearAfter(torch.autograd.Function):
             arguments = (inputs, *tensors)
             learn = [tensor is not None and tensor.requires_grad for tensor in arguments]
             wanted = [tensor for tensor, learns in zip(arguments, learn) if learns]
-            found = iter(())
+            found: Iterator[torch.Tensor] = iter(())
             if wanted:
                 grad_hidden = linear(grad, weight.mT).to(hidden.dtype)
                 found = iter(torch.autograd.grad(hidden, wanted, grad_hidden, create_graph=again))

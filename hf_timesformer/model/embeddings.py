@@ -72,7 +72,8 @@ class TimeSformerEmbeddings(nn.Module):
         """`(b, t, channels, height, width) -> (b, 1 + h*w*t, d)` and the grid `(h, w, t)`."""
         patches = self.patch_embeddings(pixel_values)  # (b, h, w, t, d)
         batch, grid = pixel_values.shape[0], sides_of(patches)
-        cls, mode = self.cls_token, self.config.position_interpolation
+        cls: torch.Tensor = self.cls_token
+        mode = self.config.position_interpolation
         if self.position_embeddings is not None:
             positions = resize_positions(
                 self.position_embeddings, self.config.grid_size, grid[:2], mode

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from typing import Any
 
 import torch
 from torch import nn
@@ -184,7 +185,7 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
             )
         old = f"{config.num_frames} frames of {config.image_size}"
         old_grid, mode = config.grid_size, config.position_interpolation
-        sizes = {
+        sizes: dict[str, Any] = {
             "num_frames": num_frames or config.num_frames,
             "image_size": image_size or config.image_size,
         }

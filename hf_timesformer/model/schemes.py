@@ -83,10 +83,11 @@ def lengths(grid: Grid, stride: Grid) -> Grid:
     """How many tokens of a group lie along each axis (of the largest group, where sides are
     uneven)."""
     # A step that is no int is the side itself, which an exported graph leaves open.
-    return tuple(
+    h, w, t = (
         (side + step - 1) // step if isinstance(step, int) else 1
         for side, step in zip(grid, stride)
     )
+    return h, w, t
 
 
 def is_known(side: int, step: int) -> bool:
@@ -100,8 +101,8 @@ def is_known(side: int, step: int) -> bool:
 def sides_of(tokens: torch.Tensor) -> Grid:
     """`(h, w, t)` of `tokens (b, h, w, t, ...)`. `torch.jit` gives tensors for sizes, and fixes
     these in its graph."""
-    sides = tokens.shape[1:4]
-    return tuple(int(side) for side in sides) if torch.jit.is_tracing() else tuple(sides)
+    h, w, t = tokens.shape[1:4]
+    return (int(h), int(w), int(t)) if torch.jit.is_tracing() else (h, w, t)
 
 
 def key_mask(grid: Grid, stride: Grid, device: torch.device) -> torch.Tensor | None:
@@ -138,13 +139,14 @@ def local_tiles(h: int, w: int, t: int) -> tuple[list[Span], list[Span]]:
     """
     t = t if isinstance(t, int) else USUAL_FRAMES
     length = math.isqrt(max(1, TILE_QUERIES // t) - 1) + 1  # the square root, rounded up
-    return tuple(
+    rows, columns = (
         [
             (tile, slice(max(tile.start - reach, 0), min(tile.stop + reach, side)))
             for tile in _cut(side, length)
         ]
         for side, reach in zip((h, w), local_reach(h, w))
     )
+    return rows, columns
 
 
 def local_mask(

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors.torch import load_file
@@ -10,7 +11,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 
-VitSource = str | os.PathLike | PreTrainedModel
+VitSource: TypeAlias = str | os.PathLike | PreTrainedModel
 State = dict[str, torch.Tensor]
 
 # Our names (below `timesformer.`) by timm's, which are the official code's too (`conversion.py`).

@@ -17,6 +17,7 @@ it is entered only where nobody can tell the difference, but for the time and th
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ TENSORS = (torch.Tensor, nn.Parameter)
 class Pass:
     """What is known of a forward pass when its tokens are embedded and its blocks have not run."""
 
-    network: nn.Module
+    network: Any  # a TimeSformerModel, whose file imports this one
     tokens: torch.Tensor  # (b, 1 + n, d)
     records: bool
     modules: list[nn.Module]  # all but the network itself: hooks there see the same in every way
