@@ -166,6 +166,7 @@ def answer_for_all_of(
     seconds: list[float] = []
 
     def pieces() -> "Iterator[torch.Tensor]":
+        """The views of some clips after the others, `(views, t, c, h, w)` each."""
         for views, metadata in views_of_whole_video(processor, video, allow_urls=args.allow_urls):
             seconds.append(metadata.duration or 0.0)
             yield views

@@ -193,6 +193,9 @@ def _around(middle: int, length: float, limit: int) -> tuple[int, int]:
 
 
 def _mix_labels(labels: torch.Tensor, num_classes: int, weight: float) -> torch.Tensor:
+    """Labels mixed with themselves in reverse order: class numbers `(b,) -> (b, num_classes)`;
+    floats, `(b, num_classes)` or `(b,)`, keep their shape.
+    """
     if not labels.is_floating_point():
         labels = torch.nn.functional.one_hot(labels, num_classes).float()
     return weight * labels + (1 - weight) * labels.flip(0)

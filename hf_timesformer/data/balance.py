@@ -45,8 +45,8 @@ def _labels_of(records: Dataset) -> list[list[int]]:
 
 
 def _balance(weights: np.ndarray, labels: list[list[int]]) -> np.ndarray:
-    """Weights with which every label has the same sum; of a record with several labels the mean of
-    its weights.
+    """Weights `(records,) -> (records,)` with which every label has the same sum; of a record with
+    several labels the mean of its weights. `labels` has a list for each record.
     """
     totals: dict[int, float] = {}
     for weight, present in zip(weights, labels):

@@ -231,6 +231,7 @@ def read_for_evaluation(
     item = {"video_id": record["video_id"], "faults": []}
 
     def read() -> torch.Tensor:
+        """The views of the record: float32 `(t, c, h, w)`, or `(views, t, c, h, w)`."""
         return processor(video_of(record["video"]), return_tensors="pt", **segment_of(record))[
             "pixel_values"
         ][0]
@@ -244,6 +245,9 @@ def read_for_evaluation(
 
 
 def _blank(processor: TimeSformerVideoProcessor) -> torch.Tensor:
+    """Zeros in the shape of a processed video: `(t, c, h, w)`, of several views
+    `(views, t, c, h, w)`.
+    """
     crop, views = processor.crop_size, processor.num_clips * processor.num_crops
     channels = count_channels(processor.image_mean)
     blank = torch.zeros(views, processor.num_frames, channels, crop["height"], crop["width"])
@@ -301,7 +305,11 @@ class ClipCollator:
     def _mix(
         self, pixel_values: torch.Tensor, labels: torch.Tensor, entropy: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch as it is, or mixed by mixup or CutMix; what is drawn follows from `entropy`."""
+        """The batch as it is, or mixed by mixup or CutMix; what is drawn follows from `entropy`.
+
+        Clips `(b, t, c, h, w)` keep their shape. Labels, `(b,)` or `(b, num_classes)`, keep theirs
+        too, but class numbers that are mixed become `(b, num_classes)`.
+        """
         generator = np.random.default_rng(entropy)
         ways = [(mix_clips, self.mixup_alpha), (cut_and_mix_clips, self.cutmix_alpha)]
         ways = [(mix, alpha) for mix, alpha in ways if alpha]

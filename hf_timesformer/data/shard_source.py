@@ -299,7 +299,9 @@ def cut_line(
 
 
 def buffered_order(length: int, buffer_size: int, generator: np.random.Generator) -> np.ndarray:
-    """The order in which a shuffle buffer gives out `length` clips that arrive one after another."""
+    """The order in which a shuffle buffer gives out `length` clips that arrive one after another:
+    int64 `(length,)`.
+    """
     buffer = list(range(min(length, buffer_size)))
     slots = generator.integers(len(buffer), size=max(length - buffer_size, 0))
     order = []

@@ -105,6 +105,7 @@ def is_unreadable(labels: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarra
 
 
 def _is_float(labels: torch.Tensor | np.ndarray) -> bool:
+    """Whether the labels of a batch, `(b,)` or `(b, num_classes)`, are floats."""
     return (
         labels.is_floating_point() if isinstance(labels, torch.Tensor) else labels.dtype.kind == "f"
     )

@@ -58,7 +58,9 @@ class _Transform:
         return range(max(labels, default=0) + 1)
 
     def read(self, record: Mapping[str, Any]) -> torch.Tensor:
-        """The pixels of one record, whose `video` is a path or bytes."""
+        """The pixels of one record, whose `video` is a path or bytes: `(t, c, h, w)`, or
+        `(views, t, c, h, w)` for several views.
+        """
         raise NotImplementedError
 
 
@@ -114,7 +116,9 @@ class EvaluationTransform(_Transform):
     """
 
     def read(self, record: Mapping[str, Any]) -> torch.Tensor:
-        """The processor's view or views of one record, float32."""
+        """The processor's view `(t, c, h, w)`, or views `(views, t, c, h, w)`, of one record,
+        float32.
+        """
         return self.processor(record["video"], return_tensors="pt", **segment_of(record))[
             "pixel_values"
         ][0]

@@ -54,8 +54,8 @@ def cut_film(
 def _piece(
     source: str | os.PathLike, start: float, end: float, short_side: int
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Frames with their seconds since `start`, decoded a few seconds at a time from the key frame
-    before each.
+    """Frames, uint8 `(h, w, 3)`, with their seconds since `start`, decoded a few seconds at a time
+    from the key frame before each.
     """
     begin = start
     while begin < end:
@@ -111,7 +111,9 @@ def write_film(
 def _drawn(
     frame: StreamedFrame, timeline: Timeline, progress: Callable[[float], None]
 ) -> tuple[float, np.ndarray]:
-    """A frame with a dark band at its foot and the answer on it."""
+    """A frame with a dark band at its foot and the answer on it: its seconds and its pixels, uint8
+    `(3, h, w) -> (h, w, 3)`.
+    """
     picture = Image.fromarray(frame.pixels.permute(1, 2, 0).numpy())  # (3, h, w) -> (h, w, 3)
     size = max(10, picture.height // 16)
     font = ImageFont.load_default(size=size)

@@ -65,8 +65,10 @@ class Journal:
 
 
 def _pack(values: np.ndarray) -> str:
+    """Scores `(labels,)` or features `(hidden,)` as base64 text of float32 numbers."""
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
 def _unpack(text: str) -> np.ndarray:
+    """The float32 numbers `(n,)` that `_pack` made a text of."""
     return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)

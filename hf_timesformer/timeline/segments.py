@@ -140,6 +140,9 @@ def _runs(active: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _lengths(cells: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """How long the cells from `begin` to before `end` are, or ones where none lasts any time:
+    borders `(windows + 1,) -> (end - begin,)`.
+    """
     lengths = np.diff(cells[begin : end + 1])
     # a video of one picture lasts no time
     return lengths if lengths.sum() > 0 else np.ones(end - begin)

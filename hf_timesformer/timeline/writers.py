@@ -39,6 +39,9 @@ def write_json(path: Path, timeline: Timeline) -> Path:
 
 
 def _named(timeline: Timeline, scores: np.ndarray) -> dict[str, float]:
+    """The scores `(labels,)` of one window by name: the best `TOP`, or all numbers of a
+    regression.
+    """
     order = (
         np.arange(len(scores))
         if timeline.is_regression

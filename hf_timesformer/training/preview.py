@@ -56,6 +56,9 @@ def write_preview(
 
 
 def _caption(label: torch.Tensor, names: Sequence[str], problem_type: str) -> str:
+    """What a clip's label says: a class number or a regression's number `()`, or the shares of the
+    classes `(num_classes,)`.
+    """
     if label.ndim == 0:
         return names[int(label)] if problem_type == SINGLE_LABEL else f"{label.item():g}"
     shares = [(share, names[number]) for number, share in enumerate(label.tolist()) if share > 0]

@@ -108,6 +108,7 @@ def _torchcodec_metadata(decoder: Any) -> tuple[TimedVideoMetadata, FrameTimes |
 
 
 def _torchcodec_frames(decoder: Any, numbers: list[int]) -> torch.Tensor:
+    """The frames of these `n` numbers, `(n, 3, h, w)`."""
     frames = decoder.get_frames_at(numbers).data.cpu()
     # a decoder made with dimension_order="NHWC"
     is_last = frames.shape[-1] == 3 and frames.shape[1] != 3
@@ -126,6 +127,7 @@ def _torchvision_metadata(reader: Any) -> tuple[TimedVideoMetadata, FrameTimes |
 
 
 def _torchvision_frames(reader: Any, numbers: list[int]) -> torch.Tensor:
+    """The frames of these `n` numbers, `(n, 3, h, w)`, by reading from the beginning."""
     reader.seek(0)
     missing, found = set(numbers), {}
     for number, frame in enumerate(reader):

@@ -161,6 +161,7 @@ def describe_segment(
     )
 
     def times_in_segment() -> np.ndarray:
+        """Seconds of the segment's `n` frames since its first, float64 `(n,)`."""
         seconds = known_times(video.name, counted.times()).seconds
         return seconds[numbers.start : numbers.stop] - seconds[numbers.start]
 

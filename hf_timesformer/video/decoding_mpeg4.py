@@ -195,6 +195,9 @@ def _pictures_in(data: bytes, packet: int) -> list[Found] | None:
 def _number(kinds: bytearray) -> np.ndarray | None:
     """Number in presentation order: B pictures come out at once, any other when the next of its
     like does.
+
+    From the kinds of all pictures in decoding order, int64 `(pictures,)`, -1 where none is shown.
+    None where a B picture lacks its references, or no picture is shown.
     """
     shown = array("q")
     held = -1  # the picture that waits for the next of its like

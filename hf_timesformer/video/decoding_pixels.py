@@ -93,6 +93,7 @@ class FrameWriter:
         )
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """A frame of the decoder as uint8 RGB `(h, w, 3)`, scaled, not yet turned for display."""
         assert self._size is not None  # `write` has told it
         height, width = scaled_size(*self._size, self._short_side)
         if height * width > self._video.limits.max_pixels:

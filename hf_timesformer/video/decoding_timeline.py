@@ -209,7 +209,7 @@ def timeline_of_packets(
 
 def numbers_by_time(times: np.ndarray, is_without_frame: np.ndarray) -> np.ndarray | None:
     """Frame numbers by rank of presentation time, -1 `is_without_frame`; None for missing or
-    doubled times.
+    doubled times. All are `(units,)`: times and numbers int64, `is_without_frame` bool.
     """
     shown = np.flatnonzero(~is_without_frame)
     if not len(shown) or times.min() == NO_TIME:
@@ -223,7 +223,11 @@ def numbers_by_time(times: np.ndarray, is_without_frame: np.ndarray) -> np.ndarr
 
 
 def starts_split_time(times: np.ndarray, starts: np.ndarray) -> bool:
-    """Whether all that comes before a start in the file also comes before it in time."""
+    """Whether all that comes before a start in the file also comes before it in time.
+
+    `times` are those of all units, int64 `(units,)`; `starts` are numbers of units, int64 `(n,)`,
+    ascending.
+    """
     latest_before = np.maximum.accumulate(times)[starts[1:] - 1]
     return bool(np.all(latest_before < times[starts[1:]]))
 

@@ -60,6 +60,11 @@ class TimeSformerImageProcessor(TimeSformerViewsMixin, TorchvisionBackend):
         device: str | torch.device | None = None,
         **kwargs,
     ) -> list[torch.Tensor]:
+        """Videos in memory to tensors `(t, c, h, w)`, one a video, on `device`.
+
+        `images` may be one video or several: 4D arrays `(t, h, w, c)` or `(t, c, h, w)`, 5D arrays
+        of such videos, or lists of frames.
+        """
         videos = split_videos(images)
         return [
             self._frames_in_memory(video, input_data_format, kwargs).to(device) for video in videos

@@ -110,7 +110,10 @@ def _is_taken_already(
     sample: partial[np.ndarray],
     given: Mapping[str, Any],
 ) -> bool:
-    """Whether `count` frames are a clip, not a whole video. Raises as `sample_in_memory` does."""
+    """Whether `count` frames are a clip, not a whole video. Raises as `sample_in_memory` does.
+
+    Only the settings of `sample`, which gives frame numbers `(n,)`, are read.
+    """
     if metadata is None:
         asked = given.get("num_frames", 0)
         if asked > count and "do_sample_frames" not in given:
@@ -130,6 +133,7 @@ def _is_taken_already(
 
 
 def _warn_of_repeats(indices: np.ndarray, count: int) -> None:
+    """Warn where frame numbers, int64 `(n,)`, repeat though some of `count` frames are left out."""
     if len(np.unique(indices)) < min(count, len(indices)):
         logger.warning_once(
             f"{count} frames in memory were sampled as a whole video, shorter than its sampling window, so that "

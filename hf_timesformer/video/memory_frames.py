@@ -180,6 +180,9 @@ def _channels_first(
 
 
 def _infer_data_format(frames: torch.Tensor, num_channels: int | None) -> ChannelDimension:
+    """Where frames `(..., h, w, c)` or `(..., c, h, w)` have their channels, as the lengths of the
+    sides tell; first where both fit.
+    """
     usual = {1, 3, 4} if num_channels is None else {1, 3, 4, num_channels}
     try:
         return infer_channel_dimension_format(frames, num_channels=tuple(sorted(usual)))
@@ -191,6 +194,7 @@ def _infer_data_format(frames: torch.Tensor, num_channels: int | None) -> Channe
 
 
 def _array_to_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """An array of any shape as a tensor of the same, `(...) -> (...)`; a tensor stays as it is."""
     if isinstance(array, torch.Tensor):
         return array
     # torch knows only this machine's byte order
@@ -203,7 +207,8 @@ def _array_to_tensor(array: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def to_levels(frames: torch.Tensor) -> torch.Tensor:
-    """Frames of any type to values from 0 to 255, those that 8-bit frames have.
+    """Frames of any type to values from 0 to 255, those that 8-bit frames have:
+    `(t, c, h, w) -> (t, c, h, w)`.
 
     | type | what its values are | becomes |
     |---|---|---|
@@ -244,13 +249,14 @@ def to_levels(frames: torch.Tensor) -> torch.Tensor:
 
 
 def to_numbers(frames: torch.Tensor) -> torch.Tensor:
-    """Frames of any type with the values that they have: uint8 stays, anything else becomes
-    float32.
+    """Frames of any type with the values that they have, `(t, c, h, w) -> (t, c, h, w)`: uint8
+    stays, anything else becomes float32.
     """
     return frames if frames.dtype == torch.uint8 else frames.to(torch.float32)
 
 
 def _range_error(frames: torch.Tensor, low: float, high: float) -> str:
+    """The message for frames `(t, c, h, w)` whose values, `low` to `high`, have no known scale."""
     return (
         f"frames of type {_name(frames.dtype)} have values from {low:g} to {high:g}: expected 0 to 255, for floats "
         "also 0 to 1 (unsigned frames of 8 and 16 bits are scaled by their type). Scale them, or pass "

@@ -1,4 +1,4 @@
-"""Whether the file of a saved processor names its class: only if no model config is in the folder.
+"""A saved processor names its class only if no model config is in the folder.
 
 The Auto classes go by that name, and where there is none by the model's config. The config is the
 better guide: it leads to our classes where this package is imported, and to stock's elsewhere. A

@@ -77,15 +77,15 @@ def uneven_times(metadata: VideoMetadata) -> np.ndarray | None:
 
 
 def length_of(seconds: np.ndarray) -> float:
-    """How long a video is whose frames begin at `seconds`: the last is shown as long as the one
-    before it.
+    """How long a video is whose frames begin at `seconds`, `(t,)` with at least two: the last is
+    shown as long as the one before it.
     """
     return float(2 * seconds[-1] - seconds[-2])
 
 
 def shown_at(seconds: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """The number of the frame that is shown at each of the times `asked`, of frames that begin at
-    `seconds`.
+    `seconds`, `(t,)`. The numbers are int64, in the shape of `asked`: `(...) -> (...)`.
     """
     numbers = np.searchsorted(seconds, asked + 1e-6, side="right") - 1
     return np.clip(numbers, 0, len(seconds) - 1)

@@ -24,7 +24,7 @@ STEPS = {
 
 
 def sees(step: str, query: Place, key: Place, rows: int, columns: int) -> bool:
-    """Whether one patch attends to another (DESIGN 3, the table of schemes)."""
+    """Whether one patch attends to another (the paper's table of schemes)."""
     (h, w, t), (h2, w2, t2) = query, key
     if step == "joint":
         return True

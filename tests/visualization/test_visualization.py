@@ -43,7 +43,7 @@ GRIDS = [(4, 4, 2), (3, 5, 3), (5, 4, 1)]
 
 
 def seen_by_definition(step: str, grid: tuple, q: tuple) -> np.ndarray:
-    """Which patches the paper lets `q` see, from its words alone (DESIGN: the five schemes)."""
+    """Which patches the paper lets `q` see, from its words alone (the five schemes)."""
     height, width, _ = grid
     rules = {
         "space": lambda h, w, t: t == q[2],
