@@ -101,8 +101,8 @@ def look_at(
     allow_urls: bool = False,
     **settings: Any,
 ) -> tuple[torch.Tensor, VideoMetadata]:
-    """As `make_views`, with the video's metadata: `frames_indices` names the frames that were
-    taken, clip by clip.
+    """As `make_views`, `(views, frames, channels, height, width)`, with the video's metadata:
+    `frames_indices` names the frames that were taken, clip by clip.
 
     `settings` are those of the processor for this call (`num_clips=...`).
     """

@@ -35,6 +35,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(b, t, c, h, w) -> (b, labels)`."""
         return self.model(pixel_values).logits
 
 
@@ -208,5 +209,5 @@ class OnnxClassifier(ExportedClassifier):
         self.precision = "int8" if int8 else "fp32"
 
     def run(self, clips: torch.Tensor) -> torch.Tensor:
-        """As the base class says."""
+        """As the base class says: `(b, t, c, h, w) -> (b, labels)`."""
         return torch.from_numpy(self.session.run([OUTPUT], {INPUT: clips.numpy()})[0])

@@ -127,5 +127,6 @@ class OpenVinoClassifier(ExportedClassifier):
         ]
 
     def run(self, clips: torch.Tensor) -> torch.Tensor:
-        """As the base class says; the logits are a copy of their own."""
+        """As the base class says, `(b, t, c, h, w) -> (b, labels)`; the logits are a copy of their
+        own."""
         return self.graph(pixel_values=clips).logits.float().clone()

@@ -67,6 +67,8 @@ def clip_features(
 def _tokens(
     model: TimeSformerForVideoClassification, clips: torch.Tensor, settings: FeatureSettings
 ) -> torch.Tensor:
+    """`(b, t, c, h, w) -> (b, 1 + n, hidden)`, or CLS alone `(b, 1, hidden)`, where the last layer
+    is asked for no more. `n` is `h*w` with `space_only`."""
     if settings.layer is None:
         return model.timesformer(clips, cls_only=settings.pool == "cls").last_hidden_state
     hidden = model.timesformer(clips, output_hidden_states=True).hidden_states[settings.layer]
@@ -177,6 +179,7 @@ def extract(
 
 
 def _row(item: dict[str, Any], vector: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """What the folder holds of one video; `vector` is `(hidden,)`."""
     label = item["labels"]
     is_class = isinstance(label, int) and 0 <= label < len(names)
     return {

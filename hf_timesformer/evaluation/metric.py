@@ -47,4 +47,5 @@ class VideoClassificationMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        """Metrics of logits `(videos, classes)` and class numbers `(videos,)`."""
         return classification_metrics(predictions, references)

@@ -34,6 +34,7 @@ def nearest_classes(
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
+    """Rows `(n, hidden)` scaled to length 1, float64."""
     features = np.asarray(features, np.float64)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
@@ -49,8 +50,8 @@ def knn_accuracy(
     `read_features` gives.
 
     `standardize` gives every dimension the mean 0 and the spread 1 over the known videos first:
-    without it a few dimensions that are large everywhere decide the cosine. Raises ValueError for
-    videos without a class.
+    without it a few dimensions that are large everywhere decide the cosine. Of both, `features` is
+    `(n, hidden)` and `label_name` `(n,)`. Raises ValueError for videos without a class.
     """
     for features in (known, held_out):
         if any(name is None for name in features["label_name"]):

@@ -126,7 +126,7 @@ def _difference(one: list[str], other: list[str]) -> str:
 
 
 def _scores(predictions: Predictions) -> np.ndarray:
-    """Probabilities, or a regression's numbers: float64 as the logits."""
+    """Probabilities, or a regression's numbers: float64 `(videos, classes)`, as the logits."""
     logits = predictions.logits.astype(np.float64)
     if predictions.problem_type == REGRESSION:
         return logits
@@ -137,7 +137,7 @@ def _scores(predictions: Predictions) -> np.ndarray:
 
 
 def _logits(scores: np.ndarray, problem_type: str) -> np.ndarray:
-    """Logits whose softmax, or sigmoid, is `scores`."""
+    """Logits whose softmax, or sigmoid, is `scores`, both `(videos, classes)`."""
     if problem_type == REGRESSION:
         return scores.astype(np.float32)
     scores = np.clip(scores, 1e-12, 1 - 1e-12)

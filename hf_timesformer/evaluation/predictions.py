@@ -146,6 +146,8 @@ def _forward(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> np.ndarray:
+    """The logits of a batch of videos: items' `pixel_values ([views,] t, c, h, w)` -> float32
+    `(b, classes)`."""
     # (b, [views,] t, c, h, w)
     pixel_values = torch.stack([item["pixel_values"] for item in good]).to(device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):

@@ -24,9 +24,8 @@ def make_accelerator(*, cpu: bool = False) -> Accelerator:
 class ResultExchange:
     """Rows of all ranks, brought together every `ROUND_SECONDS` while they are made.
 
-    A rank that is done takes part until all are. So no wait grows with the work that another rank
-    has left: ranks may be unequally fast for hours, and still one that hangs or dies is noticed in
-    the next round.
+    Finished ranks keep joining exchanges, so a slow rank is never mistaken for a dead one: ranks
+    may be unequally fast for hours, and still one that hangs or dies is noticed in the next round.
     """
 
     def __init__(self):

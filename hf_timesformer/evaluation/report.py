@@ -195,6 +195,7 @@ def most_confused(matrix: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _write_most_confused(path: Path, matrix: np.ndarray, class_names: list[str]) -> None:
+    """Write the pairs of classes that counts `(classes, classes)` show confused as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["true", "predicted", "videos", "share_of_true"])
@@ -206,6 +207,7 @@ def _write_most_confused(path: Path, matrix: np.ndarray, class_names: list[str])
 
 
 def _write_per_class(path: Path, matrix: np.ndarray, class_names: list[str]) -> None:
+    """Write a line of CSV for each class that occurs in counts `(classes, classes)`."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
@@ -236,15 +238,15 @@ def _write_per_class(path: Path, matrix: np.ndarray, class_names: list[str]) -> 
 
 
 def _occurring(matrix: np.ndarray) -> np.ndarray:
-    """Classes that are some video's true or predicted one: the rest of a large model's classes says
-    nothing.
+    """Classes that are some video's true or predicted one, `(classes, classes) -> (occurring,)`:
+    the rest of a large model's classes says nothing.
     """
     return np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
 
 
 def draw_confusion_matrix(path: Path, matrix: np.ndarray, class_names: list[str]) -> None:
-    """Draw row-normalised counts as a PNG; up to 40 classes are named on the axes, up to 15 have
-    figures.
+    """Draw counts `(classes, classes)`, row-normalised, as a PNG; up to 40 classes are named on the
+    axes, up to 15 have figures.
     """
     from matplotlib.figure import Figure  # optional dependency
 

@@ -171,7 +171,8 @@ class LogitSums:
     ) -> tuple[str, Any, np.ndarray, int] | None:
         """Name, labels, mean logits and number of views of a video that this completes, else None.
 
-        `logits` are the mean over the item's views.
+        `logits` `(classes,)` are the mean over the item's views; its `pixel_values` are
+        `(views, t, c, h, w)`, or `(t, c, h, w)` of one view.
         """
         views = item["pixel_values"].shape[0] if item["pixel_values"].ndim == 5 else 1
         before, count = self.sums.pop(item["video_id"], (0.0, 0))

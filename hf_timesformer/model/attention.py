@@ -54,7 +54,8 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def short_attention_forward(*args, **kwargs) -> tuple[torch.Tensor, None]:
-    """What `sdpa` runs where there are few keys: the same, written out."""
+    """What `sdpa` runs where there are few keys: the same, written out, `(n, heads, l, c)` ->
+    `(n, l, heads, c)`."""
     return eager_attention_forward(*args, **kwargs)[0], None
 
 
@@ -140,9 +141,12 @@ class TimeSformerSelfAttention(nn.Module):
         all_weights: list[torch.Tensor] = []
 
         def query_of(columns: slice) -> torch.Tensor:
+            """Queries `(b, h, columns, t, d)`."""
             return queries[:, :, columns]
 
         def keep_weights(tile: Tile, region: Tile, weights: torch.Tensor) -> None:
+            """Enter a tile's weights `(b, heads, queries, keys)` among those of all
+            `(b, heads, n, n)`."""
             if not all_weights:
                 all_weights.append(
                     weights.new_zeros(batch, self.num_heads, numbers.numel(), numbers.numel())
@@ -248,8 +252,8 @@ class TimeSformerSelfAttention(nn.Module):
         return query, key, value
 
     def _interface(self, mask: torch.Tensor | None, key: torch.Tensor, brief: bool) -> Callable:
-        """The attention function that the config names; flash and flex take no such masks: there
-        sdpa."""
+        """The attention function that the config names, for keys `(n, heads, l, c)`; flash and flex
+        take no masks `(b*g, 1, 1, l)` or `(1, 1, queries*t, keys*t)`: there sdpa."""
         name = self.config._attn_implementation
         if mask is not None and name is not None and ("flash" in name or "flex" in name):
             name = "sdpa"
@@ -271,5 +275,5 @@ class TimeSformerSelfAttention(nn.Module):
 
 
 def _additive(exists: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where `exists`, the dtype's smallest number elsewhere."""
+    """0 where `exists`, the dtype's smallest number elsewhere: bool `(...)` -> the same shape."""
     return torch.zeros_like(exists, dtype=dtype).masked_fill(~exists, torch.finfo(dtype).min)

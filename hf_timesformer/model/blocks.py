@@ -145,7 +145,8 @@ class TimeSformerEncoder(nn.Module):
         cls_only: bool = False,
         with_weights: bool = False,
     ) -> torch.Tensor:
-        """As `TimeSformerLayer.forward`; only the last block can give CLS alone."""
+        """As `TimeSformerLayer.forward`, `(b, 1 + h*w*t, d)` -> the same; only the last block can
+        give CLS alone `(b, 1, d)`."""
         cls_only = cls_only and way.cls_alone
         last = len(self.layer) - 1
         for index, layer in enumerate(self.layer):

@@ -32,8 +32,8 @@ def attend(attention: TimeSformerSelfAttention, tokens: torch.Tensor, grid: Grid
 def early_projection(
     output: nn.Linear, extra: nn.Linear | nn.Identity, tokens: int, fuses: bool
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The output projection of an early step and its extra linear layer, as one map `(..., d) ->
-    (..., d)`.
+    """The output projection of an early step and its extra linear layer, as one map
+    `(..., d) -> (..., d)`.
 
     Two maps of `tokens` rows cost `2 * tokens * d^2` multiply-adds, making one of them and using
     it `d^3 + tokens * d^2`: less from `tokens == d` on. An exported network may have been folded

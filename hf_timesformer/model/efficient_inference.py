@@ -65,8 +65,8 @@ def _rows_at_a_time(device: str, dtype: torch.dtype) -> int:
 def _early_parts(
     layer: Block, step: str, patches: torch.Tensor
 ) -> tuple[nn.LayerNorm, TimeSformerSelfAttention, Callable[[torch.Tensor], torch.Tensor]]:
-    """What a step before the last does in turn: LayerNorm, attention, projection `(..., d) ->
-    (..., d)`."""
+    """What a step before the last does in turn to `patches (b, h, w, t, d)`: LayerNorm, attention,
+    projection `(..., d) -> (..., d)`."""
     layernorm, attention, extra = layer.early_modules(step)
     tokens = math.prod(patches.shape[1:4])
     return (

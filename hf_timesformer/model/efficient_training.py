@@ -54,7 +54,9 @@ class Block(Protocol):
     @property
     def output(self) -> Dense: ...
     @property
-    def drop_path(self) -> Callable[[torch.Tensor], torch.Tensor]: ...
+    def drop_path(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """`(b, ..., d)` -> the same."""
+        ...
 
     def early_modules(self, step: str) -> tuple[nn.LayerNorm, Attention, nn.Linear]: ...
 
@@ -96,13 +98,14 @@ def finish_cls(
 def feed_forward(
     layer: Block, hidden_states: torch.Tensor, recomputes: bool = False
 ) -> torch.Tensor:
-    """The update of the MLP, `(..., d)` -> the same; `recomputes`: keep less for the gradients."""
+    """The update of the MLP, `(..., d) -> (..., d)`; `recomputes`: keep less for the gradients."""
     layernorm, activation = layer.layernorm_after, layer.intermediate.activation
     into, back = layer.intermediate.dense, layer.output.dense
     if not recomputes:
         return project(back, activation(project(into, layernorm(hidden_states))))
 
     def normalise(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """The LayerNorm of `inputs (..., d)`, of the same shape; weight and bias `(d,)`."""
         return nn.functional.layer_norm(
             inputs, layernorm.normalized_shape, weight, bias, layernorm.eps
         )
@@ -185,8 +188,8 @@ class _LinearAfter(torch.autograd.Function):
 
 
 def _backward_by_autograd(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """As `_LinearAfter.backward`, of many `grad` at once: only torch's own operations know what
-    that means."""
+    """As `_LinearAfter.backward`, of many `grad (..., e)` at once: only torch's own operations know
+    what that means."""
     inputs, weight, *tensors = ctx.saved_tensors
     again = torch.is_grad_enabled()
     with torch.autocast(**ctx.autocast), torch.enable_grad():

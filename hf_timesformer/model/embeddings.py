@@ -87,7 +87,7 @@ class TimeSformerEmbeddings(nn.Module):
 
     def absent_embeddings(self) -> dict[str, torch.Tensor]:
         """The embeddings that an ablation lacks, as zeros: they add nothing where stock reads
-        them."""
+        them. Positions `(1, 1 + h*w, d)`, times `(1, t, d)`."""
         rows, columns = self.config.grid_size
         lengths = {"position_embeddings": rows * columns + 1}
         if self.config.attention_type != "space_only":

@@ -324,6 +324,8 @@ class TimeSformerModel(TimeSformerPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def _run(self, pixel_values: torch.Tensor, cls_only: bool, **kwargs) -> TimeSformerModelOutput:
+        """`(b, t, channels, height, width) -> (b, 1 + n, d)`, where `cls_only` `(b, 1, d)`; `n` is
+        `h*w*t`, with `space_only` `h*w`."""
         frames = pixel_values.shape[1]
         space_only = self.config.attention_type == "space_only"
         if space_only and pixel_values.ndim == 5:
@@ -421,6 +423,8 @@ class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
     def _classify(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None, **kwargs
     ) -> TimeSformerClassifierOutput:
+        """`(b, [views,] t, channels, height, width)` -> logits `(b, labels)`, and the loss where
+        `labels`, `(b,)` or `(b, labels)`, are given."""
         views = pixel_values.shape[1] if pixel_values.ndim == 6 else None
         if views is not None:
             pixel_values = pixel_values.flatten(0, 1)

@@ -114,6 +114,8 @@ def key_mask(grid: Grid, stride: Grid, device: torch.device) -> torch.Tensor | N
 
 
 def _fill_up(tokens: torch.Tensor, stride: Grid) -> torch.Tensor:
+    """`(b, h, w, t, c)` with zeros at the end of each side that the stride does not divide, up to
+    the next multiple."""
     sides = sides_of(tokens)
     filled = [length * step for length, step in zip(lengths(sides, stride), stride)]
     missing = [full - side for full, side in zip(filled, sides)]

@@ -84,7 +84,8 @@ def choose_way(network: nn.Module, tokens: torch.Tensor, records: bool = False) 
 
 
 def why_plain(network: nn.Module, tokens: torch.Tensor, records: bool = False) -> str | None:
-    """The first reason to run module by module, in words; None where there is none."""
+    """The first reason to run `tokens (b, 1 + n, d)` module by module, in words; None where there
+    is none."""
     return _first_reason(Pass(network, tokens, records, modules_below(network)))
 
 

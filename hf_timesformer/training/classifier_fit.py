@@ -142,7 +142,7 @@ def fit_classifier(
 
 def _best_scale(logits: torch.Tensor, targets: torch.Tensor) -> float:
     """The factor on the logits, between 0 and 1, of the smallest mean cross-entropy: it is convex
-    in the factor.
+    in the factor. Logits and targets are `(N, classes)`.
     """
 
     def slope(scale: float) -> float:

@@ -128,6 +128,8 @@ class ClipMetrics:
         return self._metrics(logits, labels) | counts | {CLIP_LOSS: loss}
 
     def _metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Of logits `(videos, classes)`, of a regression `(videos, 1)`, and the labels `(videos,)`,
+        of several classes `(videos, classes)`."""
         if self.problem_type == MULTI_LABEL:
             return multi_label_metrics(logits, labels)
         if self.problem_type == REGRESSION:

@@ -201,7 +201,8 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
     def _get_num_items_in_batch(
         self, batch_samples: list, device: torch.device
     ) -> torch.Tensor | None:
-        """The clips that count in one step, of all processes; at least 1."""
+        """The clips that count in one step, of all processes, `()`; at least 1. Each batch has
+        labels `(B,)` or `(B, classes)`."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
         counts = [is_counted(batch["labels"]).sum() for batch in batch_samples]

@@ -43,6 +43,7 @@ class WeightAverageMixin:
             )
 
     def _learning_weights(self) -> dict[str, torch.Tensor]:
+        """The parameters that learn, by name, each of its own shape; the network's own memory."""
         model = self.accelerator.unwrap_model(self.model)
         return {
             name: weight.data for name, weight in model.named_parameters() if weight.requires_grad
@@ -87,6 +88,7 @@ class WeightAverageMixin:
             self._is_swapped = False
 
     def _set_weights(self, values: dict[str, torch.Tensor]) -> None:
+        """Copy `values`, by name and of the parameters' shapes, into the parameters that learn."""
         for name, weight in self._learning_weights().items():
             weight.copy_(values[name])
 

@@ -232,8 +232,9 @@ def pattern_figure(
     """The paper's figure 2: for each scheme a column of frames, a query patch, and what each step
     lets it see.
 
-    The query defaults to a patch near the middle of the middle frame. Raises ValueError for one
-    outside of the grid.
+    The query defaults to a patch near the middle of the middle frame. `frames` uint8
+    `(t, h*patch, w*patch, 3)` shine through where they are given. Raises ValueError for a query
+    outside of the grid `(h, w, t)`.
     """
     query = (grid[0] // 2, grid[1] // 2, grid[2] // 2) if query is None else tuple(query)
     width, height, gap, head = grid[1] * patch, grid[0] * patch, 14, 62

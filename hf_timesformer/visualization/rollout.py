@@ -185,8 +185,8 @@ def rollout_rows(
     patches: torch.Tensor,
     residual: float = 0.5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row vectors through all steps of `layers`, last layer and last step first: where what they
-    hold came from.
+    """Row vectors `cls (b,)`, `patches (b, h, w, t)` -> the same, through all steps of `layers`,
+    last layer and last step first: where what they hold came from.
     """
     for layer in reversed(layers):
         for step in reversed(SCHEMES[scheme]):
