@@ -1,6 +1,7 @@
 """Fixtures that several test modules use."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# `import openvino` reports to Google Analytics by processes that it forks from a thread of this one,
+# which holds torch's threads: neither has a place in a test. Without the package it uses its own stub.
+sys.modules.setdefault("openvino_telemetry", None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
