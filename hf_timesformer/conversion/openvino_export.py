@@ -15,6 +15,7 @@ from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .exported_classifier import INPUT, ExportedClassifier, require
 from .onnx_export import fold
+from .signal_stack import signal_stack_kept
 
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's
 QUANTISED_NODE = "FakeQuantize"
 
 
+@signal_stack_kept()
 def export_openvino(
     model: TimeSformerForVideoClassification,
     processor: TimeSformerVideoProcessor,
@@ -95,6 +97,7 @@ class OpenVinoClassifier(ExportedClassifier):
         FileNotFoundError: where the folder has no such graph.
     """
 
+    @signal_stack_kept()
     def __init__(
         self, folder: str | os.PathLike, *, precision: str | None = None, threads: int | None = None
     ):
@@ -126,6 +129,7 @@ class OpenVinoClassifier(ExportedClassifier):
             size.get_length() for size in list(self.graph.program.inputs[0].partial_shape)[1:]
         ]
 
+    @signal_stack_kept()
     def run(self, clips: torch.Tensor) -> torch.Tensor:
         """As the base class says, `(b, t, c, h, w) -> (b, labels)`; the logits are a copy of their
         own."""
