@@ -19,6 +19,7 @@ EXTRAS = {
 }
 EXTRAS["test"] = [
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "ruff>=0.8",
     "mypy>=1.15",
     "setuptools>=77",
