@@ -159,47 +159,15 @@ def main(argv: list[str] | None = None) -> None:
     if fusion is not None:
         return fuse_runs(fusion)
     args = parse_arguments(argv)
-    import transformers
-
-    from ..conversion.load_exported import load_exported
-    from ..data.dataset_factory import find_videos
     from ..evaluation.predictions import predict_dataset
-    from ..evaluation.rank_exchange import make_accelerator
-    from ..evaluation.report import summarize, write_report
-    from ..inference import load_model_and_processor
 
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
     with user_errors():
         graph = graph_of(args)
-    accelerator = make_accelerator(cpu=args.cpu or graph is not None)
-    warn_of_lone_process(accelerator.num_processes)
-    if not accelerator.is_main_process:
-        logging.disable(logging.WARNING)
-        transformers.logging.set_verbosity_error()
-    output_dir = _output_dir(args)
+    accelerator = start_processes(cpu=args.cpu or graph is not None)
     with user_errors():
-        settings = (
-            "num_crops",
-            "num_clips",
-            "num_frames",
-            "sampling",
-            "sampling_rate",
-            "target_fps",
-        )
-        overrides = {name: getattr(args, name) for name in settings} | reading_settings(args)
-        whole_videos = args.num_clips == "auto"
-        if whole_videos:
-            overrides["num_clips"] = 1
-        model: TimeSformerForVideoClassification | ExportedClassifier
-        if graph is not None:
-            model, processor = load_exported(*graph, **overrides)
-        else:
-            model, processor = load_model_and_processor(args.model, **overrides)
-        missing_file = output_dir / "missing_videos.txt" if accelerator.is_main_process else None
-        options = dataset_arguments(args).reader_options
-        found = find_videos(
-            args.dataset, args.data_dir, args.split, missing_file=missing_file, **options
-        )
+        model, processor = load(args, graph)
+        found = find(args, is_first=accelerator.is_main_process)
         label_ids = model_classes(found, model)
     predictions = predict_dataset(
         model,
@@ -207,20 +175,81 @@ def main(argv: list[str] | None = None) -> None:
         found.videos,
         accelerator,
         label_ids=label_ids,
-        whole_videos=whole_videos,
+        whole_videos=args.num_clips == "auto",
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         dtype="float32" if graph is not None else args.dtype,
     )
     end_process_group()
+    if accelerator.is_main_process:
+        dtype = args.dtype if graph is None else model.precision
+        about = _setting(args, processor, accelerator) | {"dtype": dtype}
+        names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        report(args, about, predictions, names, found)
+
+
+def start_processes(*, cpu: bool) -> "Accelerator":
+    """This process's place among those that a launcher started; only the first one talks."""
+    import transformers
+
+    from ..evaluation.rank_exchange import make_accelerator
+
+    accelerator = make_accelerator(cpu=cpu)
+    warn_of_lone_process(accelerator.num_processes)
     if not accelerator.is_main_process:
-        return
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        logging.disable(logging.WARNING)
+        transformers.logging.set_verbosity_error()
+    return accelerator
+
+
+def load(
+    args: argparse.Namespace, graph: tuple[str, str | None] | None
+) -> "tuple[TimeSformerForVideoClassification | ExportedClassifier, TimeSformerVideoProcessor]":
+    """The model, or the exported graph, and its processor with the settings of the command line.
+    Raises ValueError or OSError where there is none.
+    """
+    from ..conversion.load_exported import load_exported
+    from ..inference import load_model_and_processor
+
+    settings = {
+        "num_crops": args.num_crops,
+        "num_clips": 1 if args.num_clips == "auto" else args.num_clips,
+        "num_frames": args.num_frames,
+        "sampling": args.sampling,
+        "sampling_rate": args.sampling_rate,
+        "target_fps": args.target_fps,
+        **reading_settings(args),
+    }
+    if graph is not None:
+        return load_exported(*graph, **settings)
+    return load_model_and_processor(args.model, **settings)
+
+
+def find(args: argparse.Namespace, *, is_first: bool) -> "FoundVideos":
+    """The videos of the split. The first process writes a list of those that are missing."""
+    from ..data.dataset_factory import find_videos
+
+    missing_file = _output_dir(args) / "missing_videos.txt" if is_first else None
+    options = dataset_arguments(args).reader_options
+    return find_videos(
+        args.dataset, args.data_dir, args.split, missing_file=missing_file, **options
+    )
+
+
+def report(
+    args: argparse.Namespace,
+    about: dict,
+    predictions: "Predictions",
+    names: list[str],
+    found: "FoundVideos",
+) -> None:
+    """Write the files of an evaluation and print its figures; `about` says how it was done."""
+    from ..evaluation.report import summarize, write_report
+
+    output_dir = _output_dir(args)
     with user_errors():
         counts = {"expected": found.num_expected, "found": found.num_found}
-        results = summarize(predictions, names, **counts, threshold=args.threshold)
-        dtype = args.dtype if graph is None else model.precision
-        results = _setting(args, processor, accelerator) | {"dtype": dtype} | results
+        results = about | summarize(predictions, names, **counts, threshold=args.threshold)
         for path in write_report(output_dir, results, predictions, names):
             print(f"wrote {path}")
         _write_worst_errors(output_dir, predictions, names, found)

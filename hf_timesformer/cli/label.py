@@ -57,7 +57,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=Path, default=Path("timeline"), help="where the files go"
     )
+    add_windows(parser)
+    add_segments(parser)
+    add_outputs(parser)
+    add_work(parser)
+    return parser.parse_args(argv)
 
+
+def add_windows(parser: argparse.ArgumentParser) -> None:
+    """Which windows the model sees."""
     windows = parser.add_argument_group("windows")
     windows.add_argument(
         "--window", type=float, default=2.0, help="seconds that the model sees at a time"
@@ -66,6 +74,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     windows.add_argument("--num_frames", type=int, help="frames a window, if not the checkpoint's")
     windows.add_argument("--num_crops", type=int, choices=[1, 3], default=1, help="1 (centre) or 3")
 
+
+def add_segments(parser: argparse.ArgumentParser) -> None:
+    """What becomes a segment."""
     segments = parser.add_argument_group("segments")
     segments.add_argument(
         "--threshold", type=float, default=0.5, help="score at which a segment begins"
@@ -91,6 +102,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="leave out segments shorter than this",
     )
 
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """What is written besides the usual files."""
     outputs = parser.add_argument_group("further outputs")
     outputs.add_argument(
         "--overlay", action="store_true", help="the video with the answer drawn on it"
@@ -105,6 +119,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="CLS features of every window; for several videos a folder, with one file a video",
     )
 
+
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """How the work goes, and who does which share of it."""
     work = parser.add_argument_group("work")
     work.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
     work.add_argument(
@@ -118,7 +135,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         choices=["auto", "float32", "bfloat16", "float16"],
         help="default auto: bfloat16 where the processor or GPU computes in it, else float32",
     )
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -66,14 +66,10 @@ def label_video(
     settings = settings or LabelSettings()
     windows = Windows(settings.window, settings.stride, processor.num_frames)
     looked = describe_windows(settings, processor, about)
-    done = (
-        Journal(journal, looked | _fingerprint(source), resume=resume)
-        if journal is not None
-        else None
+    kept = _Kept(
+        None if journal is None else Journal(journal, looked | _fingerprint(source), resume=resume)
     )
-    scores = list(done.scores) if done is not None else []
-    features = list(done.features) if done is not None else []
-    first = len(scores)
+    first = len(kept.scores)
     stream = FrameStream(source, times=windows.all_moments(first))
     classifier = StreamClassifier(
         model,
@@ -85,30 +81,20 @@ def label_video(
         first=first,
     )
     end = 0.0
-
-    def keep(predictions: list[WindowPrediction]) -> None:
-        if not predictions:
-            return
-        scores.extend(one.scores for one in predictions)
-        features.extend(one.features for one in predictions if one.features is not None)
-        if done is not None:
-            done.add((one.scores, one.features) for one in predictions)
-        progress(predictions[-1].end, stream.length)
-
-    classifier.begin_at(0.0)  # the first frame that still matters may be a later one
-    for frame in ahead(iter(stream), FRAMES_AHEAD):
-        keep(classifier.push(frame.pixels, frame.seconds))
-        end = frame.seconds + frame.duration
-    keep(classifier.finish(end))
+    for predictions, seconds in _predictions(stream, classifier):
+        end = seconds  # of the video, as far as it has been read
+        if predictions:
+            kept.add(predictions)
+            progress(predictions[-1].end, stream.length)
     count = windows.count(end)
     timeline = Timeline(
         video=os.fspath(source),
         seconds=end,
         windows=windows,
         labels=[str(model.config.id2label[index]) for index in range(model.config.num_labels)],
-        scores=np.stack(scores[:count]),
+        scores=np.stack(kept.scores[:count]),
         is_regression=problem_type_of(model.config) == REGRESSION,
-        features=np.stack(features[:count]) if settings.with_features else None,
+        features=np.stack(kept.features[:count]) if settings.with_features else None,
         frame_rate=stream.frame_rate,
         gaps=stream.gaps,
         settings=looked | asdict(settings.rules),
@@ -118,6 +104,36 @@ def label_video(
             timeline.scores, timeline.cells, timeline.labels, settings.rules
         )
     return timeline
+
+
+class _Kept:
+    """Scores and features of the windows that are done, those of the run before a kill first."""
+
+    def __init__(self, journal: Journal | None):
+        self.journal = journal
+        self.scores = list(journal.scores) if journal is not None else []
+        self.features = list(journal.features) if journal is not None else []
+
+    def add(self, predictions: list[WindowPrediction]) -> None:
+        """Append windows, and write them to the journal, if there is one."""
+        self.scores.extend(one.scores for one in predictions)
+        self.features.extend(one.features for one in predictions if one.features is not None)
+        if self.journal is not None:
+            self.journal.add((one.scores, one.features) for one in predictions)
+
+
+def _predictions(
+    stream: FrameStream, classifier: StreamClassifier
+) -> Iterator[tuple[list[WindowPrediction], float]]:
+    """After each frame the windows that it completed, often none, and the second at which it ends;
+    at the end of the video those that it leaves open.
+    """
+    end = 0.0
+    classifier.begin_at(0.0)  # the first frame that still matters may be a later one
+    for frame in ahead(iter(stream), FRAMES_AHEAD):
+        end = frame.seconds + frame.duration
+        yield classifier.push(frame.pixels, frame.seconds), end
+    yield classifier.finish(end), end
 
 
 def describe_windows(
