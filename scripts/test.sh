@@ -9,4 +9,4 @@ ruff check .
 ruff format --check .
 mypy
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --max-worker-restart 0 "$@"
+exec python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"

@@ -18,11 +18,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that read the developers' folder of real clips, so that `-m "not shared"`
-    leaves them out.
+    leaves them out. The files that hold slow tests come first: where processes share the files,
+    none is left alone with one of them at the end.
     """
     for item in items:
         if "shared_dir" in getattr(item, "fixturenames", ()):
             item.add_marker("shared")
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ def single(request) -> tuple[str, dict]:
     return request.param, {"before": before, "loss": loss.detach(), "after": after}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_two_processes_equal_one(wrapper, single, ranks):
     """Logits, the loss, and logits after a step: every gradient was there, and the mean of both
