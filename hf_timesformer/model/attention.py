@@ -8,22 +8,22 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_timesformer import TimeSformerConfig
-from .schemes import (
-    STRIDES,
-    Grid,
-    Tile,
-    group,
-    key_mask,
-    local_mask,
-    local_tiles,
-    sides_of,
-    ungroup,
-)
+from .masks import blocks_mask, kept, window_mask
+from .schemes import STRIDES, Grid, Tile, group, key_mask, local_tiles, sides_of, ungroup
 
 
 # Keys up to which attention written out beats SDPA on CPU (T+S 8x448: 19.7 against 33.5 ms; with
 # 16 keys it loses).
 SHORT_SEQUENCE = 8
+
+# The kernels of GPUs take keys by tiles of 64 or 128, and fill a smaller group up to one. So groups
+# of few keys go there together, as many as one tile holds.
+PACKING_DEVICES = ("cuda",)
+PACKED_SEQUENCE = 128
+MOST_PACKED_KEYS = 32  # of a group: at least four share a tile
+
+# A launch on a GPU has no more blocks than this along the axis that kernels number sequences by.
+MOST_SEQUENCES = 65535
 
 
 def eager_attention_forward(
@@ -116,19 +116,56 @@ class TimeSformerSelfAttention(nn.Module):
         or None -> the context `(b, h, w, t, d)`, that of CLS `(b, 1, d)` or None, the weights
         `(b*g, heads, l, l)` or None.
 
-        `brief`: on CPUs write sdpa out where there are few keys, which is faster there.
+        `brief`: run sdpa as is fastest on the device where there are few keys: written out on CPUs,
+        many groups together on GPUs.
         """
         grid = sides_of(qkv)
         tokens = group(qkv, stride, cls_qkv)  # (b, h, w, t, 3d) -> (b*g, l, 3d)
-        mask = self._mask(grid, stride, tokens)
+        context, weights = self.attend_groups(tokens, grid, stride, brief)
         if cls_qkv is None:
-            context, weights = self._attend(*self._heads(tokens), mask, brief)
             return ungroup(context, stride, grid), None, weights
-
-        context, weights = self._attend(*self._heads(tokens), mask, brief)
         cls, context = context.split((1, context.shape[1] - 1), dim=1)
         cls = cls.unflatten(0, (-1, math.prod(stride))).mean(dim=1)  # (b*g, 1, d) -> (b, 1, d)
         return ungroup(context, stride, grid), cls, weights
+
+    def attend_groups(
+        self, qkv: torch.Tensor, grid: Grid, stride: Grid, brief: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Groups side by side, `qkv (b*g, l, 3d)` as `group` lays a `grid` out -> their context
+        `(b*g, l, d)`, and the weights `(b*g, heads, l, l)` or None.
+
+        `brief`: see [`TimeSformerSelfAttention.attend_in_groups`].
+        """
+        mask = self._mask(grid, stride, qkv)
+        if brief and mask is None and self._packs(qkv):
+            return self._attend_packed(qkv), None
+        return self._attend(*self._heads(qkv), mask, brief)
+
+    def _packs(self, qkv: torch.Tensor) -> bool:
+        """Whether groups `(n, l, 3d)` are so small, on such a device, that many go together."""
+        return (
+            self.config._attn_implementation == "sdpa"
+            and qkv.device.type in PACKING_DEVICES
+            and qkv.shape[1] <= MOST_PACKED_KEYS
+        )
+
+    def _attend_packed(self, qkv: torch.Tensor) -> torch.Tensor:
+        """`(n, l, 3d) -> (n, l, d)`: several groups as one sequence, in which each sees itself.
+
+        Groups lie one after the other, so a sequence of them is a view. With groups of l = 8, 16
+        make a sequence of 128. Of n = 588 groups 36 sequences are full, and the last has 12; four
+        groups of zeros fill it up, and what they attend to is dropped.
+        """
+        count, length, width = qkv.shape
+        together = PACKED_SEQUENCE // length
+        missing = -count % together
+        if missing:
+            qkv = nn.functional.pad(qkv, (0, 0, 0, 0, 0, missing))
+        mask = kept(blocks_mask, length, together, dtype=qkv.dtype, device=qkv.device)
+        sequences = qkv.reshape(-1, together * length, width)
+        context, _ = self._attend(*self._heads(sequences), mask)
+        context = context.reshape(-1, length, context.shape[-1])
+        return context[:count] if missing else context
 
     def _attend_locally(
         self, qkv: torch.Tensor, with_weights: bool
@@ -204,7 +241,9 @@ class TimeSformerSelfAttention(nn.Module):
                 key_rows.stop - key_rows.start,
             )
             if shape != known:  # tiles away from the borders see alike
-                mask, known = self._window_mask(queries, keys, grid, query), shape
+                spans = tuple((span.start, span.stop) for span in (*queries, *keys))
+                mask = kept(window_mask, spans, grid, dtype=query.dtype, device=query.device)
+                known = shape
             tile = query[:, rows]
             key, value = keys_values[:, key_rows].flatten(1, 3).permute(2, 0, 3, 1, 4)
             context, weights = self._attend(tile.flatten(1, 3).transpose(1, 2), key, value, mask)
@@ -212,15 +251,6 @@ class TimeSformerSelfAttention(nn.Module):
             if keep_weights is not None and weights is not None:
                 keep_weights(queries, keys, weights)
         return torch.cat(contexts, dim=1)
-
-    def _window_mask(
-        self, queries: Tile, keys: Tile, grid: Grid, like: torch.Tensor
-    ) -> torch.Tensor:
-        """Additive mask `(1, 1, queries*t, keys*t)`, made where `like` lies."""
-        mask = _additive(local_mask(queries, keys, *grid[:2], like.device), like.dtype)[
-            :, None, :, None
-        ]
-        return mask.expand(-1, grid[2], -1, grid[2]).flatten(2).flatten(0, 1)[None, None]
 
     def _attend(
         self,
@@ -232,6 +262,8 @@ class TimeSformerSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(n, heads, l, c)` each -> context `(n, l, d)` and the weights where the interface has
         them."""
+        if self._is_too_much_for_a_launch(query):
+            return self._attend_in_launches(query, key, value, mask, brief)
         context, weights = self._interface(mask, key, brief)(
             self,
             query,
@@ -244,6 +276,33 @@ class TimeSformerSelfAttention(nn.Module):
         # flex attention gives its log-sum-exp instead
         is_matrix = weights is not None and weights.ndim == 4
         return context.flatten(2), weights if is_matrix else None
+
+    def _is_too_much_for_a_launch(self, query: torch.Tensor) -> bool:
+        """Whether `(n, heads, l, c)` are more sequences than one launch of a kernel takes."""
+        # an exported graph must not depend on how many there are
+        return (
+            query.device.type in PACKING_DEVICES
+            and not torch.compiler.is_exporting()
+            and query.shape[0] > MOST_SEQUENCES
+        )
+
+    def _attend_in_launches(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        brief: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `_attend`, so many sequences after the other as a launch takes."""
+        contexts, all_weights = [], []
+        for start in range(0, query.shape[0], MOST_SEQUENCES):
+            some = slice(start, start + MOST_SEQUENCES)
+            part = mask if mask is None or mask.shape[0] == 1 else mask[some]
+            context, weights = self._attend(query[some], key[some], value[some], part, brief)
+            contexts.append(context)
+            all_weights += [] if weights is None else [weights]
+        return torch.cat(contexts), torch.cat(all_weights) if all_weights else None
 
     def _heads(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`(n, l, 3d)` -> query, key and value `(n, heads, l, c)`, views."""
@@ -272,8 +331,3 @@ class TimeSformerSelfAttention(nn.Module):
         return zeros.masked_fill(~exists, torch.finfo(tokens.dtype).min).flatten(0, 1)[
             :, None, None
         ]
-
-
-def _additive(exists: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where `exists`, the dtype's smallest number elsewhere: bool `(...)` -> the same shape."""
-    return torch.zeros_like(exists, dtype=dtype).masked_fill(~exists, torch.finfo(dtype).min)

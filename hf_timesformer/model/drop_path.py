@@ -1,5 +1,7 @@
 """Stochastic depth."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -16,12 +18,15 @@ class TimeSformerDropPath(nn.Module):
     def is_active(self) -> bool:
         return self.training and self.rate > 0.0
 
+    def draw(self, batch: int, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Draw once for each clip: what is to be done to an update `(b, ..., d)`, or to several
+        that go together."""
+        if not self.is_active:
+            return lambda update: update
+        keep = torch.rand(batch, device=device) >= self.rate
+        return lambda update: update * keep.view(-1, *[1] * (update.ndim - 1)) / (1 - self.rate)
+
     def forward(self, update: torch.Tensor) -> torch.Tensor:
         """`(b, ..., d)` -> the same. One number is drawn for each clip, whatever follows the
         batch."""
-        if not self.is_active:
-            return update
-        keep = (
-            torch.rand(update.shape[0], *[1] * (update.ndim - 1), device=update.device) >= self.rate
-        )
-        return update * keep / (1 - self.rate)
+        return self.draw(update.shape[0], update.device)(update)

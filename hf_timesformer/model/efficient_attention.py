@@ -29,6 +29,15 @@ def attend(attention: TimeSformerSelfAttention, tokens: torch.Tensor, grid: Grid
     return attention.attend(project(attention.qkv, tokens), grid, brief=brief)[0]
 
 
+def attend_groups(
+    attention: TimeSformerSelfAttention, tokens: torch.Tensor, grid: Grid, stride: Grid
+) -> torch.Tensor:
+    """The attention of groups side by side, as `group` lays a `grid` out: `(b*g, l, d)` -> the
+    same."""
+    brief = not torch.compiler.is_exporting()
+    return attention.attend_groups(project(attention.qkv, tokens), grid, stride, brief)[0]
+
+
 def early_projection(
     output: nn.Linear, extra: nn.Linear | nn.Identity, tokens: int, fuses: bool
 ) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -15,7 +15,13 @@ from torch import nn
 
 from .attention import TimeSformerSelfAttention
 from .efficient_attention import KEY_VALUE, QUERY, attend, early_projection, project, projection_of
-from .efficient_training import Block, feed_forward, finish_cls
+from .efficient_training import (
+    LARGE_GROUPS,
+    Block,
+    attend_with_cls,
+    feed_forward,
+    finish_cls,
+)
 from .schemes import STRIDES, Grid, sides_of
 
 
@@ -139,19 +145,36 @@ def _attend_all(layer: Block, hidden_states: torch.Tensor, grid: Grid, rows: int
 def _attend_with_cls(layer: Block, patches: torch.Tensor, cls: torch.Tensor, rows: int) -> None:
     """A last step of several groups a clip: `patches (b, h, w, t, d)`, `cls (b, 1, d)`.
 
-    What CLS gathers is averaged over the groups: each part adds its share.
+    The update of CLS is the mean over the groups: each part adds its share.
     """
-    attention, output = layer.attention.attention, layer.attention.output.dense
-    cls_qkv = project(attention.qkv, layer.layernorm_before(cls))  # (b, 1, 3d)
-    cls_context = torch.zeros_like(cls_qkv[..., : cls.shape[-1]])
+    large = layer.last_step in LARGE_GROUPS
+    cls_qkv = None if large else _qkv_of(layer, cls)
+    total = torch.zeros_like(cls)
     groups = math.prod(STRIDES[layer.last_step](*patches.shape[1:4]))
     for clips, part, stride in whole_groups(patches, layer.last_step, rows):
-        qkv = project(attention.qkv, layer.layernorm_before(part))
-        context, gathered, _ = attention.attend_in_groups(qkv, cls_qkv[clips], stride, brief=True)
-        part += project(output, context)
-        assert gathered is not None  # CLS was given
-        cls_context[clips] += gathered * (math.prod(stride) / groups)
-    cls += project(output, cls_context)
+        if cls_qkv is None:
+            update, cls_update = attend_with_cls(layer, part, cls[clips], stride)
+        else:
+            update, cls_update = _update_small_groups(layer, part, cls_qkv[clips], stride)
+        part += update
+        total[clips] += cls_update * (math.prod(stride) / groups)
+    cls += total
+
+
+def _update_small_groups(
+    layer: Block, patches: torch.Tensor, cls_qkv: torch.Tensor, stride: Grid
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `attend_with_cls`, given the queries, keys and values of CLS `(b, 1, 3d)`."""
+    attention, output = layer.attention.attention, layer.attention.output.dense
+    qkv = _qkv_of(layer, patches)
+    context, gathered, _ = attention.attend_in_groups(qkv, cls_qkv, stride, brief=True)
+    assert gathered is not None  # CLS was given
+    return project(output, context), project(output, gathered)
+
+
+def _qkv_of(layer: Block, tokens: torch.Tensor) -> torch.Tensor:
+    """`(..., d) -> (..., 3d)`, of the last step."""
+    return project(layer.attention.attention.qkv, layer.layernorm_before(tokens))
 
 
 def whole_groups(

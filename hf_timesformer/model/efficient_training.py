@@ -7,6 +7,7 @@ widest tensors of a block. Here the second is computed again in the backward pas
 for each number, against thousands of the product after it.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -14,11 +15,22 @@ import torch
 from torch import nn
 
 from .attention import TimeSformerSelfAttention
-from .efficient_attention import attend, attend_from_cls, early_projection, project
+from .drop_path import TimeSformerDropPath
+from .efficient_attention import (
+    attend,
+    attend_from_cls,
+    attend_groups,
+    early_projection,
+    project,
+)
 from .efficient_linear import linear, weight_gradient
-from .schemes import Grid
+from .schemes import STRIDES, Grid, group, sides_of, ungroup
 from .upstream import is_batched
 from .way import Way
+
+
+# Last steps whose groups are so large (196 tokens of a frame) that CLS in each adds hardly any work.
+LARGE_GROUPS = ("space", "global")
 
 
 class Dense(Protocol):
@@ -54,9 +66,7 @@ class Block(Protocol):
     @property
     def output(self) -> Dense: ...
     @property
-    def drop_path(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """`(b, ..., d)` -> the same."""
-        ...
+    def drop_path(self) -> TimeSformerDropPath: ...
 
     def early_modules(self, step: str) -> tuple[nn.LayerNorm, Attention, nn.Linear]: ...
 
@@ -77,11 +87,52 @@ def run_block(
             )
         if cls_only:
             return finish_cls(layer, patches, cls, grid, way.recomputes)
-        hidden_states = torch.cat((cls, patches), dim=1)
+        hidden_states = _attend_last(layer, patches, cls, grid)
+    else:
+        hidden_states = _attend_as_they_lie(layer, hidden_states, grid)
+    return hidden_states + drop_path(feed_forward(layer, hidden_states, way.recomputes))
+
+
+def _attend_last(
+    layer: Block, patches: torch.Tensor, cls: torch.Tensor, grid: Grid
+) -> torch.Tensor:
+    """The last step and its residual, after others: patches `(b, n, d)`, `cls (b, 1, d)` -> `(b,
+    1 + n, d)`."""
+    stride = STRIDES[layer.last_step](*grid)
+    if layer.last_step not in LARGE_GROUPS or math.prod(stride) == 1:
+        return _attend_as_they_lie(layer, torch.cat((cls, patches), dim=1), grid)
+    drop_path = layer.drop_path.draw(cls.shape[0], cls.device)
+    patches = patches.unflatten(1, grid)
+    update, cls_update = attend_with_cls(layer, patches, cls, stride)
+    patches = patches + drop_path(update)  # (b, h, w, t, d), also where the update is strided
+    return torch.cat((cls + drop_path(cls_update), patches.flatten(1, 3)), dim=1)
+
+
+def _attend_as_they_lie(layer: Block, hidden_states: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The last step and its residual, of tokens that are grouped after the projection: `(b, 1 + n,
+    d)` -> the same."""
     attention = layer.attention
     context = attend(attention.attention, layer.layernorm_before(hidden_states), grid)
-    hidden_states = hidden_states + drop_path(project(attention.output.dense, context))
-    return hidden_states + drop_path(feed_forward(layer, hidden_states, way.recomputes))
+    return hidden_states + layer.drop_path(project(attention.output.dense, context))
+
+
+def attend_with_cls(
+    layer: Block, patches: torch.Tensor, cls: torch.Tensor, stride: Grid
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The update of a last step for patches `(b, h, w, t, d)` of whole groups, and that of `cls (b,
+    1, d)`: the mean over these groups.
+
+    Tokens are grouped before anything is done to them, and taken apart after all is done: what is
+    copied is `d` wide, not `3d`. CLS goes through the layers once a group, so this is for large
+    groups.
+    """
+    grid, attention = sides_of(patches), layer.attention
+    tokens = group(patches, stride, cls)  # (b*g, 1 + l, d)
+    context = attend_groups(attention.attention, layer.layernorm_before(tokens), grid, stride)
+    update = project(attention.output.dense, context)
+    cls_update, update = update.split((1, update.shape[1] - 1), dim=1)
+    cls_update = cls_update.unflatten(0, (-1, math.prod(stride))).mean(dim=1)
+    return ungroup(update, stride, grid), cls_update
 
 
 def finish_cls(

@@ -78,6 +78,16 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_plain_eager() -> bool:
+    """Whether an operation runs now, on its numbers, and nothing else sees it: no compiler, tracer,
+    dispatch mode (fake tensors, counters), function transform or recording CUDA graph."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
+        return False
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0
+
+
 def is_batched(tensor: torch.Tensor) -> bool:
     """Whether `tensor` is many at once in a backward pass: `torch.autograd.grad(...,
     is_grads_batched=True)`."""
@@ -116,6 +126,7 @@ __all__ = [
     "get_relative_import_files",
     "is_batched",
     "is_everything_watched",
+    "is_plain_eager",
     "is_transformed",
     "is_watched",
     "make_names_known",

@@ -10,13 +10,16 @@ fits is said to be left out. Without a GPU it says so and ends.
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from machine import this_machine
-from model import NAMES, Work, alternate, build, build_vit, make_clip, runner
+from model import NAMES, Work, alternate, build, build_vit, device, make_clip, runner
+
+from hf_timesformer.model import attention
 
 
 # The goals' own sizes: bf16, 16 clips in inference, 8 in training.
@@ -48,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
     report: dict = {"machine": this_machine().as_dict()}
     parts: tuple[tuple[str, Callable[[argparse.Namespace], dict]], ...] = (
         ("values", check_values),
+        ("temporal", temporal_attention),
         ("profiles", profile),
         ("inference", lambda args: measure(INFERENCE, args)),
         ("training", lambda args: measure(TRAINING, args)),
@@ -87,6 +91,62 @@ def check_values(args: argparse.Namespace) -> dict[str, float]:
     return errors
 
 
+@contextmanager
+def groups_apart() -> Iterator[None]:
+    """Each group of few keys is a sequence of its own, as it is on CPUs: the old path, to compare
+    with."""
+    before = attention.PACKING_DEVICES
+    attention.PACKING_DEVICES = ()
+    try:
+        yield
+    finally:
+        attention.PACKING_DEVICES = before
+
+
+def apart(call: Callable[[], None]) -> Callable[[], None]:
+    """`call`, with groups of few keys apart."""
+
+    def run_apart() -> None:
+        with groups_apart():
+            call()
+
+    return run_apart
+
+
+def temporal_attention(args: argparse.Namespace) -> dict[str, float]:
+    """The temporal attention of one block alone, packed and apart: milliseconds, and the largest
+    difference from fp32 on the CPU, over the largest number.
+    """
+    model = build(INFERENCE, "ours", layers=1)
+    layer = model.timesformer.encoder.layer[0].temporal_attention.attention
+    places, frames = INFERENCE.batch * (INFERENCE.size // 16) ** 2, INFERENCE.frames
+    qkv = torch.randn(places, frames, layer.qkv.out_features, generator=torch.Generator())
+    few = qkv[:100].bfloat16()
+    expected = layer.attend_groups(few.float(), (100, 1, frames), (100, 1, 1))[0]
+    qkv = qkv.to(device(), torch.bfloat16).requires_grad_()
+
+    def forward() -> torch.Tensor:
+        return layer.attend_groups(qkv, (places, 1, frames), (places, 1, 1), brief=True)[0]
+
+    def step() -> None:
+        (gradient,) = torch.autograd.grad(forward().sum(), qkv)
+
+    found = {}
+    for name, path in (("packed", nullcontext), ("apart", groups_apart)):
+        with path():
+            context = forward().detach()[:100].float().cpu()
+        error = (context - expected).abs().max() / expected.abs().max()
+        found[f"{name}, error"] = error.item()
+        if not found[f"{name}, error"] < TOLERANCE:
+            raise SystemExit(f"wrong values of temporal attention: {found}")
+    calls = {}
+    for name, call in (("forward", forward), ("forward and backward", step)):
+        calls |= {f"packed, {name}, ms": call, f"apart, {name}, ms": apart(call)}
+    for name, times in alternate(calls, args.repeats).items():
+        found[name] = round(1e3 * sorted(times)[len(times) // 2], 3)
+    return found
+
+
 def ways(work: Work, layers: int) -> dict[str, Callable[[], None]]:
     """Ours, stock's and the frames through a ViT, eager and compiled."""
     clip = make_clip(work)
@@ -94,6 +154,8 @@ def ways(work: Work, layers: int) -> dict[str, Callable[[], None]]:
     calls = {}
     for suffix, wrap in (("", lambda model: model), (" compiled", torch.compile)):
         calls[f"ours{suffix}"] = runner(wrap(build(work, "ours", layers)), clip, work)
+        old = runner(wrap(build(work, "ours", layers)), clip, work)
+        calls[f"ours, groups apart{suffix}"] = apart(old)
         calls[f"stock{suffix}"] = runner(wrap(build(work, "stock", layers)), clip, work)
         calls[f"ViT frames{suffix}"] = runner(wrap(build_vit(work, layers)), frames, work)
     if not work.training:
@@ -108,7 +170,7 @@ def measure(work: Work, args: argparse.Namespace) -> dict[str, dict[str, float]]
     medians = {name: sorted(taken)[len(taken) // 2] for name, taken in times.items()}
     table = {}
     for name, seconds in medians.items():
-        is_eager = name in ("ours", "stock", "ViT frames")
+        is_eager = not name.endswith(("compiled", "reduce-overhead"))
         vit = medians["ViT frames" if is_eager else "ViT frames compiled"]
         row = {"ms": 1e3 * seconds, "over_ViT_frames": seconds / vit}
         if not name.startswith("ViT"):

@@ -94,6 +94,28 @@ def test_gpu_table_compares_like_with_like(monkeypatch, capsys):
         == table["ViT frames compiled"]["over_ViT_frames"]
         == 1
     )
-    for name in ("ours", "stock", "ours compiled", "stock compiled", "ours reduce-overhead"):
+    names = ["ours", "ours, groups apart", "stock", "ours compiled", "stock compiled"]
+    for name in [*names, "ours, groups apart compiled", "ours reduce-overhead"]:
         row = table[name]
         assert row["clips_per_second"] == pytest.approx(3 / (row["ms"] / 1e3), rel=0.01), name
+
+
+def test_gpu_compares_temporal_attention_packed_and_apart(monkeypatch):
+    """On a CPU that packs as a GPU does: both paths run, and both are held to fp32."""
+    gpu, model = importlib.import_module("gpu"), importlib.import_module("model")
+    monkeypatch.setattr(gpu, "INFERENCE", model.Work("divided_space_time", 4, 160, batch=1))
+    monkeypatch.setattr(gpu.attention, "PACKING_DEVICES", (model.device(),))
+    lengths = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def noting(query, *args, **settings):
+        lengths.append(query.shape[2])
+        return attend(query, *args, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noting)
+    found = gpu.temporal_attention(argparse.Namespace(repeats=1))
+    assert set(lengths) <= {4, 128}
+    assert 128 in lengths
+    assert found["packed, error"] < 0.02
+    assert found["packed, forward, ms"] > 0
+    assert (model.device(),) == gpu.attention.PACKING_DEVICES
