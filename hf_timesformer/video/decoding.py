@@ -99,9 +99,12 @@ def decode_video(
     with open_source(source, limits or DecodeLimits(), allow_urls) as video:
         with open_counted(video) as (stream, counted):
             metadata, segment = describe_segment(stream, counted, video, start, end)
-            numbers = checked_numbers(
-                indices(metadata) if callable(indices) else indices, metadata, video
-            )
+            try:
+                numbers = checked_numbers(
+                    indices(metadata) if callable(indices) else indices, metadata, video
+                )
+            finally:  # whoever keeps the metadata must not ask a file that is closed
+                closed(metadata)
             places = [segment[number] for number in numbers]
             writer = FrameWriter(places, short_side, size_change, video)
             if not decode_what_is_needed(stream, counted, writer, video):
@@ -116,7 +119,7 @@ def decode_video(
         frames = torch.empty((0, metadata.height, metadata.width, 3), dtype=torch.uint8)
     metadata.frames_indices = numbers
     metadata.height, metadata.width = frames.shape[1:3]
-    return frames.permute(0, 3, 1, 2), closed(metadata)  # (t, h, w, c) -> (t, c, h, w)
+    return frames.permute(0, 3, 1, 2), metadata  # (t, h, w, c) -> (t, c, h, w)
 
 
 @contextmanager

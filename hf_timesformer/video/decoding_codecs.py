@@ -18,6 +18,9 @@ SKIPPING_CODECS = {"h264", "mpeg4", "mpeg1video", "mpeg2video"}
 # pictures).
 LEADING_CODECS = {"hevc"}
 
+# Codecs without any prediction between pictures: one picture a packet, shown in the file's order.
+INTRA_CODECS = {"mjpeg", "prores"}
+
 # Decoders that give nothing until the first key frame when a recording begins between two of them.
 WAITING_CODECS = {"h264", "hevc"}
 
@@ -183,7 +186,7 @@ START_TESTS: dict[str, Callable[[av.Packet, bytes], bool]] = {
     "vp9": is_vp9_start,
     "libdav1d": is_av1_start,
     "av1": is_av1_start,
-    "mjpeg": lambda packet, extradata: True,
+    **{codec: lambda packet, extradata: True for codec in INTRA_CODECS},
 }
 
 HIDDEN_TESTS: dict[str, Callable[[av.Packet], bool]] = {

@@ -24,7 +24,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from .decoding_codecs import LEADING_CODECS, judge_of
+from .decoding_codecs import INTRA_CODECS, LEADING_CODECS, judge_of
 from .decoding_packets import HIDDEN, MAX_PASSED, START, PacketTable, packets_of, too_many_frames
 from .decoding_scan import ScannedVideo
 from .decoding_segment import FrameTimes
@@ -34,9 +34,7 @@ from .decoding_timeline import Timeline, timeline_of_packets
 
 # Codecs with a frame for each picture of the index. VP8 and VP9 may have hidden ones; MPEG-4 can
 # pack two in one.
-INDEXED_CODECS = {"h264", "hevc", "libdav1d", "av1", "mjpeg"}
-# Codecs without any prediction between pictures.
-INTRA_CODECS = {"mjpeg"}
+INDEXED_CODECS = {"h264", "hevc", "libdav1d", "av1", *INTRA_CODECS}
 
 
 class IndexedVideo:
@@ -240,13 +238,14 @@ class IndexedVideo:
         """The packets of the file from the key frame of entry `key` on; none where a seek does not
         find it.
         """
-        entry = self._entries[key]
+        # Taken out now: an entry is a view of FFmpeg's own memory, which reading may move.
+        time, position = self._entries[key].timestamp, self._entries[key].pos
         packets = packets_of(self._container, self._stream)
         passed = 0
         try:
-            self._container.seek(entry.timestamp, stream=self._stream)
+            self._container.seek(time, stream=self._stream)
             for packet in packets:
-                if packet.pos == entry.pos:
+                if packet.pos == position:
                     yield packet
                     break
                 passed += 1

@@ -1,5 +1,16 @@
 """A video whose packets have to be read to be counted: one scan of the file, from which its frames
 are numbered.
+
+Why not by an index, as in mp4:
+
+Matroska, WebM: their cues tell where key frames lie, not how many pictures lie between two.
+AVI: `idx1` lists every chunk, but only a second time: players go by the chunks themselves, and where
+    a file is damaged the two differ. Most have MPEG-4, whose packets may hold two pictures or none.
+Transport streams, raw streams: there is nothing but packets.
+
+The scan takes little more than FFmpeg's own reading (40 minutes of H.264 in Matroska, 60,000
+packets: 0.29 s, of which 0.23 s in FFmpeg), and keeps no data: after it, only what wanted frames need
+is read again.
 """
 
 from collections.abc import Collection, Iterator
@@ -8,7 +19,7 @@ import av
 import numpy as np
 from transformers.utils import logging
 
-from .decoding_codecs import START_TESTS, WAITING_CODECS, judge_of
+from .decoding_codecs import INTRA_CODECS, START_TESTS, WAITING_CODECS, judge_of
 from .decoding_mpeg4 import PictureSplitter
 from .decoding_packets import DISCARD, KEY, NO_TIME, PacketTable, scan_packets
 from .decoding_segment import FrameTimes
@@ -21,7 +32,10 @@ logger = logging.get_logger(__name__)
 # Containers that store a presentation time for each picture. Elsewhere FFmpeg infers it, and infers
 # it wrongly.
 TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm", "mpegts", "flv"}
-# Those among them whose times are held against MPEG-4's own account of the order.
+# Those whose packets FFmpeg numbers in the order of the file, which is a time where nothing is
+# reordered.
+NUMBERED_CONTAINERS = {"avi"}
+# Those among the timed whose times are held against MPEG-4's own account of the order.
 TIMED_MPEG4_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 # Those in which a recording may begin anywhere. In files, what comes first is there to be decoded.
 BROADCAST_CONTAINERS = {"mpegts", "h264", "hevc"}
@@ -76,7 +90,10 @@ class ScannedVideo:
         if decoder.name in WAITING_CODECS and formats & BROADCAST_CONTAINERS:
             self.num_before = _packets_before_key(self._table, video)
             self._table.drop_first(self.num_before)
-        if formats & TIMED_CONTAINERS and decoder.name in START_TESTS:
+        is_timed = formats & TIMED_CONTAINERS or (
+            formats & NUMBERED_CONTAINERS and decoder.name in INTRA_CODECS
+        )
+        if is_timed and decoder.name in START_TESTS:
             self._timeline = timeline_of_packets(self._table, decoder.name, is_whole=True)
 
     def timelines(self, wanted: Collection[int]) -> Iterator[Timeline]:

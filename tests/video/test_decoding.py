@@ -25,6 +25,7 @@ FORETOLD |= {
     "stream.ts",
     "negative-times.ts",
     "flash.flv",
+    "motion-jpeg.avi",
     "mpeg4.avi",
     "mpeg4-b.avi",
     "raw.m4v",

@@ -117,3 +117,10 @@ def test_frame_times_are_there_only_while_frames_are_chosen(clips):
     _, metadata = decode_video(clips["b-frames.mp4"], [0])
     with pytest.raises(ValueError, match="only there while"):
         metadata.frame_times()
+
+    # Asked after a failure, a view of the closed file's index would read freed memory.
+    kept: list = []
+    with pytest.raises(ZeroDivisionError):
+        decode_video(clips["b-frames.mp4"], lambda metadata: kept.append(metadata) or 1 / 0)
+    with pytest.raises(ValueError, match="only there while"):
+        kept[0].frame_times()
