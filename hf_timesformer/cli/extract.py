@@ -3,8 +3,7 @@
 
     timesformer extract --model runs/mine --data_dir clips --split train --output_dir features/train
     timesformer extract --model runs/mine --data_dir clips --split test --output_dir features/test
-    --pool patches torchrun --nproc_per_node 4 -m hf_timesformer.cli.extract --model runs/mine
-    --data_dir k400 --dataset kinetics ...
+    torchrun --nproc_per_node 4 -m hf_timesformer.cli.extract --model runs/mine --data_dir k400 ...
 
 The vector is CLS of the last block, after the final LayerNorm; --layer takes another block's,
 --pool patches the mean of the patch tokens. Several processes share the videos, and so do machines

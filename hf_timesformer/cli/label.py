@@ -4,6 +4,7 @@ picture.
 
     timesformer label match.mp4 --model runs/mine
     timesformer label recordings/ --model runs/mine --window 4 --stride 2 --overlay --output_dir timelines
+    timesformer label pictures/ --frame_rate 25 --model runs/mine       # a folder of numbered pictures
     timesformer label recordings/ --model runs/mine --shard 3/16        # one of 16 machines or SLURM array tasks
     torchrun --nproc_per_node 4 -m hf_timesformer.cli.label recordings/ --model runs/mine
 
@@ -21,6 +22,7 @@ Exit code 1 where a video could not be read (the others are still labelled), 2 f
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import sys
 import time
@@ -29,13 +31,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import local_device, make_parser, share_of, user_errors
+from .common import (
+    add_reading_arguments,
+    local_device,
+    make_parser,
+    reading_settings,
+    share_of,
+    user_errors,
+)
 
 
 if TYPE_CHECKING:
     from ..model.modeling_timesformer import TimeSformerForVideoClassification
     from ..timeline.labelling import LabelSettings
     from ..timeline.timeline import Timeline
+    from ..video.decoding_source import DecodeLimits
     from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -49,7 +59,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "videos",
         nargs="+",
         metavar="VIDEO",
-        help="video files, folders of them, or @LIST: a file of paths, one a line",
+        help="video files, folders of numbered pictures, folders of either, or @LIST: a file of "
+        "paths, one a line",
     )
     parser.add_argument(
         "--model", required=True, help="folder or Hub id of the model and its processor"
@@ -122,6 +133,7 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
 
 def add_work(parser: argparse.ArgumentParser) -> None:
     """How the work goes, and who does which share of it."""
+    add_reading_arguments(parser)
     work = parser.add_argument_group("work")
     work.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
     work.add_argument(
@@ -154,6 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         check_outputs(args, several=len(videos) > 1)
         model, processor = load(args)
         settings = label_settings(args, model)
+        limits_of(args)  # refuses unknown ones before any work
         # refuses what makes no windows, before any work
         Windows(args.window, args.stride, processor.num_frames)
         warn_of_speed(args, processor)
@@ -177,21 +190,31 @@ def find_videos(given: list[str]) -> list[Path]:
     """The videos that the command line names, in its order: files, the videos of folders, those of
     `@LIST`s.
 
-    Raises ValueError for a folder or list without a video.
+    Raises ValueError for a folder or list without a video, and for an address.
     """
-    from ..data.media_files import find_media
+    from ..data.media_files import find_media, is_frame_folder
 
     videos: list[Path] = []
     for name in given:
+        if "://" in name and not Path(name).exists():
+            raise ValueError(
+                f"{name} is an address; a long video is read from a file: download it first "
+                "(`timesformer predict --allow_urls` looks at single clips of an address)"
+            )
         if name.startswith("@"):
             lines = Path(name[1:]).read_text(encoding="utf-8").splitlines()
             found = [Path(line.strip()) for line in lines if line.strip()]
         elif Path(name).is_dir():
-            found = find_media(Path(name)).clips
+            if is_frame_folder([path for path in Path(name).iterdir() if path.is_file()]):
+                found = [Path(name)]
+            else:
+                media = find_media(Path(name))
+                media.report(name)
+                found = media.clips
         else:
             found = [Path(name)]
         if not found:
-            raise ValueError(f"{name} holds no video")
+            raise ValueError(f"{name} holds no video, and no numbered pictures")
         videos += found
     return videos
 
@@ -200,7 +223,8 @@ def output_names(videos: list[Path]) -> list[str]:
     """A name for each video's files: its stem; where two have one stem, with as many folders as
     tell them apart.
     """
-    names = [video.stem for video in videos]
+    stems = [video.name if video.is_dir() else video.stem for video in videos]
+    names = stems
     depth = 1
     while len(set(names)) < len(names):
         longest = max(len(video.parts) for video in videos)
@@ -210,7 +234,10 @@ def output_names(videos: list[Path]) -> list[str]:
                 f"{repeated} would be written twice: give each video once, and no two that differ in suffix"
             )
         depth += 1
-        names = ["_".join([*video.parts[-depth:-1], video.stem]).strip("/") for video in videos]
+        names = [
+            "_".join([*video.parts[-depth:-1], stem]).strip("/")
+            for video, stem in zip(videos, stems)
+        ]
     return names
 
 
@@ -236,6 +263,18 @@ def load(
     settings = {"num_clips": 1, "num_crops": args.num_crops, "num_frames": args.num_frames}
     model, processor = load_model_and_processor(args.model, **settings)
     return model.to(device, choose_dtype(args.dtype, device)).eval(), processor
+
+
+def limits_of(args: argparse.Namespace) -> "DecodeLimits":
+    """What one video may cost. Raises ValueError for a limit that there is not."""
+    from ..video.frame_stream import STREAM_LIMITS
+
+    given = reading_settings(args)["limits"] or {}
+    known = {field.name for field in dataclasses.fields(STREAM_LIMITS)}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"--limits knows {', '.join(sorted(known))}; got {name!r}")
+    return dataclasses.replace(STREAM_LIMITS, **given)
 
 
 def label_settings(
@@ -300,6 +339,8 @@ def label_one(
             resume=args.resume,
             about=about,
             progress=progress,
+            frame_rate=args.frame_rate if video.is_dir() else None,
+            limits=limits_of(args),
         )
     seconds = time.perf_counter() - begin
     print_timeline(timeline, seconds, str(about["dtype"]))

@@ -34,7 +34,9 @@ def write_overlay(
     best class in brackets; a regression's numbers stand there as they are. `short_side` scales the
     frames, None keeps their size. Raises VideoDecodeError.
     """
-    stream = FrameStream(timeline.video, short_side=short_side)
+    is_folder = os.path.isdir(timeline.video)  # of pictures, which do not tell their rate
+    rate = timeline.frame_rate if is_folder else None
+    stream = FrameStream(timeline.video, short_side=short_side, frame_rate=rate)
     return write_film(
         path, (_drawn(frame, timeline, progress) for frame in stream), stream.frame_rate
     )

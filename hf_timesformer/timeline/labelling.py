@@ -12,7 +12,8 @@ import numpy as np
 
 from ..inference import REGRESSION, problem_type_of
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
-from ..video.frame_stream import FrameStream
+from ..video.decoding_source import DecodeLimits
+from ..video.frame_stream import STREAM_LIMITS, FrameStream
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .journal import Journal
 from .segments import SegmentRules, find_segments
@@ -50,6 +51,8 @@ def label_video(
     resume: bool = False,
     about: dict[str, Any] | None = None,
     progress: Callable[[float, float | None], None] = lambda seconds, length: None,
+    frame_rate: float | None = None,
+    limits: DecodeLimits = STREAM_LIMITS,
 ) -> Timeline:
     """The timeline of one video. Memory does not grow with its length, but for the scores
     themselves.
@@ -59,6 +62,8 @@ def label_video(
         with `resume` the windows in it are not run again. about: what else decides the scores (the
         model's name, ...): it stands in the journal and in the timeline. progress: called with the
         seconds that are done and the length that the container claims, None if it does not.
+        frame_rate: frames a second of a folder of pictures, which do not tell. limits: what the
+        video may cost.
 
     Raises VideoDecodeError where nothing of the video can be decoded, ValueError for a journal of
     other settings.
@@ -66,11 +71,15 @@ def label_video(
     settings = settings or LabelSettings()
     windows = Windows(settings.window, settings.stride, processor.num_frames)
     looked = describe_windows(settings, processor, about)
+    if frame_rate is not None:
+        looked["frame_rate"] = frame_rate
     kept = _Kept(
         None if journal is None else Journal(journal, looked | _fingerprint(source), resume=resume)
     )
     first = len(kept.scores)
-    stream = FrameStream(source, times=windows.all_moments(first))
+    stream = FrameStream(
+        source, times=windows.all_moments(first), limits=limits, frame_rate=frame_rate
+    )
     classifier = StreamClassifier(
         model,
         processor,

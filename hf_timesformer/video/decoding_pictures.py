@@ -227,7 +227,7 @@ def decode_pictures(
     metadata._times = None
     read: dict[int, torch.Tensor] = {}
     for index in sorted(set(chosen)):
-        read[index] = _to_rgb(pictures.read(numbers[index]), short_side)
+        read[index] = picture_to_frame(pictures.read(numbers[index]), short_side)
         first = next(iter(read.values()))
         if read[index].shape != first.shape:
             (height, width), (first_height, first_width) = read[index].shape[1:], first.shape[1:]
@@ -244,7 +244,7 @@ def decode_pictures(
     return frames, metadata
 
 
-def _to_rgb(picture: PIL.Image.Image, short_side: int | None) -> torch.Tensor:
+def picture_to_frame(picture: PIL.Image.Image, short_side: int | None) -> torch.Tensor:
     """A picture of any mode to uint8 `(3, H, W)`; scaled as `FrameWriter` scales, with an
     antialiased triangle.
     """

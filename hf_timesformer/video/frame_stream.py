@@ -14,14 +14,16 @@ Containers round times to their own tick, so a frame may begin half a millisecon
 for (`MAX_TOLERANCE`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
+from typing import TypeVar
 
 import av
 import torch
 from av.video.reformatter import VideoReformatter
 
+from .decoding_pictures import Pictures, open_pictures, picture_to_frame
 from .decoding_pixels import FLAGS, display_matrix, orient, scaled_size
 from .decoding_segment import MAX_TOLERANCE
 from .decoding_source import (
@@ -60,7 +62,8 @@ class StreamedFrame:
 class FrameStream:
     """The frames of one video for the times that are asked for, in order; iterate once.
 
-    Args: source: a path, the bytes of a file, or a binary file object. times: seconds from the
+    Args: source: a path, the bytes of a file, or a binary file object; also a folder of numbered
+        pictures, which needs a `frame_rate`, or an animated WebP. times: seconds from the
         first frame, ascending, finitely many or not; None gives every frame. short_side: scale so
         that the shorter side has this many pixels; None keeps the pixels as they are. Either way a
         frame is what `decode_video` gives of the same frame. limits: what one video may cost;
@@ -71,10 +74,12 @@ class FrameStream:
     size than the first frame is scaled to the first one's.
 
     `length` and `frame_rate` are what the container claims, in seconds and frames a second, once
-    iterating has begun; None where it claims nothing. The last frame tells the true length.
+    iterating has begun; None where it claims nothing. The last frame tells the true length. A
+    `frame_rate` that is given is that of a folder of pictures.
 
     Iterating raises VideoDecodeError where the video cannot be opened, where not a single frame can
-    be decoded, and where a frame is over a limit.
+    be decoded, where a frame is over a limit, and for a picture of a folder that cannot be read or
+    has another size than the first. ValueError: a `frame_rate` for a video that has its own.
     """
 
     source: Source
@@ -86,6 +91,35 @@ class FrameStream:
     frame_rate: float | None = None
 
     def __iter__(self) -> Iterator[StreamedFrame]:
+        with open_pictures(self.source, self.limits, self.frame_rate) as pictures:
+            if pictures is not None:
+                yield from self._show_pictures(pictures)
+                return
+        yield from self._show_video()
+
+    def _show_pictures(self, pictures: Pictures) -> Iterator[StreamedFrame]:
+        times = pictures.times()
+        if times is None:
+            message = "tells no frame times: give the frames a second, as in frame_rate=25"
+            raise VideoDecodeError(pictures.name, "segment", f"{message} or --frame_rate 25")
+        seconds = times.seconds.tolist()
+        # Nothing tells how long the last picture is shown: as long as the one before it.
+        step = seconds[-1] - seconds[-2] if len(seconds) > 1 else 0.0
+        self.length = seconds[-1] + step
+        if self.frame_rate is None and step:
+            self.frame_rate = (len(seconds) - 1) / seconds[-1]
+        numbered = ((moment, number) for number, moment in enumerate(seconds))
+        size = None
+        for moment, duration, number in _shown_at(self.times, numbered, lambda _: step):
+            pixels = picture_to_frame(pictures.read(number), self.short_side)
+            size = size or pixels.shape
+            if pixels.shape != size:
+                found, first = (f"{shape[2]}x{shape[1]}" for shape in (pixels.shape, size))
+                message = f"changes its frame size: frame {number} is {found}, others are {first}"
+                raise VideoDecodeError(pictures.name, "frame-size", message)
+            yield StreamedFrame(moment, duration, pixels)
+
+    def _show_video(self) -> Iterator[StreamedFrame]:
         with open_source(self.source, self.limits, allow_urls=False) as video:
             with video.open_stream() as (container, stream):
                 self.length = container.duration / av.time_base if container.duration else None
@@ -95,7 +129,7 @@ class FrameStream:
                 pictures = _good_pictures(container, stream, clock, video.check, self.gaps)
                 convert = _Converter(self.short_side, video)
                 is_empty = True
-                for seconds, duration, picture in _shown_at(self.times, pictures, clock):
+                for seconds, duration, picture in _shown_at(self.times, pictures, clock.duration):
                     is_empty = False
                     yield StreamedFrame(seconds, duration, convert(picture))
                     video.check.restart()  # what the caller did with the frame is no work of ours
@@ -226,15 +260,20 @@ def _decode_packets(
             decoder.flush_buffers()
 
 
+Picture = TypeVar("Picture")
+
+
 def _shown_at(
-    times: Iterable[float] | None, pictures: Iterator[tuple[float, av.VideoFrame]], clock: _Clock
-) -> Iterator[tuple[float, float, av.VideoFrame]]:
+    times: Iterable[float] | None,
+    pictures: Iterator[tuple[float, Picture]],
+    last_duration: Callable[[Picture], float],
+) -> Iterator[tuple[float, float, Picture]]:
     """Seconds, duration and picture of what is shown at `times` (None: of every picture), and of
-    the last one.
+    the last one, which no later one ends: `last_duration` tells how long it is shown.
     """
     wanted: Iterator[float] = iter(() if times is None else times)
     next_time = None if times is None else next(wanted, inf)
-    held: tuple[float, av.VideoFrame] | None = None
+    held: tuple[float, Picture] | None = None
     for seconds, picture in pictures:
         if held is not None:
             ends = seconds - MAX_TOLERANCE
@@ -244,7 +283,7 @@ def _shown_at(
                 next_time = next(wanted, inf)
         held = seconds, picture
     if held is not None:
-        yield held[0], clock.duration(held[1]), held[1]
+        yield held[0], last_duration(held[1]), held[1]
 
 
 class _Converter:

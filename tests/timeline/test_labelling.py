@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from decoding_clips import encode
+from PIL import Image
 from tiny import tiny_model
 
 from hf_timesformer import TimeSformerVideoProcessor
@@ -294,6 +295,27 @@ def test_a_broken_video_among_others(film, model_folder, tmp_path: Path, capsys)
     assert "a.mp4: cannot be opened as a video" in err
     assert "b.mp4: 19.9 s in 19 windows" in out
     assert (tmp_path / "out/b.json").exists()
+
+
+def test_a_folder_of_pictures_and_an_address(model_folder, tmp_path: Path, capsys):
+    (tmp_path / "in").mkdir()
+    for number in range(12):
+        Image.new("RGB", (48, 32)).save(tmp_path / f"in/{number}.png")
+    to = ("--model", model_folder, "--output_dir", tmp_path / "out")
+    code, out, err = run(capsys, tmp_path / "in", *to)
+    assert code == 1
+    assert "tells no frame times" in err and "--frame_rate 25" in err
+    code, out, err = run(
+        capsys, tmp_path / "in", *to, "--frame_rate", "4", "--overlay", "--limits", "max_seconds=9"
+    )
+    assert code == 0, err
+    assert "in: 3.0 s in 2 windows" in out
+    assert probe_video(tmp_path / "out/in.overlay.mp4").total_num_frames == 12
+    code, out, err = run(capsys, "https://example.com/a.mp4", *to)
+    assert (code, "is an address" in err, "download it first" in err) == (2, True, True)
+    code, out, err = run(capsys, tmp_path / "in", *to, "--limits", "max_second=9")
+    assert code == 2
+    assert "'max_second'" in err and "max_seconds" in err
 
 
 def test_every_video_is_in_one_share(film, model_folder, tmp_path: Path, capsys, monkeypatch):

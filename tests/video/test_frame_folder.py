@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as tvF
 from hf_timesformer import TimeSformerVideoProcessor
 from hf_timesformer.video.decoding import DecodeLimits, VideoDecodeError, decode_video, probe_video
 from hf_timesformer.video.frame_folder import FrameFiles
+from hf_timesformer.video.frame_stream import FrameStream
 
 
 SMALL = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}
@@ -221,6 +222,26 @@ def test_animated_webp_is_read_with_its_times(tmp_path, kind):
     # frames begin at 0, 0.04, 0.14, 0.24
     segment, metadata = decode_video(source, [0, 1], start=0.1, end=0.25)
     np.testing.assert_array_equal(segment.permute(0, 2, 3, 1), smooth_frames()[[2, 3]])
+
+
+def test_pictures_are_streamed_as_a_video_is(tmp_path):
+    paths = write_pictures(tmp_path / "clip", "%d.png", smooth_frames())
+    reference = read_pictures(paths)
+    streamed = list(FrameStream(tmp_path / "clip", times=[0.0, 0.25, 0.26], frame_rate=10.0))
+    # the frames that are shown at these times, and the last one, which tells the length
+    assert [frame.seconds for frame in streamed] == pytest.approx([0, 0.2, 1.1])
+    assert streamed[-1].duration == pytest.approx(0.1)
+    assert all(torch.equal(f.pixels, reference[k]) for f, k in zip(streamed, (0, 2, 11)))
+    stream = FrameStream(animated(tmp_path / "clip.webp", lossless=True), short_side=24)
+    streamed = list(stream)
+    frames, _ = decode_video(stream.source, range(12), short_side=24)
+    assert [frame.seconds for frame in streamed[:3]] == pytest.approx([0, 0.04, 0.14])
+    assert torch.equal(torch.stack([frame.pixels for frame in streamed]), frames)
+    with pytest.raises(VideoDecodeError, match="frame_rate=25"):
+        next(iter(FrameStream(tmp_path / "clip")))
+    PIL.Image.new("RGB", (30, 30)).save(paths[1])
+    with pytest.raises(VideoDecodeError, match="frame 1 is 30x30, others are 64x48"):
+        list(FrameStream(tmp_path / "clip", frame_rate=10.0))
 
 
 def test_a_still_webp_is_one_frame_and_a_damaged_one_an_error(tmp_path):
