@@ -193,18 +193,15 @@ class StreamClassifier:
         return self._clock() - self._begun_at - self.windows.end(window.number) > self._max_delay
 
     def _make_views(self, frame: Any) -> torch.Tensor:
-        """The crops of one frame, scaled but not normalised: `(views, c, h, w)`, in the frame's own
-        type.
+        """The crops of one frame, ready for the model: `(views, c, h, w)`, in its dtype.
+
+        Once a frame, for all the windows that share it.
         """
-        views = self.processor(
-            [[frame]],
-            do_sample_frames=False,
-            do_rescale=False,
-            do_normalize=False,
-            return_tensors="pt",
-        )["pixel_values"]
+        views = self.processor([[frame]], do_sample_frames=False, return_tensors="pt")
         # one view: (1, 1, c, h, w); several: (1, views, 1, c, h, w)
-        return views.flatten(0, -4)
+        views = views["pixel_values"].flatten(0, -4)
+        parameter = next(self.model.parameters(), None)  # an exported graph has none
+        return views if parameter is None else views.to(parameter.dtype)
 
     def _run_batches(self, at_least: int) -> list[WindowPrediction]:
         predictions = []
@@ -217,19 +214,9 @@ class StreamClassifier:
         return predictions
 
     def _run(self, batch: list[_OpenWindow]) -> list[WindowPrediction]:
-        # frames of (v, c, h, w) -> (b, v, t, c, h, w)
-        clips = torch.stack([torch.stack(window.frames, dim=1) for window in batch])
-        num_views = clips.shape[1]
-        inputs = self.processor(
-            list(clips.flatten(0, 1)),
-            do_sample_frames=False,
-            do_resize=False,
-            do_center_crop=False,
-            num_crops=1,
-            return_tensors="pt",
-        )
-        # (b*v, t, c, h, w) -> (b, v, ...)
-        pixel_values = inputs["pixel_values"].unflatten(0, (-1, num_views))
+        frames = torch.stack([frame for window in batch for frame in window.frames])
+        # (b*t, v, c, h, w) -> (b, v, t, c, h, w)
+        pixel_values = frames.unflatten(0, (len(batch), -1)).transpose(1, 2)
         logits, features = self._forward(pixel_values)
         scores = scores_of(logits, self.model.config).cpu()
         predictions = []
@@ -254,7 +241,7 @@ class StreamClassifier:
         """
         parameter = next(self.model.parameters(), None)  # an exported graph has none
         if parameter is not None:
-            pixel_values = pixel_values.to(parameter.device, parameter.dtype)
+            pixel_values = pixel_values.to(parameter.device)
         if not self._with_features:
             return self.model(pixel_values=pixel_values).logits, None
         num_views = pixel_values.shape[1]

@@ -13,6 +13,7 @@ PARTS = {
     "decode": "decode",
     "gpu": "gpu",
     "growth": "growth",
+    "label": "label",
     "model": "model",
     "pipeline": "pipeline",
     "results": "results",

@@ -24,6 +24,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from machine import this_machine
 from torchvision.transforms.v2 import functional
 from transformers.pipelines.video_classification import read_video_pyav
 
@@ -202,10 +203,10 @@ def measure_growth(args: argparse.Namespace) -> None:
             row[name] = measure_alone(path, name, chosen[0].tolist(), args.short_side)
         rows.append(row)
         print(format_growth(row), flush=True)
-    results = json.dumps({"growth": rows})
-    print(results)
+    report = {"machine": this_machine().as_dict(), "growth": rows}
+    print(json.dumps(report))
     if args.json:
-        args.json.write_text(results + "\n")
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
     if args.png:
         draw_growth(rows, args.png)
 
@@ -272,11 +273,22 @@ def draw_growth(rows: list[dict], path: Path) -> None:
             lengths = [row["seconds_of_video"] for row in measured]
             axis.plot(lengths, [row[name][field] for row in measured], "o-", label=name)
         axis.set_xscale("log")
-        axis.set_xlabel("seconds of video")
+        lengths = [row["seconds_of_video"] for row in rows]
+        axis.set_xticks(lengths, [as_length(length) for length in lengths])
+        axis.minorticks_off()
+        axis.set_xlabel("length of the video")
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
     axes[0].legend()
     figure.savefig(path, dpi=110)
+
+
+def as_length(seconds: float) -> str:
+    """`3600` -> `1 h`."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.3g} s"
 
 
 def read_ours(path: Path, indices: np.ndarray, short_side: int) -> torch.Tensor:

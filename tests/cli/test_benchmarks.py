@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from decoding_clips import encode, picture_sequence
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmarks"
@@ -119,3 +120,22 @@ def test_gpu_compares_temporal_attention_packed_and_apart(monkeypatch):
     assert found["packed, error"] < 0.02
     assert found["packed, forward, ms"] > 0
     assert (model.device(),) == gpu.attention.PACKING_DEVICES
+
+
+def test_label_counts_seconds_and_windows_of_a_video(tmp_path: Path):
+    module = importlib.import_module("label")
+    path = encode(tmp_path / "clip.mp4", picture_sequence(60), options={"g": "20"})  # 2 s
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    row = module.measure(path, parser.parse_args([str(path), "--window", "1", "--num_frames", "2"]))
+    decoding = row["decoding"]
+    assert decoding["seconds_of_video"] == 2.0
+    # windows from 0, 0.5 and 1.0 s
+    windows = decoding["windows_a_second"] * decoding["seconds"]
+    assert windows == pytest.approx(3, abs=0.5)
+    assert "times real time" in module.as_text(row)
+
+
+def test_lengths_in_words():
+    as_length = importlib.import_module("decode").as_length
+    assert [as_length(x) for x in (10, 60, 90, 14400)] == ["10 s", "1 min", "1.5 min", "4 h"]

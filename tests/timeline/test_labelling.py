@@ -304,7 +304,8 @@ def test_a_folder_of_pictures_and_an_address(model_folder, tmp_path: Path, capsy
     to = ("--model", model_folder, "--output_dir", tmp_path / "out")
     code, out, err = run(capsys, tmp_path / "in", *to)
     assert code == 1
-    assert "tells no frame times" in err and "--frame_rate 25" in err
+    assert "tells no frame times" in err
+    assert "--frame_rate 25" in err
     code, out, err = run(
         capsys, tmp_path / "in", *to, "--frame_rate", "4", "--overlay", "--limits", "max_seconds=9"
     )
@@ -315,7 +316,8 @@ def test_a_folder_of_pictures_and_an_address(model_folder, tmp_path: Path, capsy
     assert (code, "is an address" in err, "download it first" in err) == (2, True, True)
     code, out, err = run(capsys, tmp_path / "in", *to, "--limits", "max_second=9")
     assert code == 2
-    assert "'max_second'" in err and "max_seconds" in err
+    assert "'max_second'" in err
+    assert "max_seconds" in err
 
 
 def test_every_video_is_in_one_share(film, model_folder, tmp_path: Path, capsys, monkeypatch):
