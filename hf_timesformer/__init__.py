@@ -17,7 +17,6 @@ from transformers import (
     VideoMAEConfig,
     VideoMAEVideoProcessor,
 )
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from .model.configuration_timesformer import TimeSformerConfig
 from .model.modeling_timesformer import (
@@ -28,6 +27,7 @@ from .model.modeling_timesformer import (
 from .model.upstream import STOCK_BACKEND, make_names_known
 from .video.classification_pipeline import TimeSformerPipeline
 from .video.image_processing_timesformer import TimeSformerImageProcessor
+from .video.upstream_names import make_pipeline
 from .video.video_processing_timesformer import TimeSformerVideoProcessor
 from .video.videomae_processor_file import VideoMAEProcessorFile
 
@@ -54,7 +54,10 @@ AutoVideoProcessor.register(
 # beside such a file.
 AutoVideoProcessor.register(
     VideoMAEConfig,
-    video_processor_classes={"torchvision": VideoMAEProcessorFile, "stock": VideoMAEVideoProcessor},
+    video_processor_classes={
+        "torchvision": VideoMAEProcessorFile,
+        STOCK_BACKEND: VideoMAEVideoProcessor,
+    },
     exist_ok=True,
 )
 AutoImageProcessor.register(
@@ -64,7 +67,7 @@ AutoImageProcessor.register(
 )
 
 # `pipeline("video-classification")` makes ours, which is stock's for every processor but our own.
-PIPELINE_REGISTRY.supported_tasks["video-classification"]["impl"] = TimeSformerPipeline
+make_pipeline("video-classification", TimeSformerPipeline)
 
 make_names_known(TimeSformerModel.__name__, TimeSformerForVideoClassification.__name__)
 

@@ -14,13 +14,12 @@ from transformers.video_utils import VideoMetadata
 from .data.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .model.configuration_timesformer import TimeSformerConfig
 from .model.modeling_timesformer import TimeSformerForVideoClassification
+from .model.upstream import cpu_computes_in_bfloat16
 from .video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
 # What `--dtype` takes.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Instruction sets that multiply bfloat16 numbers, as `torch.cpu.get_capabilities` names them.
-BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def load_model_and_processor(
@@ -69,18 +68,10 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         computes = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
-        computes = _cpu_computes_in_bfloat16()
+        computes = cpu_computes_in_bfloat16()
     else:
         computes = False
     return torch.bfloat16 if computes else torch.float32
-
-
-def _cpu_computes_in_bfloat16() -> bool:
-    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.10 has none
-    if get_capabilities is None:
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    capabilities = get_capabilities()
-    return any(capabilities.get(name) for name in BFLOAT16_INSTRUCTIONS)
 
 
 def make_views(

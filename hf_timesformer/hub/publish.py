@@ -265,7 +265,7 @@ class PublishMixin:
             return
         folder = Path(self.args.output_dir)
         base_model = finetuned_from or getattr(
-            self.accelerator.unwrap_model(self.model).config, "_name_or_path", None
+            self.accelerator.unwrap_model(self.model).config, "name_or_path", None
         )
         recipe = extract_hyperparameters_from_trainer(self)
         repo_id = getattr(self, "hub_model_id", None)

@@ -12,6 +12,7 @@ from torch import nn
 from .attention import TimeSformerSelfAttention, at_least_float32
 from .efficient_linear import fuse, linear
 from .schemes import STRIDES, Grid, group, key_mask, ungroup
+from .upstream import is_exporting
 
 
 QUERY, KEY_VALUE = slice(0, 1), slice(1, 3)
@@ -25,7 +26,7 @@ def project(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
 def attend(attention: TimeSformerSelfAttention, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
     """`attention(tokens, grid)` without the weights: `(b, [1 +] n, d)` -> the same."""
     # an exported graph must not depend on how many keys there are
-    brief = not torch.compiler.is_exporting()
+    brief = not is_exporting()
     return attention.attend(project(attention.qkv, tokens), grid, brief=brief)[0]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.grad import conv2d_weight
 
-from .upstream import maybe_autocast
+from .upstream import is_exporting, maybe_autocast
 
 
 # Multiply-adds, and rows, from which oneDNN beats MKL: below, what it does once a call weighs more
@@ -62,7 +62,7 @@ def _better_by_convolution(inputs: torch.Tensor, other: torch.Tensor, out_featur
     """
     if inputs.device.type != "cpu" or not inputs.dtype == other.dtype == torch.float32:
         return False
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+    if is_exporting() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
     rows, channels = math.prod(inputs.shape[:-1]), inputs.shape[-1]
     if rows < ONEDNN_ROWS or rows * channels * out_features < ONEDNN_PRODUCTS:

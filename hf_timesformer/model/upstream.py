@@ -94,10 +94,29 @@ def is_batched(tensor: torch.Tensor) -> bool:
     return torch._C._functorch.is_legacy_batchedtensor(tensor) or is_transformed()
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` runs this code: `torch.compiler.is_exporting()`, for which
+    `torch.compile` reads True in every graph up to torch 2.10."""
+    return torch.compiler._is_exporting_flag
+
+
 def parameters_of(module: nn.Module) -> Iterable[torch.Tensor | None]:
     """The module's own parameters, without those of its children. `torch.func.functional_call`
     puts tensors there."""
     return module._parameters.values()
+
+
+# Instruction sets that multiply bfloat16 numbers, as `torch.cpu.get_capabilities` names them.
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def cpu_computes_in_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers, and does not only store them."""
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.10 has none
+    if get_capabilities is None:
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    capabilities = get_capabilities()
+    return any(capabilities.get(name) for name in BFLOAT16_INSTRUCTIONS)
 
 
 # Under what `AutoVideoProcessor.register` keeps stock's processor beside ours. The Auto class
@@ -123,9 +142,11 @@ __all__ = [
     "STOCK_BACKEND",
     "can_return_tuple",
     "capture_outputs",
+    "cpu_computes_in_bfloat16",
     "get_relative_import_files",
     "is_batched",
     "is_everything_watched",
+    "is_exporting",
     "is_plain_eager",
     "is_transformed",
     "is_watched",

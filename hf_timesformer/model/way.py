@@ -28,6 +28,7 @@ from .drop_path import TimeSformerDropPath
 from .upstream import (
     EXPORT_TENSORS,
     is_everything_watched,
+    is_exporting,
     is_transformed,
     is_watched,
     modules_below,
@@ -76,7 +77,7 @@ def choose_way(network: nn.Module, tokens: torch.Tensor, records: bool = False) 
     this = Pass(network, tokens, records, modules_below(network))
     if _first_reason(this) is not None:
         return PLAIN
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return EXPORTED
     if torch.compiler.is_compiling():
         return COMPILED
@@ -113,7 +114,7 @@ def _is_rebuilt(this: Pass) -> bool:
 
 
 def _has_other_tensors(this: Pass) -> bool:
-    kinds = TENSORS + EXPORT_TENSORS if torch.compiler.is_exporting() else TENSORS
+    kinds = TENSORS + EXPORT_TENSORS if is_exporting() else TENSORS
     if type(this.tokens) not in kinds:
         return True
     for module in this.modules:

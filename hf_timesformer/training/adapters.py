@@ -42,7 +42,7 @@ def add_adapter(
     if args.should_save:
         network.save_pretrained(base)
     network.name_or_path = str(base)
-    network.config._name_or_path = str(base)
+    network.config.name_or_path = str(base)
     num_blocks = network.config.num_hidden_layers
     config = LoraConfig(
         r=model.lora_r,

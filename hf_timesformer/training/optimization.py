@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .upstream import FLAT_PARAMETER, WRAPPERS
+
 
 FREEZE_CHOICES = ("none", "backbone", "spatial")
 
@@ -16,12 +18,6 @@ _VIDEO_PARAMETERS = re.compile(r"\.(temporal|local|width)_|time_embeddings")
 _HEAD = re.compile(r"(^|\.)classifier\.")
 _EMBEDDINGS = re.compile(r"cls_token|position_embeddings|time_embeddings")
 _LAYER = re.compile(r"\.layer\.(\d+)\.")
-# What wrappers put into the names of the parameters that they wrap: FSDP1, torch.compile,
-# recomputation, DDP.
-_WRAPPERS = re.compile(
-    r"(^|(?<=\.))(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module|module)\."
-)
-_FLAT = "_flat_param"  # how FSDP1 names what it has merged
 
 
 def freeze_parameters(model: nn.Module, freeze: str, freeze_depth: float = 0.0) -> None:
@@ -85,7 +81,7 @@ def parameter_groups(
     """
     exempt = set() if decay_all else names_without_decay(model)
     named = [(plain_name(name), parameter) for name, parameter in model.named_parameters()]
-    if any(name.endswith(_FLAT) for name, _ in named):
+    if any(name.endswith(FLAT_PARAMETER) for name, _ in named):
         raise ValueError(
             "FSDP has merged parameters that learn at different rates: set use_orig_params to true in --fsdp_config"
         )
@@ -134,7 +130,7 @@ def plain_name(name: str) -> str:
     `_fsdp_wrapped_module.timesformer.encoder.layer.0._fsdp_wrapped_module.output.dense.weight` is
     `timesformer.encoder.layer.0.output.dense.weight`.
     """
-    return _WRAPPERS.sub("", name)
+    return WRAPPERS.sub("", name)
 
 
 def _is_below_norm(name: str) -> bool:

@@ -14,6 +14,7 @@ from transformers import VideoMAEVideoProcessor
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from .released_sampling import read_model_config
+from .upstream_names import stand_for
 from .video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -37,7 +38,5 @@ class VideoMAEProcessorFile:
         return processor_class.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
-# With `trust_remote_code=True` the Auto classes prefer a repository's code to a class of
-# transformers, but a class of anybody else's to that code. This one stands for a class of
-# transformers, so it must not change who is preferred.
-VideoMAEProcessorFile.__module__ = VideoMAEVideoProcessor.__module__
+# Else a repository's own code, which `trust_remote_code=True` asks for, would be passed over.
+stand_for(VideoMAEProcessorFile, VideoMAEVideoProcessor)

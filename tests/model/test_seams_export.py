@@ -76,6 +76,9 @@ def test_openvino_convert_model(scheme):
         assert_close(found, logits_of(model, pixel_values), 1e-3)
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.10."), reason="torch 2.10 cannot order strides of any length"
+)
 @pytest.mark.parametrize("scheme", ANY_FRAMES)
 def test_torch_export_for_any_batch_and_any_number_of_frames(scheme):
     model = tiny_model(scheme, **SMALL)
@@ -90,7 +93,7 @@ def test_torch_export_for_any_batch_and_any_number_of_frames(scheme):
 @pytest.mark.parametrize("exporter", ["Onnx", "OpenVINO"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_exporters_of_transformers(scheme, exporter):
-    pytest.importorskip("transformers.exporters")
+    pytest.importorskip("transformers", minversion="5.23")  # exporters gave something else before
     pytest.importorskip({"Onnx": "onnxruntime", "OpenVINO": "openvino"}[exporter])
     import transformers.exporters as exporters
 

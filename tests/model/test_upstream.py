@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_modules
 from torch.utils.module_tracker import ModuleTracker
+from transformers import PreTrainedModel
 
 import hf_timesformer
 from hf_timesformer.model import upstream
@@ -162,6 +163,24 @@ def test_recording_hooks_come_from_where_they_did():
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
     assert len(hooks) >= 2
     assert all(hook.__module__ in upstream.NOTE_TAKERS for hook in hooks)
+
+
+def test_class_attributes_are_those_that_transformers_reads():
+    """`_no_split_modules`, `_can_record_outputs`, ...: nobody reads one under a name it had."""
+    own = vars(hf_timesformer.TimeSformerPreTrainedModel)
+    private = [name for name in own if name.startswith("_") and not name.startswith("__")]
+    private.remove("_own_config")
+    assert "_init_weights" in private
+    for name in private:
+        assert hasattr(PreTrainedModel, name), name
+
+
+@pytest.mark.parametrize("instruction", [None, *upstream.BFLOAT16_INSTRUCTIONS])
+def test_bfloat16_on_this_processor(instruction, monkeypatch):
+    assert isinstance(upstream.cpu_computes_in_bfloat16(), bool)
+    found = {"avx2": True, instruction: True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert upstream.cpu_computes_in_bfloat16() is (instruction is not None)
 
 
 def test_the_versions_checked_are_named():

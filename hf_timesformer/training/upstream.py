@@ -1,0 +1,37 @@
+"""What is private in Trainer and in torch's wrappers, for all of the folder of training.
+
+As in `model/upstream.py`: checked with the versions in `CHECKED`, and
+`tests/training/test_trainer_names.py` fails where a release renames one.
+"""
+
+import re
+
+
+CHECKED = {"torch": "2.14.1", "transformers": "5.24.0"}
+
+# Methods of `Trainer` that `VideoTrainer` puts something before or after, or calls. Where a release
+# calls one by another name, ours is never called, and nothing else tells.
+TRAINER_METHODS = (
+    "_determine_best_metric",
+    "_evaluate",
+    "_finalize_training",
+    "_get_dataloader",
+    "_get_eval_sampler",
+    "_get_num_items_in_batch",
+    "_get_output_dir",
+    "_get_train_sampler",
+    "_inner_training_loop",
+    "_prepare_for_training",
+    "_push_from_checkpoint",
+    "_save_checkpoint",
+    "_set_signature_columns_if_needed",
+)
+# What it reads or sets of `Trainer`.
+TRAINER_ATTRIBUTES = ("_created_lr_scheduler", "_signature_columns", "_train_batch_size")
+
+# What wrappers put into the names of the parameters that they wrap: FSDP1, torch.compile,
+# recomputation, DDP.
+WRAPPERS = re.compile(
+    r"(^|(?<=\.))(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module|module)\."
+)
+FLAT_PARAMETER = "_flat_param"  # how FSDP1 names what it has merged
