@@ -12,6 +12,8 @@ ONNX_RUNTIME = "onnxruntime>=1.26; python_version >= '3.11'"
 EXTRAS = {
     "app": ["gradio>=6.0"],
     "viz": ["matplotlib>=3.8.4"],
+    # for `peft.get_peft_model`, which is what this package calls; `add_adapter` of transformers 5.24
+    # asks for 0.22
     "peft": ["peft>=0.20"],
     "onnx": ["onnx>=1.18", "onnxscript>=0.6.2", ONNX_RUNTIME],
     # transformers' exporters are of 5.23
@@ -86,7 +88,7 @@ setup(
         "datasets>=4.0",
         "accelerate>=1.7",
         "evaluate>=0.4.3",
-        "huggingface-hub>=1.0",
+        "huggingface-hub>=1.31",
         "av>=17.1",
         "filelock>=3.12",
     ],
