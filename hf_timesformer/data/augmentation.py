@@ -9,6 +9,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from ..video.memory_frames import to_channels
+
 
 class ClipAugmentation:
     """Short-side jitter, random crop, horizontal flip and more, the same for every frame of a clip.
@@ -96,8 +98,9 @@ class ClipAugmentation:
         self, frames: torch.Tensor, short_side: int, generator: np.random.Generator
     ) -> torch.Tensor:
         """uint8 frames `(T, 3, H, W)` -> normalised float32 `(T, 3, h, w)`, the crop; draws come
-        from `generator`.
+        from `generator`. With a single mean they become grey, `(T, 1, h, w)`, as in evaluation.
         """
+        frames = to_channels(frames, len(self.image_mean))
         if min(frames.shape[-2:]) != short_side:
             frames = functional.resize(frames, [short_side], antialias=True)
         # torchvision draws from torch's global generator: seeded from the clip's own and put back

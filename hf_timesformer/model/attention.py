@@ -10,6 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .configuration_timesformer import TimeSformerConfig
 from .masks import blocks_mask, kept, window_mask
 from .schemes import STRIDES, Grid, Tile, group, key_mask, local_tiles, sides_of, ungroup
+from .upstream import is_exporting
 
 
 # Keys up to which attention written out beats SDPA on CPU (T+S 8x448: 19.7 against 33.5 ms; with
@@ -282,7 +283,7 @@ class TimeSformerSelfAttention(nn.Module):
         # an exported graph must not depend on how many there are
         return (
             query.device.type in PACKING_DEVICES
-            and not torch.compiler.is_exporting()
+            and not is_exporting()
             and query.shape[0] > MOST_SEQUENCES
         )
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from .attention import TimeSformerSelfAttention, at_least_float32
 from .efficient_linear import fuse, linear
-from .schemes import STRIDES, Grid, group, key_mask, ungroup
+from .schemes import STRIDES, Grid, group, is_known, key_mask, sides_of, ungroup
 from .upstream import is_exporting
 
 
@@ -35,7 +35,7 @@ def attend_groups(
 ) -> torch.Tensor:
     """The attention of groups side by side, as `group` lays a `grid` out: `(b*g, l, d)` -> the
     same."""
-    brief = not torch.compiler.is_exporting()
+    brief = not is_exporting()
     return attention.attend_groups(project(attention.qkv, tokens), grid, stride, brief)[0]
 
 
@@ -96,7 +96,6 @@ def attend_from_cls(
     products of all tokens with a matrix have become two with one vector a head. The keys' bias
     adds the same to all scores of a head, and so nothing to their softmax.
     """
-    batch, count, _ = patches.shape
     heads, dim = attention.num_heads, attention.head_dim
     stride = STRIDES[attention.step](*grid)
     groups = math.prod(stride)
@@ -110,26 +109,49 @@ def attend_from_cls(
     w_key = w_key.unflatten(0, (heads, dim))  # (heads, c, d)
     probe = torch.einsum("bhe,hed->bhd", query, w_key) * attention.scaling  # (b, heads, d)
 
-    # Scores of each group's patches, and of CLS, which is there in each group.
-    scores = patches @ probe.transpose(1, 2)  # (b, n, heads)
-    scores = group(scores.unflatten(1, grid), stride)  # (b*g, l, heads)
-    mask = key_mask(grid, stride, scores.device)
-    if mask is not None:
-        scores = scores.masked_fill(
-            ~mask.repeat(batch, 1)[..., None], torch.finfo(scores.dtype).min
-        )
+    scores = (patches @ probe.transpose(1, 2)).unflatten(1, grid)  # (b, h, w, t, heads)
     cls_scores = cls @ probe.transpose(1, 2)  # (b, 1, heads)
-    cls_scores = cls_scores[:, None].expand(-1, groups, -1, -1).flatten(0, 1)  # (b*g, 1, heads)
-    scores = torch.cat((cls_scores, scores), dim=1)
-    weights = scores.softmax(dim=1, dtype=at_least_float32(scores.dtype)).to(patches.dtype)
+    weights, cls_weights = _weights_in_groups(scores, cls_scores, stride)
 
     # The weighted mean of the tokens in a group, summed over groups: each patch is in one, CLS in
     # all.
-    cls_weights = weights[:, 0].unflatten(0, (batch, groups)).sum(dim=1)[..., None]  # (b, heads, 1)
-    patch_weights = ungroup(weights[:, 1:], stride, grid).flatten(1, 3)  # (b, n, heads)
+    patch_weights = weights.flatten(1, 3)  # (b, n, heads)
     mixed = patch_weights.transpose(1, 2) @ patches + cls_weights * cls  # (b, heads, d)
 
     # (b, heads, c)
     context = torch.einsum("bhd,hed->bhe", mixed, w_value.unflatten(0, (heads, dim)))
     context = context.flatten(1)[:, None] / groups  # (b, 1, d)
     return context if b_value is None else context + b_value  # weights of a group sum to one
+
+
+def _weights_in_groups(
+    scores: torch.Tensor, cls_scores: torch.Tensor, stride: Grid
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The softmax over each group's patches, `scores (b, h, w, t, heads)`, and CLS, which is there
+    in each group, `(b, 1, heads)`: weights `(b, h, w, t, heads)`, and those of CLS summed over the
+    groups `(b, heads, 1)`."""
+    batch, grid, step = scores.shape[0], sides_of(scores), stride[2]
+    least = torch.finfo(scores.dtype).min
+    if not is_known(grid[2], step):  # see `TimeSformerSelfAttention._attend_in_open_frames`
+        residues = torch.arange(grid[2], device=scores.device) % step
+        parts = [
+            _weights_in_groups(
+                scores.masked_fill((residues != residue)[:, None], least),
+                cls_scores,
+                (*stride[:2], 1),
+            )
+            for residue in range(step)
+        ]
+        # each patch has a weight in one part, and 0 in the others
+        weights, cls_weights = (torch.stack(each).sum(dim=0) for each in zip(*parts))
+        return weights, cls_weights
+    groups = math.prod(stride)
+    grouped = group(scores, stride)  # (b*g, l, heads)
+    mask = key_mask(grid, stride, scores.device)
+    if mask is not None:
+        grouped = grouped.masked_fill(~mask.repeat(batch, 1)[..., None], least)
+    cls_scores = cls_scores[:, None].expand(-1, groups, -1, -1).flatten(0, 1)  # (b*g, 1, heads)
+    grouped = torch.cat((cls_scores, grouped), dim=1)
+    weights = grouped.softmax(dim=1, dtype=at_least_float32(scores.dtype)).to(scores.dtype)
+    cls_weights = weights[:, 0].unflatten(0, (batch, groups)).sum(dim=1)[..., None]
+    return ungroup(weights[:, 1:], stride, grid), cls_weights

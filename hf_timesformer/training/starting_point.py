@@ -105,7 +105,8 @@ def make_processor(
     """The processor of the run: the settings given, then those of the checkpoint or ViT at
     `source`, then defaults.
 
-    Raises ValueError for a size that the patches of the network do not divide.
+    Raises ValueError for a size that the patches of the network do not divide, and for a network
+    whose channels no video file has.
     """
     size = pair(image_size or config.image_size)
     for side, patch in zip(size, pair(config.patch_size)):
@@ -128,8 +129,37 @@ def make_processor(
         name: saved[name] for name in names if saved.get(name) is not None
     }
     values |= {name: value for name, value in settings.items() if value is not None}
+    values |= _statistics_for(config.num_channels, values)
     crop = {"height": size[0], "width": size[1]}
     return TimeSformerVideoProcessor(**values, size={"shortest_edge": min(size)}, crop_size=crop)
+
+
+def _statistics_for(num_channels: int, values: dict[str, Any]) -> dict[str, list[float]]:
+    """Mean and standard deviation for a network of so many channels, where `values` are for colours.
+
+    A video file holds red, green and blue. A network of one channel sees their luminance (BT.601),
+    normalised by the mean of the three.
+    """
+    if num_channels not in (1, 3):
+        raise ValueError(
+            f"the network takes {num_channels} channels, and video files hold 3: red, green and blue. Read frames of "
+            f"{num_channels} channels with a data set of your own, and train with transformers' Trainer"
+        )
+    found: dict[str, list[float]] = {
+        name: list(values.get(name, getattr(TimeSformerVideoProcessor, name)))
+        for name in ("image_mean", "image_std")
+    }
+    if num_channels == 3 and len(found["image_mean"]) != 3:
+        raise ValueError(
+            f"the network takes 3 channels, the processor's image_mean is for {len(found['image_mean'])}: "
+            f"{found['image_mean']}"
+        )
+    if num_channels == 1:
+        logger.warning(
+            "The network takes grey frames: those of a video become their luminance (BT.601)."
+        )
+        return {name: [sum(each) / len(each)] for name, each in found.items()}
+    return {}
 
 
 def read_size(values: int | Sequence[int] | None) -> int | list[int] | None:

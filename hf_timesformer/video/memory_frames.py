@@ -291,4 +291,6 @@ def to_channels(frames: torch.Tensor, num_channels: int) -> torch.Tensor:
             ": if the fourth is transparency, pass PIL images of mode 'RGBA' or leave it out; if the network takes "
             "four channels, pass four image_mean and image_std"
         )
+    elif found == 3:
+        message += ": a video file and RGB pictures hold red, green and blue; pass frames with all channels"
     raise ValueError(message)

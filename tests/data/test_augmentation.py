@@ -58,6 +58,18 @@ def test_pixels_are_cropped_mirrored_and_normalised_and_nothing_else():
     assert len(seen) == 10  # every place, both ways round
 
 
+def test_one_mean_makes_clips_grey():
+    """By the weights of BT.601, as the processor does it in evaluation."""
+    frames = noise()
+    augment = ClipAugmentation(
+        16, short_side=(16, 16), flip=False, image_mean=[0.4], image_std=[0.2]
+    )
+    clip = augment(frames, 16, np.random.default_rng(0))
+    luminance = (frames * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    assert clip.shape == (3, 1, 16, 16)
+    torch.testing.assert_close(clip, (luminance / 255 - 0.4) / 0.2, atol=1.1 / 255 / 0.2, rtol=0)
+
+
 def test_no_flip_is_no_flip():
     frames = noise()
     augmentation = make(flip=False)

@@ -83,6 +83,29 @@ def test_processor_of_the_run(checkpoint, tmp_path):
         make_processor(config, None, image_size=[32, 40])
 
 
+def test_processor_of_a_network_for_grey_clips(caplog):
+    config = TimeSformerConfig(**TINY, num_channels=1)
+    colours = {"image_mean": [0.3, 0.4, 0.8], "image_std": [0.2, 0.2, 0.2]}
+    processor = make_processor(config, None, **colours)
+    assert processor.image_mean == pytest.approx([0.5])
+    assert processor.image_std == pytest.approx([0.2])
+    assert "become their luminance" in caplog.text
+    own = make_processor(config, None, image_mean=[0.4], image_std=[0.3])
+    assert list(own.image_mean) == [0.4]
+
+
+@pytest.mark.parametrize(
+    ("channels", "settings", "message"),
+    [
+        (4, {}, "takes 4 channels, and video files hold 3"),
+        (3, {"image_mean": [0.4], "image_std": [0.2]}, "image_mean is for 1"),
+    ],
+)
+def test_channels_that_videos_do_not_have(channels, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_processor(TimeSformerConfig(**TINY, num_channels=channels), None, **settings)
+
+
 @pytest.mark.parametrize(
     ("values", "size"), [(None, None), (448, 448), ([224], 224), ([96, 128], [96, 128])]
 )
