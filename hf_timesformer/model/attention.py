@@ -8,8 +8,19 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_timesformer import TimeSformerConfig
-from .masks import blocks_mask, kept, window_mask
-from .schemes import STRIDES, Grid, Tile, group, key_mask, local_tiles, sides_of, ungroup
+from .masks import additive, blocks_mask, kept, window_mask
+from .schemes import (
+    STRIDES,
+    Grid,
+    Tile,
+    group,
+    is_known,
+    key_mask,
+    lengths,
+    local_tiles,
+    sides_of,
+    ungroup,
+)
 from .upstream import is_exporting
 
 
@@ -121,6 +132,8 @@ class TimeSformerSelfAttention(nn.Module):
         many groups together on GPUs.
         """
         grid = sides_of(qkv)
+        if not is_known(grid[2], stride[2]):
+            return self._attend_in_open_frames(qkv, cls_qkv, stride)
         tokens = group(qkv, stride, cls_qkv)  # (b, h, w, t, 3d) -> (b*g, l, 3d)
         context, weights = self.attend_groups(tokens, grid, stride, brief)
         if cls_qkv is None:
@@ -128,6 +141,35 @@ class TimeSformerSelfAttention(nn.Module):
         cls, context = context.split((1, context.shape[1] - 1), dim=1)
         cls = cls.unflatten(0, (-1, math.prod(stride))).mean(dim=1)  # (b*g, 1, d) -> (b, 1, d)
         return ungroup(context, stride, grid), cls, weights
+
+    def _attend_in_open_frames(
+        self, qkv: torch.Tensor, cls_qkv: torch.Tensor | None, stride: Grid
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """As `attend_in_groups`, where an exported graph leaves the number of frames open.
+
+        Whether a stride divides that number is not known, so neither is the length of a group. So
+        all frames are grouped together, and a mask keeps those apart that the stride does. With a
+        stride of 2 a group is, c for CLS, `c0 c1` and then for every place `t0 t1 t2 t3 ...`; c0
+        and the even frames see each other, c1 and the odd ones do.
+        """
+        grid, step, device = sides_of(qkv), stride[2], qkv.device
+        apart = (stride[0], stride[1], 1)
+        residues = torch.arange(math.prod(lengths(grid, apart)), device=device) % grid[2] % step
+        exists = key_mask(grid, apart, device)  # (g, l)
+        if cls_qkv is not None:
+            residues = torch.cat((torch.arange(step, device=device), residues))
+            exists = None if exists is None else nn.functional.pad(exists, (step, 0), value=True)
+            cls_qkv = cls_qkv.expand(-1, step, -1)
+        tokens = group(qkv, apart, cls_qkv)  # (b, h, w, t, 3d) -> (b*g, [step +] l, 3d)
+        sees = (residues[:, None] == residues)[None]  # (1, l, l)
+        if exists is not None:
+            sees = (sees & exists[:, None]).repeat(qkv.shape[0], 1, 1)  # (b*g, l, l)
+        context, _ = self._attend(*self._heads(tokens), additive(sees, tokens.dtype)[:, None])
+        if cls_qkv is None:
+            return ungroup(context, apart, grid), None, None
+        cls, context = context.split((step, context.shape[1] - step), dim=1)
+        cls = cls.unflatten(0, (-1, math.prod(apart))).mean(dim=(1, 2))  # (b*g, step, d) -> (b, d)
+        return ungroup(context, apart, grid), cls[:, None], None
 
     def attend_groups(
         self, qkv: torch.Tensor, grid: Grid, stride: Grid, brief: bool = False

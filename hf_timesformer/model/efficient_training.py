@@ -24,7 +24,7 @@ from .efficient_attention import (
     project,
 )
 from .efficient_linear import linear, weight_gradient
-from .schemes import STRIDES, Grid, group, sides_of, ungroup
+from .schemes import STRIDES, Grid, group, is_known, sides_of, ungroup
 from .upstream import is_batched
 from .way import Way
 
@@ -99,7 +99,8 @@ def _attend_last(
     """The last step and its residual, after others: patches `(b, n, d)`, `cls (b, 1, d)` -> `(b,
     1 + n, d)`."""
     stride = STRIDES[layer.last_step](*grid)
-    if layer.last_step not in LARGE_GROUPS or math.prod(stride) == 1:
+    is_open = not is_known(grid[2], stride[2])
+    if layer.last_step not in LARGE_GROUPS or math.prod(stride) == 1 or is_open:
         return _attend_as_they_lie(layer, torch.cat((cls, patches), dim=1), grid)
     drop_path = layer.drop_path.draw(cls.shape[0], cls.device)
     patches = patches.unflatten(1, grid)

@@ -73,7 +73,11 @@ def window_mask(spans: Spans, grid: Grid, dtype: torch.dtype, device: torch.devi
     rows, its columns, and the rows and columns of its keys."""
     rows, columns, key_rows, key_columns = (slice(*span) for span in spans)
     exists = local_mask((rows, columns), (key_rows, key_columns), *grid[:2], device)
-    mask = additive(exists, dtype)[:, None, :, None]
+    mask = additive(exists, dtype)
+    if not isinstance(grid[2], int):  # an exported graph cannot order the strides of `expand`
+        patches = [torch.arange(side * grid[2], device=device) // grid[2] for side in mask.shape]
+        return mask[patches[0]][:, patches[1]][None, None]
+    mask = mask[:, None, :, None]
     return mask.expand(-1, grid[2], -1, grid[2]).flatten(2).flatten(0, 1)[None, None]
 
 

@@ -16,11 +16,6 @@ CLIPS = clips(2, 3, 3, 8, 4)
 OTHERS = [clips(batch, 3, 3, 8, 4, seed=batch) for batch in (1, 3)]
 
 
-# torch.export cannot yet prove that the windows of L+G fit together for every number of frames: it
-# says so.
-ANY_FRAMES = [scheme for scheme in SCHEMES if scheme != "sparse_local_global"]
-
-
 class Logits(torch.nn.Module):
     def __init__(self, model):
         super().__init__()
@@ -79,7 +74,7 @@ def test_openvino_convert_model(scheme):
 @pytest.mark.skipif(
     torch.__version__.startswith("2.10."), reason="torch 2.10 cannot order strides of any length"
 )
-@pytest.mark.parametrize("scheme", ANY_FRAMES)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_torch_export_for_any_batch_and_any_number_of_frames(scheme):
     model = tiny_model(scheme, **SMALL)
     shapes = {"pixel_values": {0: torch.export.Dim("batch"), 1: torch.export.Dim("frames", min=2)}}
