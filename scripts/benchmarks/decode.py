@@ -25,6 +25,7 @@ import av
 import numpy as np
 import torch
 from machine import this_machine
+from results import keep
 from torchvision.transforms.v2 import functional
 from transformers.pipelines.video_classification import read_video_pyav
 
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clock", choices=sorted(CLOCKS), default="wall", help="cpu: for a machine that is busy"
     )
     parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--record", action="store_true", help="keep them in results/decode.json")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -84,8 +86,11 @@ def run(args: argparse.Namespace) -> None:
     for group, mean in means.items():
         ratios = "  ".join(f"{ratio:.2f}x {name}" for name, ratio in mean["ratios"].items())
         print(f"geometric mean, {group} ({mean['clips']} clips): ours is {ratios}")
-    results = json.dumps({"clips": rows, "geometric_means": means})
+    report = {"clips": rows, "geometric_means": means}
+    results = json.dumps(report)
     print(results)
+    if args.record:
+        keep("decode", this_machine(), report | {"clock": args.clock, "rounds": args.rounds})
     if args.json:
         args.json.write_text(results + "\n")
 

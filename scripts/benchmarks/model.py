@@ -43,7 +43,9 @@ from hf_timesformer import (
     TimeSformerForVideoClassification,
     TimeSformerVideoProcessor,
 )
+from hf_timesformer.conversion.exported_classifier import ExportedClassifier
 from hf_timesformer.conversion.onnx_export import OnnxClassifier, export_onnx
+from hf_timesformer.conversion.openvino_export import OpenVinoClassifier, export_openvino
 from hf_timesformer.model.efficient_linear import linear
 
 
@@ -115,6 +117,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no_onnx", action="store_true", help="leave ONNX Runtime out (extra `onnx`)"
     )
     parser.add_argument(
+        "--no_openvino", action="store_true", help="leave OpenVINO out (extra `openvino`)"
+    )
+    parser.add_argument(
+        "--part",
+        choices=["all", "eager", "compiled", "exported"],
+        default="all",
+        help="beside the eager runs measure all, nothing, the compiled or the exported networks: "
+        "shorter runs, whose records stand side by side",
+    )
+    parser.add_argument(
         "--record", action="store_true", help="keep the results in results/model.json"
     )
     parser.add_argument("--json", type=Path)
@@ -156,20 +168,13 @@ def device() -> str:
 def compare(work: Work, args: argparse.Namespace) -> dict:
     """Times, ratios, peaks and FLOPs of one work."""
     clip = make_clip(work)
-    runs = {"ours": runner(build(work, "ours", args.layers), clip, work)}
-    runs["baseline"] = runner(build(work, work.baseline, args.layers), clip, work)
-    if not work.all_tokens:
-        runs["ViT frames"] = runner(build_vit(work, args.layers), clip.flatten(0, 1), work)
-    if work.compiled and not args.no_compile:
-        for name, kind in (("ours compiled", "ours"), ("baseline compiled", work.baseline)):
-            runs[name] = runner(torch.compile(build(work, kind, args.layers)), clip, work)
-        runs["ViT frames compiled"] = runner(
-            torch.compile(build_vit(work, args.layers)), clip.flatten(0, 1), work
-        )
-    if not (work.training or args.no_products):
+    runs = eager_runs(work, args, clip)
+    if work.compiled and not args.no_compile and args.part in ("all", "compiled"):
+        runs |= compiled_runs(work, args, clip)
+    if not args.no_products:
         runs |= matrix_products(work, args.layers)
     error = {}
-    if work.exported and work.dtype == "float32" and not args.no_onnx:
+    if work.exported and work.dtype == "float32" and args.part in ("all", "exported"):
         graphs = export(work, args)
         error = {
             name: relative_error(graph, build(work, "ours", args.layers), clip)
@@ -183,6 +188,7 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
     best_baseline = min(seconds["baseline"], seconds.get("baseline compiled", float("inf")))
     result = {
         "work": work.name,
+        "part": args.part,
         "dtype": work.dtype,
         "layers": args.layers,
         "baseline": work.baseline,
@@ -198,7 +204,10 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
         result["exported_error"] = error
     limits = [name for name in seconds if name.startswith("products")]
     if limits:
-        result["over_matrix_products"] = {name: seconds["ours"] / seconds[name] for name in limits}
+        fastest = min(seconds[name] for name in limits)
+        result["over_matrix_products"] = {
+            name: taken / fastest for name, taken in seconds.items() if name.startswith("ours")
+        }
     result["clips_per_second"] = {
         name: work.batch / taken
         for name, taken in seconds.items()
@@ -225,6 +234,29 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
             if name.startswith("ours")
         }
     return result
+
+
+def eager_runs(
+    work: Work, args: argparse.Namespace, clip: torch.Tensor
+) -> dict[str, Callable[[], None]]:
+    """Ours, the baseline, and the frames through a ViT."""
+    runs = {"ours": runner(build(work, "ours", args.layers), clip, work)}
+    runs["baseline"] = runner(build(work, work.baseline, args.layers), clip, work)
+    if not work.all_tokens:
+        runs["ViT frames"] = runner(build_vit(work, args.layers), clip.flatten(0, 1), work)
+    return runs
+
+
+def compiled_runs(
+    work: Work, args: argparse.Namespace, clip: torch.Tensor
+) -> dict[str, Callable[[], None]]:
+    """The same three, by `torch.compile`."""
+    runs = {}
+    for name, kind in (("ours compiled", "ours"), ("baseline compiled", work.baseline)):
+        runs[name] = runner(torch.compile(build(work, kind, args.layers)), clip, work)
+    frames = clip.flatten(0, 1)
+    vit = torch.compile(build_vit(work, args.layers))
+    return runs | {"ViT frames compiled": runner(vit, frames, work)}
 
 
 def make_clip(work: Work) -> torch.Tensor:
@@ -284,52 +316,69 @@ def runner(model: torch.nn.Module, clip: torch.Tensor, work: Work) -> Callable[[
     return step if work.training else logits
 
 
-def export(work: Work, args: argparse.Namespace) -> dict[str, OnnxClassifier]:
-    """Our network in ONNX Runtime, fp32 and int8."""
+def export(work: Work, args: argparse.Namespace) -> dict[str, ExportedClassifier]:
+    """Our network in ONNX Runtime and in OpenVINO, whichever is installed, in all precisions."""
     crop = {"height": work.size, "width": work.size}
     processor = TimeSformerVideoProcessor(
         num_frames=work.frames, size={"shortest_edge": work.size}, crop_size=crop
     )
+    model, threads = build(work, "ours", args.layers).cpu(), args.threads
+    graphs: dict[str, ExportedClassifier] = {}
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(build(work, "ours", args.layers).cpu(), processor, folder, int8=True)
-        return {
-            f"ours ONNX {name}": OnnxClassifier(folder, int8=name == "int8", threads=args.threads)
-            for name in ("fp32", "int8")
-        }
+        if not args.no_onnx:
+            export_onnx(model, processor, folder, int8=True)
+            for name in ("fp32", "int8"):
+                graph = OnnxClassifier(folder, int8=name == "int8", threads=threads)
+                graphs[f"ours ONNX {name}"] = graph
+        if not args.no_openvino:
+            plain, quantised = Path(folder, "plain"), Path(folder, "int8")
+            export_openvino(model, processor, plain)
+            # which ranges the activations have does not change the time
+            export_openvino(model, processor, quantised, calibration_clips=[make_clip(work).cpu()])
+            for name, path in (("fp32", plain), ("bf16", plain), ("int8", quantised)):
+                graph = OpenVinoClassifier(path, precision=name, threads=threads)
+                graphs[f"ours OpenVINO {name}"] = graph
+    return graphs
 
 
 @torch.inference_mode()
-def relative_error(graph: OnnxClassifier, model: torch.nn.Module, clip: torch.Tensor) -> float:
+def relative_error(graph: ExportedClassifier, model: torch.nn.Module, clip: torch.Tensor) -> float:
     """The largest difference of logits in relation to the largest logit."""
     expected = model(clip).logits.cpu()
     return ((graph(clip).logits - expected).abs().max() / expected.abs().max()).item()
 
 
 def matrix_products(work: Work, layers: int) -> dict[str, Callable[[], None]]:
-    """The matrix products that our logits need, at the same shapes: the machine's limit.
+    """The matrix products that our logits or step need, at the same shapes: the machine's limit.
 
+    A step has for each product of the forward pass two more, for the gradients of both factors.
     Once as plain `torch.matmul` into buffers that exist, and on CPU once more by the faster
     library, as our layers do.
     """
     shapes = ProductShapes()
     # in inference mode linear layers reach the recorder whole, not as products
     with torch.no_grad(), shapes:
-        build(work, "ours", layers)(make_clip(work))
+        build(replace(work, training=False), "ours", layers)(make_clip(work))
+    wanted = shapes.seen
+    if work.training:
+        # left (m, k), right (k, n), gradient (m, n)
+        wanted = wanted + [(*batch, m, n, k) for *batch, m, k, n in shapes.seen]
+        wanted = wanted + [(*batch, k, m, n) for *batch, m, k, n in shapes.seen]
     operands, place = {}, {"device": device(), "dtype": getattr(torch, work.dtype)}
-    for shape in set(shapes.seen):
+    for shape in set(wanted):
         *batch, m, k, n = shape
         left, right = (torch.randn(size, **place) for size in ((*batch, m, k), (*batch, k, n)))
         operands[shape] = (left, right, left @ right)
 
     @torch.inference_mode()
     def plain() -> None:
-        for shape in shapes.seen:
+        for shape in wanted:
             left, right, out = operands[shape]
             torch.matmul(left, right, out=out)
 
     @torch.inference_mode()
     def fastest() -> None:
-        for shape in shapes.seen:
+        for shape in wanted:
             left, right, out = operands[shape]
             if len(shape) == 3:
                 linear(left, right.mT)
@@ -449,7 +498,7 @@ def as_text(result: dict) -> str:
             f"  {name}: {rate:.2f} clips/s" + (f", {computed:.3f} TFLOP/s" if computed else "")
         )
     for name, ratio in result.get("over_matrix_products", {}).items():
-        lines.append(f"  {ratio:.2f}x the time of its matrix {name}")
+        lines.append(f"  {name}: {ratio:.2f}x the time of its matrix products")
     if "TFLOPs_counted" in result:
         lines.append(
             "  TFLOPs "

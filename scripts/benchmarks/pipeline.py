@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from machine import this_machine
 from model import Work, build, device
+from results import keep
 from transformers import (
     Pipeline,
     TimesformerForVideoClassification,
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, default=2, help="of torch; torchcodec's FFmpeg takes what it likes"
     )
     parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--record", action="store_true", help="keep them in results/pipeline.json")
 
 
 def can_read_with_torchcodec() -> bool:
@@ -93,6 +95,8 @@ def run(args: argparse.Namespace) -> None:
         "results": results,
     }
     print(json.dumps(report))
+    if args.record:
+        keep("pipeline", this_machine(), report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -17,6 +17,8 @@ from machine import Machine
 
 FOLDER = Path(__file__).resolve().parent / "results"
 MODEL_FILE = FOLDER / "model.json"
+PARTS = (", compiled", ", exported")  # of a work, recorded apart: ends of their names
+BLOCKS = 12  # of the base network; a record of fewer says so in its name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +42,27 @@ def record(
     entry["machine"] = machine.as_dict() | {"threads": threads}
     for result in results:
         key = f"{result['work']}, {result['dtype']}"
+        if result.get("layers", BLOCKS) != BLOCKS:
+            key += f", {result['layers']} blocks"
+        part = f", {result.get('part')}"
+        key += part if part in PARTS else ""
         entry["results"][key] = result | {"date": date.today().isoformat()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def keep(name: str, machine: Machine, report: dict[str, Any], folder: Path = FOLDER) -> None:
+    """Put the report of another benchmark into results/<name>.json, beside those of other
+    machines and in place of an older one of this.
+    """
+    path = folder / f"{name}.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stored[machine.name] = {
+        "machine": machine.as_dict(),
+        "date": date.today().isoformat(),
+        "report": report,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -50,7 +71,7 @@ def table(stored: dict[str, Any]) -> str:
     the ViT row).
     """
     machines = sorted(stored)
-    works = sorted({key for name in machines for key in stored[name]["results"]})
+    works = sorted({key for name in machines for key in stored[name]["results"]}, key=_place)
     lines = ["| work | " + " | ".join(_heading(stored[name]) for name in machines) + " |"]
     lines.append("|---|" + "---:|" * len(machines))
     for work in works:
@@ -59,10 +80,20 @@ def table(stored: dict[str, Any]) -> str:
             way for result in results.values() if result for way in _ours(result["seconds"])
         )
         for way in ways:
+            if way == "ours" and work.endswith(PARTS):
+                continue  # the row of the eager run says it
             label = work if way == "ours" else f"the same, {way.removeprefix('ours ')}"
             cells = [_cell(results[name], way) for name in machines]
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _place(key: str) -> tuple[str, str]:
+    """To sort by: the parts of a work follow it at once."""
+    for part in PARTS:
+        if key.endswith(part):
+            return key.removesuffix(part), part
+    return key, ""
 
 
 def _heading(entry: dict[str, Any]) -> str:

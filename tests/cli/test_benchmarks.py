@@ -139,3 +139,31 @@ def test_label_counts_seconds_and_windows_of_a_video(tmp_path: Path):
 def test_lengths_in_words():
     as_length = importlib.import_module("decode").as_length
     assert [as_length(x) for x in (10, 60, 90, 14400)] == ["10 s", "1 min", "1.5 min", "4 h"]
+
+
+def test_reports_of_other_benchmarks_stand_side_by_side(tmp_path: Path):
+    results, machine = importlib.import_module("results"), importlib.import_module("machine")
+    for name, ratio in (("A", 1.0), ("B", 2.0), ("A", 3.0)):
+        results.keep("decode", machine.Machine(name, (), 2, "2"), {"ratio": ratio}, tmp_path)
+    stored = json.loads((tmp_path / "decode.json").read_text(encoding="utf-8"))
+    ratios = {name: entry["report"]["ratio"] for name, entry in stored.items()}
+    assert ratios == {"A": 3.0, "B": 2.0}
+    assert all(entry["date"] for entry in stored.values())
+
+
+def test_parts_of_a_record_make_one_table(tmp_path: Path):
+    """Eager and compiled runs were recorded apart, and four blocks are not twelve."""
+    results = importlib.import_module("results")
+    machine = importlib.import_module("machine").Machine("A", (), 2, "2")
+    eager = result("T+S", {"ours": 1.0, "baseline": 2.0}) | {"part": "eager", "layers": 12}
+    compiled = result("T+S", {"ours": 1.0, "baseline": 2.0, "ours compiled": 0.5})
+    few = result("T+S", {"ours": 1.0, "baseline": 3.0}) | {"layers": 4}
+    parts = [eager, compiled | {"part": "compiled", "layers": 12}, few]
+    results.record(machine, 2, parts, tmp_path / "model.json")
+    stored = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
+    rows = results.table(stored).splitlines()[2:]
+    assert rows == [
+        "| T+S, float32 | 2.00 |",
+        "| the same, compiled | 4.00 |",
+        "| T+S, float32, 4 blocks | 3.00 |",
+    ]

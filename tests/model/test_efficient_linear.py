@@ -18,6 +18,7 @@ def convolutions(monkeypatch):
     """Counts what goes to oneDNN, which takes any size here."""
     monkeypatch.setattr(module, "ONEDNN_PRODUCTS", 0)
     monkeypatch.setattr(module, "ONEDNN_ROWS", 0)
+    monkeypatch.setattr(module, "USES_ONEDNN", True)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     with mock.patch.object(functional, "conv2d", wraps=functional.conv2d) as calls:
@@ -171,6 +172,32 @@ def test_other_kinds_of_tensors_are_left_alone(convolutions):
         pass
 
     linear(numbers(6, 4), numbers(3, 4).as_subclass(Quantised))
+    assert not convolutions.called
+
+
+@pytest.mark.parametrize(
+    ("vendor", "wish", "expected"),
+    [
+        ("AuthenticAMD", "", True),
+        ("GenuineIntel", "", False),
+        ("GenuineIntel", "1", True),
+        ("AuthenticAMD", "0", False),
+    ],
+)
+def test_the_vendor_or_the_switch_decides(vendor, wish, expected, tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu\n")
+    assert module.prefers_onednn({module.SWITCH: wish}, cpuinfo) is expected
+
+
+def test_a_switch_that_says_neither():
+    with pytest.raises(ValueError, match="TIMESFORMER_ONEDNN='yes': it is 1"):
+        module.prefers_onednn({module.SWITCH: "yes"})
+
+
+def test_what_goes_to_mkl_is_left_alone(convolutions, monkeypatch):
+    monkeypatch.setattr(module, "USES_ONEDNN", False)
+    linear(numbers(6, 4), numbers(3, 4))
     assert not convolutions.called
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from tiny import SCHEMES, assert_close, clips, tiny_model
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_timesformer.model import attention as attention_module
 from hf_timesformer.model import masks
 from hf_timesformer.model.masks import blocks_mask, kept
+from hf_timesformer.model.way import TRAINING
 
 
 CPU = torch.device("cpu")
@@ -173,3 +175,34 @@ def test_one_graph_without_breaks(scheme, as_on_a_gpu):
     compiled = torch.compile(model.train(), backend="aot_eager", fullgraph=True)
     expected = model(inputs).logits
     assert_close(compiled(inputs).logits, expected)
+
+
+class Copied(TorchDispatchMode):
+    """Counts the numbers that operations move and do nothing else to."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("cat", "clone", "copy_", "stack", "constant_pad_nd"):
+            self.numbers += out.numel()
+        return out
+
+
+def test_tokens_are_copied_twice_in_a_block_of_divided_attention():
+    """Once to group them for the last step, once to join CLS and patches; nothing 3 d wide.
+
+    With nine frames, so that CPUs run sdpa; backward, the gradients of queries, keys and values are
+    stacked as well, 3 d wide in each of two steps.
+    """
+    network = tiny_model("divided_space_time", num_frames=9).timesformer.train()
+    layer, grid = network.encoder.layer[0], (6, 4, 9)
+    tokens = torch.randn(2, 1 + 6 * 4 * 9, 16, requires_grad=True)
+    with Copied() as forward:
+        out = layer(tokens, grid, TRAINING)
+    assert forward.numbers < 2.2 * tokens.numel()
+    with Copied() as backward:
+        out.sum().backward()
+    assert backward.numbers < 10.5 * tokens.numel()
