@@ -11,6 +11,7 @@ import sys
 # imported.
 PARTS = {
     "decode": "decode",
+    "exported": "exported",
     "gpu": "gpu",
     "growth": "growth",
     "label": "label",

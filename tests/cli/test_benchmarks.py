@@ -2,12 +2,17 @@
 
 import argparse
 import importlib
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from decoding_clips import encode, picture_sequence
+
+from hf_timesformer.evaluation.predictions import Predictions
+from hf_timesformer.evaluation.report import write_report
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmarks"
@@ -167,3 +172,34 @@ def test_parts_of_a_record_make_one_table(tmp_path: Path):
         "| the same, compiled | 4.00 |",
         "| T+S, float32, 4 blocks | 3.00 |",
     ]
+
+
+def test_every_format_is_exported_once_and_compared_with_the_model(monkeypatch, tmp_path: Path):
+    """Two of the six say something else of one video in two."""
+    exported = importlib.import_module("exported")
+    calls = []
+
+    def export(argv: list[str]) -> None:
+        calls.append(argv[2:])
+        Path(argv[1]).mkdir()
+
+    def evaluate(argv: list[str]) -> None:
+        options = dict(itertools.pairwise(argv))
+        folder = Path(options["--output_dir"])
+        wrong = options.get("--precision") == "int8"
+        logits = np.array([[1.0, 0.0], [float(wrong), 0.5]], np.float32)
+        predictions = Predictions(["a", "b"], logits, np.array([0, 1]))
+        write_report(folder, {"top1_accuracy": 1 - wrong / 2}, predictions, ["x", "y"])
+
+    monkeypatch.setattr(exported.export, "main", export)
+    monkeypatch.setattr(exported.evaluate, "main", evaluate)
+    parser = argparse.ArgumentParser()
+    exported.add_arguments(parser)
+    options = ["--model", "m", "--data_dir", "clips", "--json", str(tmp_path / "found.json")]
+    exported.run(parser.parse_args(options))
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["formats"]
+    assert [row["same_answer"] for row in found] == [1, 1, 0.5, 1, 1, 0.5]
+    assert [row["top1_accuracy"] for row in found] == [1, 1, 0.5, 1, 1, 0.5]
+    calibration = ["--calibration_dir", "clips/train", "--calibration_clips", "16"]
+    openvino = ["--format", "openvino"]
+    assert calls == [["--int8"], openvino, [*openvino, "--int8", *calibration]]
