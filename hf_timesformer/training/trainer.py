@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer
-from transformers.trainer import is_optimizer_factory
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-from transformers.training_args import OptimizerNames
 
 from ..data.clips import EvaluationClips, TrainingClips
 from ..data.faults import FaultTally
@@ -23,22 +21,27 @@ from ..hub.publish import PublishMixin
 from .arguments import VideoTrainingArguments
 from .checkpoints import only_run_in
 from .objective import CLIP_LOSS, NON_FINITE, clip_loss
-from .optimization import parameter_groups, step_schedule
 from .refused_arguments import refuse
 from .run_callback import RunCallback
 from .stopping import ignore_sigterm_in_worker
 from .trainer_average import WeightAverageMixin
 from .trainer_checkpoints import CheckpointMixin
 from .trainer_classifier import ClassifierFitMixin
+from .trainer_optimizer import OptimizerMixin
 from .wait_clock import WaitClock
 
 
 logger = logging.getLogger(__name__)
 
-RATES = ("learning_rate", "head_learning_rate", "temporal_learning_rate")
 
-
-class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, PublishMixin, Trainer):
+class VideoTrainer(
+    OptimizerMixin,
+    ClassifierFitMixin,
+    CheckpointMixin,
+    WeightAverageMixin,
+    PublishMixin,
+    Trainer,
+):
     """Trainer whose epochs follow from the seed alone, that counts broken clips and the time spent
     waiting for data.
 
@@ -50,8 +53,6 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
     that would do nothing, or something else, with clips (see `refused_arguments`).
     """
 
-    optimizer: Any
-    lr_scheduler: Any
     # compute_loss divides by the clips of the whole step, over all its batches
     loss_is_scaled_for_ga = True
 
@@ -247,7 +248,7 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
             return output
         return output._replace(metrics=output.metrics | {f"{metric_key_prefix}_loss": loss})
 
-    # Loss, optimizer, learning rates
+    # Loss
 
     def compute_loss(
         self,
@@ -286,83 +287,6 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         DDP, FSDP and DeepSpeed average the gradients over the processes; their sum is wanted.
         """
         return self.args.world_size if self.args.average_tokens_across_devices else 1
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimizer of `--optim`, or of `optimizer_cls_and_kwargs`, over `parameter_groups`."""
-        if self.optimizer is not None:
-            return self.optimizer
-        model = self.model if model is None else model
-        if self.optimizer_cls_and_kwargs is not None:
-            optimizer_class, options = self.optimizer_cls_and_kwargs
-        else:
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-        groups_itself = {"params", "model", "optimizer_dict"} & options.keys()
-        if is_optimizer_factory(optimizer_class) or groups_itself:
-            name = OptimizerNames(self.args.optim).value
-            raise ValueError(
-                f"--optim {name} chooses by itself which parameters learn at which rate, and VideoTrainer does so by "
-                "their place in the network: choose an optimizer of all parameters, such as adamw_torch"
-            )
-        groups = parameter_groups(
-            model,
-            **self._scaled_learning_rates(),
-            weight_decay=self.args.weight_decay,
-            decay_all=self.args.decay_all,
-            layer_decay=self.args.layer_decay,
-        )
-        self.optimizer = optimizer_class(groups, **options)
-        return self.optimizer
-
-    def _scaled_learning_rates(self) -> dict[str, Any]:
-        """The learning rates for the total batch of this run, in place of `reference_batch_size`;
-        says so.
-        """
-        args = self.args
-        rates = {name: getattr(args, name) for name in RATES}
-        factor = args.learning_rate_factor(self._train_batch_size)
-        if factor == 1:
-            return rates
-        logger.info(
-            "learning rate %g is for a batch of %d: %g for a total of %d (%d processes x %d x %d accumulated)",
-            args.learning_rate,
-            args.reference_batch_size,
-            args.learning_rate * factor,
-            round(factor * args.reference_batch_size),
-            args.world_size,
-            self._train_batch_size,
-            args.gradient_accumulation_steps,
-        )
-        return {name: None if rate is None else rate * factor for name, rate in rates.items()}
-
-    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple:
-        """Trainer's own; the steps of an epoch are kept, for milestones in epochs."""
-        values = super().set_initial_training_values(*args, **kwargs)
-        # (epochs, steps an epoch, ...), in transformers 5.20 to 5.24
-        self._steps_per_epoch = values[1]
-        return values
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The scheduler of `--lr_scheduler_type`, or steps at `--lr_milestones`."""
-        if self.lr_scheduler is None and self.args.lr_milestones:
-            per_epoch = self._steps_per_epoch or num_training_steps / self.args.num_train_epochs
-            milestones = [round(epoch * per_epoch) for epoch in self.args.lr_milestones]
-            late = [milestone for milestone in milestones if milestone >= num_training_steps]
-            if late:
-                logger.warning(
-                    "%d of the %d --lr_milestones come after the last of %d steps (%g an epoch)",
-                    len(late),
-                    len(milestones),
-                    num_training_steps,
-                    per_epoch,
-                )
-            self.lr_scheduler = step_schedule(
-                self.optimizer if optimizer is None else optimizer,
-                milestones,
-                factor=self.args.lr_factor,
-                num_warmup_steps=self.args.get_warmup_steps(num_training_steps),
-            )
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
 
     # Reports
 
@@ -421,7 +345,8 @@ class VideoTrainer(ClassifierFitMixin, CheckpointMixin, WeightAverageMixin, Publ
         if resume_from_checkpoint is not None:
             self._take_over(Path(resume_from_checkpoint))
         elif self._fits:
-            self.fit_classifier()
+            # training goes on with augmented clips
+            self.fit_classifier(with_views=False)
         prepared = super()._prepare_for_training(
             max_steps, train_dataloader, resume_from_checkpoint
         )
