@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # whose clips are not in shards yet
 SOURCES = tuple(name for name in DATASETS if name not in ("webdataset", "hub"))
 CHECKS = ("header", "frames", "full")  # as in `data.preparation.scan`
+KEY_FRAME_EVERY = 32  # as in `data.preparation.pack`
 CHECK_HELP = "decode nothing, the first, middle and last frame, or all"
 
 
@@ -54,13 +55,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--key_frame_every",
         type=int,
-        default=64,
+        default=KEY_FRAME_EVERY,
         help="frames between key frames of re-encoded videos: fewer make files that are larger, and cheaper to enter",
     )
     parser.add_argument(
         "--fast_decode",
-        action="store_true",
-        help="re-encode without what makes decoding dear, for larger files",
+        nargs="?",
+        choices=("true", "false"),
+        const="true",
+        default="true",
+        help="re-encode without what makes decoding dear, for files that are a little larger",
     )
     parser.add_argument(
         "--shard",
@@ -106,7 +110,11 @@ def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
         split: part.take(read_records(args.dataset, data_dir, split, **options)) for split in names
     }
     settings = PackSettings(
-        args.videos_per_shard, args.short_side, args.seed, args.key_frame_every, args.fast_decode
+        args.videos_per_shard,
+        args.short_side,
+        args.seed,
+        args.key_frame_every,
+        args.fast_decode == "true",
     )
     videos = list_records(splits, data_dir)
     rows = scan(

@@ -452,6 +452,16 @@ def test_packed_clips_have_the_key_frames_that_were_asked_for(
     assert (b"deblock=0" in content) == fast  # x264 writes its settings down
 
 
+def test_the_command_encodes_as_the_settings_do():
+    needed = ["--data_dir", "clips", "--output_dir", "out"]
+    args, settings = prepare_command.parse_arguments(needed), PackSettings()
+    for name in ("videos_per_shard", "short_side", "seed", "key_frame_every"):
+        assert getattr(args, name) == getattr(settings, name)
+    assert (args.fast_decode == "true") == settings.fast_decode
+    for given in (["--fast_decode", "false"], ["--fast-decode=false"]):
+        assert prepare_command.parse_arguments([*needed, *given]).fast_decode == "false"
+
+
 def test_folders_of_pictures_are_packed_as_videos(tmp_path: Path):
     folder = tmp_path / "clips/run/a"
     folder.mkdir(parents=True)
