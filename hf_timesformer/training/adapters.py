@@ -49,7 +49,7 @@ def add_adapter(
         lora_alpha=model.lora_alpha or 2 * model.lora_r,
         lora_dropout=model.lora_dropout,
         target_modules=model.lora_targets,
-        layers_to_transform=list(range(round(args.freeze_depth * num_blocks), num_blocks)),
+        layers_to_transform=list(range(round((args.freeze_depth or 0.0) * num_blocks), num_blocks)),
         layers_pattern="layer",
         modules_to_save=["classifier"],
     )

@@ -9,6 +9,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.arguments import DatasetArguments
 from .optimization import FREEZE_CHOICES
+from .temporal_start import START_CHOICES
 
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,14 @@ class ModelArguments:
     )
     attention_type: str | None = field(
         default=None, metadata={"help": "Attention scheme (see TimeSformerConfig)."}
+    )
+    temporal_start: str = field(
+        default="attention",
+        metadata={
+            "help": "Temporal attention with --from_vit: `attention`, the ViT's own, which adds nothing at first and "
+            "is blind to order; or `parts`, for few clips: each head looks at a part of the clip.",
+            "choices": START_CHOICES,
+        },
     )
     drop_path_rate: float | None = field(
         default=None,
@@ -206,10 +215,11 @@ class VideoTrainingArguments(TrainingArguments):
             "choices": FREEZE_CHOICES,
         },
     )
-    freeze_depth: float = field(
+    freeze_depth: float | None = field(
         default=0.0,
         metadata={
-            "help": "Share of the blocks, from the first on, that does not learn, nor do the embeddings."
+            "help": "Share of the blocks, from the first on, that does not learn, nor do the embeddings. A recipe may "
+            "leave it open (null): then the number of clips decides."
         },
     )
     head_learning_rate: float | None = field(
@@ -225,15 +235,15 @@ class VideoTrainingArguments(TrainingArguments):
     probe_passes: int = field(
         default=0,
         metadata={
-            "help": "Augmented passes over the training clips that a new classifier is first fitted to, beside their "
-            "evaluation views, with the network frozen."
+            "help": "Augmented passes over the training clips that a new classifier is first fitted to, with the "
+            "network frozen."
         },
     )
     refit_classifier: bool = field(
         default=False,
         metadata={
-            "help": "Whether the classifier is fitted anew, in the same way, to the network that training ends with. "
-            "Needs --probe_passes."
+            "help": "Whether the classifier is fitted anew to the network that training ends with, to such passes and "
+            "to what an evaluation sees of the clips. Needs --probe_passes."
         },
     )
     decay_all: bool = field(

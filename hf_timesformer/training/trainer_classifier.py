@@ -19,7 +19,9 @@ from .classifier_fit import find_classifier, fit_new_classifier
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_CROPS = 3  # of the paper's protocol
+EVALUATION_CROPS = (
+    1  # of each clip: the one in the middle costs a pass, the paper's three cost three
+)
 
 
 class ClassifierFitMixin:
@@ -45,9 +47,9 @@ class ClassifierFitMixin:
             )
         return obstacle is None
 
-    def fit_classifier(self) -> None:
-        """Fit the model's classifier to `probe_passes` augmented passes over the clips and their
-        evaluation views.
+    def fit_classifier(self, *, with_views: bool) -> None:
+        """Fit the model's classifier to `probe_passes` augmented passes over the clips and, where
+        `with_views`, to what an evaluation would see of them.
 
         All processes must call it; each ends with the same classifier.
         """
@@ -56,26 +58,26 @@ class ClassifierFitMixin:
             with self.accelerator.autocast():
                 fit_new_classifier(
                     unwrap_peft_model(self.model),
-                    self.fitting_batches(self.args.probe_passes),
+                    self.fitting_batches(self.args.probe_passes, with_views=with_views),
                     gather=self.accelerator.gather,
                     label_smoothing=self.args.label_smoothing_factor,
                 )
         finally:
             self._sampler = sampler  # of the clips that are trained on, whose epochs follow
 
-    def fitting_batches(self, passes: int) -> Iterator[dict[str, Any]]:
-        """The clips of the epochs after the last, which training itself does not see, then their
-        evaluation views.
+    def fitting_batches(self, passes: int, *, with_views: bool = True) -> Iterator[dict[str, Any]]:
+        """The clips of the epochs after the last, which training itself does not see, then, where
+        `with_views`, their evaluation views.
 
-        Where the trainer has a processor, the views are the three crops of every clip that an
-        evaluation would cut: objects look smaller there than in random crops of enlarged frames
+        Where the trainer has a processor, the views are the crop of every clip that an evaluation
+        would cut from its middle: objects look smaller there than in random crops of enlarged frames
         (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"), and a classifier
         fitted to the latter alone is off for the former.
         """
         first = math.ceil(self.args.num_train_epochs)
         clips, processor = self.train_dataset, self.processing_class
         rounds: list[tuple[Any, Sequence[int]]] = [(clips, range(first, first + passes))]
-        if processor is not None:
+        if with_views and processor is not None:
             processor = copy.copy(processor)
             processor.num_crops = EVALUATION_CROPS
             views = EvaluationClips(clips.source, processor, label_ids=clips.label_ids)
@@ -100,7 +102,7 @@ class ClassifierFitMixin:
         """
         classifier = find_classifier(self.model)
         before = copy.deepcopy(classifier.state_dict())
-        self.fit_classifier()
+        self.fit_classifier(with_views=True)
         best = self.state.best_metric
         if not self.args.load_best_model_at_end or best is None:
             return

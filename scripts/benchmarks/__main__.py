@@ -16,8 +16,11 @@ PARTS = {
     "growth": "growth",
     "label": "label",
     "model": "model",
+    "packing": "packing",
     "pipeline": "pipeline",
     "results": "results",
+    "small_set": "small_set",
+    "stronger": "stronger",
 }
 
 

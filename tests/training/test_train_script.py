@@ -1,6 +1,8 @@
 """`timesformer train` as a user runs it: what it leaves behind, and what it says to mistakes."""
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,15 @@ from torchvision.transforms import v2
 from transformers import ViTConfig, ViTModel
 
 from hf_timesformer.cli.train import main
+from hf_timesformer.cli.train_help import make_train_parser
+from hf_timesformer.data.found_videos import FoundVideos
 from hf_timesformer.data.synthetic import make_motion_dataset
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.training import run as flow
 from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
+from hf_timesformer.training.recipes import apply_recipe
 from hf_timesformer.training.starting_point import load_network, parse_overrides
+from hf_timesformer.training.temporal_start import DENSE
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -221,6 +227,22 @@ def test_what_makes_no_sense_for_a_start_is_left_out_of_a_copy(start, kept, tmp_
     assert {name: getattr(args, name) for name in wanted} == wanted
 
 
+@pytest.mark.parametrize(
+    ("given", "num_clips", "depth"),
+    [(None, 199, 0.67), (None, 999, 0.67), (None, 1000, 0.33), (None, 10_000, 0), (0.5, 199, 0.5)],
+)
+def test_depth_of_freezing_by_the_number_of_clips(given, num_clips, depth, tmp_path, caplog):
+    args = VideoTrainingArguments(output_dir=str(tmp_path), use_cpu=True, freeze_depth=given)
+    found = FoundVideos(range(num_clips), ["a"], num_clips, num_clips)
+    with caplog.at_level(logging.INFO, logger="hf_timesformer"):
+        assert flow.settle_depth(args, found).freeze_depth == depth
+    assert (f"does not learn from {num_clips} clips" in caplog.text) == (given is None)
+    shards = replace(found, shards=["a.tar", "b.tar"], shard_sizes=[num_clips - 1, 1])
+    assert flow.settle_depth(args, shards).freeze_depth == depth
+    uncounted = replace(found, shards=["a.tar"])
+    assert flow.settle_depth(args, uncounted).freeze_depth == (given or 0)
+
+
 def test_network_and_processor_of_a_run(tmp_path):
     sizes = {
         "hidden_size": 16,
@@ -235,6 +257,29 @@ def test_network_and_processor_of_a_run(tmp_path):
     network, label_ids, processor = flow.make_network(start, ["left", "right"])
     assert (network.config.num_frames, network.config.drop_path_rate, label_ids) == (2, 0.2, [0, 1])
     assert (processor.num_frames, processor.crop_size["height"]) == (2, 48)
+
+
+@pytest.mark.parametrize("lora_r", [None, 2])
+def test_a_run_for_few_clips_starts_the_temporal_half_of_what_learns(folder, lora_r, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vit = ViTConfig(**sizes, intermediate_size=32, image_size=32, patch_size=16)
+    ViTModel(vit).save_pretrained(tmp_path / "vit")
+    vit = ["--from_vit", str(tmp_path / "vit"), "--num_frames", "2", "--image_size", "32"]
+    argv = ["--data_dir", str(folder), "--output_dir", str(tmp_path / "run"), "--use_cpu", *vit]
+    argv += [] if lora_r is None else ["--lora_r", str(lora_r)]
+    parser = make_train_parser("train")
+    apply_recipe(parser, argv, default="small-set")
+    trainer = flow.make_trainer(*parser.parse_args_into_dataclasses(argv))
+    assert trainer.args.freeze_depth == 0.67
+    network = trainer.model if lora_r is None else trainer.model.get_base_model()
+    base = network.timesformer
+    assert 0.01 < base.embeddings.time_embeddings.std() < 0.06
+    scales = [layer.temporal_dense.weight.diagonal().mean().item() for layer in base.encoder.layer]
+    assert scales == pytest.approx([0, 0, DENSE])
+    if lora_r is not None:  # what the adapter is for has it, too
+        saved = TimeSformerForVideoClassification.from_pretrained(tmp_path / "run" / "base")
+        times = saved.timesformer.embeddings.time_embeddings
+        assert torch.equal(times, base.embeddings.time_embeddings)
 
 
 @pytest.mark.parametrize(
