@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..data.arguments import parse_limits
+
 
 logger = logging.getLogger(__name__)
 
@@ -138,17 +140,7 @@ def reading_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The processor's settings of `add_reading_arguments`. Raises ValueError for a limit that is no
     NAME=N.
     """
-    limits: dict[str, float] = {}
-    for text in args.limits or []:
-        name, _, value = text.partition("=")
-        try:
-            number = float(value)
-        except ValueError as error:
-            raise ValueError(
-                f"--limits takes NAME=N, such as max_seconds=600; got {text!r}"
-            ) from error
-        limits[name] = int(number) if number.is_integer() else number
-    return {"frame_rate": args.frame_rate, "limits": limits or None}
+    return {"frame_rate": args.frame_rate, "limits": parse_limits(args.limits)}
 
 
 def clips_of(text: str) -> int | str:

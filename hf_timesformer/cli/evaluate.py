@@ -2,10 +2,9 @@
 """Evaluate a TimeSformer on a video data set by the paper's protocol: three crops a clip, logits
 averaged over views.
 
-    timesformer evaluate --model runs/mine --dataset folder --data_dir clips --split test accelerate
-    launch --num_processes 8 -m hf_timesformer.cli.evaluate --model runs/mine --dataset kinetics \\
-    --data_dir k400
-
+    timesformer evaluate --model runs/mine --dataset folder --data_dir clips --split test
+    accelerate launch --num_processes 8 -m hf_timesformer.cli.evaluate --model runs/mine \\
+        --dataset kinetics --data_dir k400
     timesformer evaluate --from_predictions run-a/eval_test run-b/eval_test --output_dir fused
 
 --num_clips auto covers the whole of each video, however long. The last line fuses runs over the
@@ -25,12 +24,10 @@ from typing import TYPE_CHECKING
 from ..data.arguments import add_dataset_arguments, dataset_arguments
 from .common import (
     add_model_arguments,
-    add_reading_arguments,
     clips_of,
     end_process_group,
     graph_of,
     make_parser,
-    reading_settings,
     user_errors,
     warn_of_lone_process,
 )
@@ -41,6 +38,7 @@ if TYPE_CHECKING:
 
     from ..conversion.exported_classifier import ExportedClassifier
     from ..data.dataset_factory import FoundVideos
+    from ..data.record_video import ReadSettings
     from ..evaluation.predictions import Predictions
     from ..model.modeling_timesformer import TimeSformerForVideoClassification
     from ..video.video_processing_timesformer import TimeSformerVideoProcessor
@@ -73,7 +71,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--sampling_rate", type=int, help="every n-th frame, if not the checkpoint's"
     )
-    add_reading_arguments(parser)
     parser.add_argument(
         "--target_fps", type=float, help="count --sampling_rate in frames of this rate"
     )
@@ -218,7 +215,7 @@ def load(
         "sampling": args.sampling,
         "sampling_rate": args.sampling_rate,
         "target_fps": args.target_fps,
-        **reading_settings(args),
+        **dataset_arguments(args).reading,
     }
     if graph is not None:
         return load_exported(*graph, **settings)
@@ -244,6 +241,7 @@ def report(
     found: "FoundVideos",
 ) -> None:
     """Write the files of an evaluation and print its figures; `about` says how it was done."""
+    from ..data.record_video import ReadSettings
     from ..evaluation.report import summarize, write_report
 
     output_dir = _output_dir(args)
@@ -252,12 +250,17 @@ def report(
         results = about | summarize(predictions, names, **counts, threshold=args.threshold)
         for path in write_report(output_dir, results, predictions, names):
             print(f"wrote {path}")
-        _write_worst_errors(output_dir, predictions, names, found)
+        reading = ReadSettings.given(**dataset_arguments(args).reading)
+        _write_worst_errors(output_dir, predictions, names, found, reading)
     _print_summary(results)
 
 
 def _write_worst_errors(
-    folder: Path, predictions: "Predictions", names: list[str], found: "FoundVideos"
+    folder: Path,
+    predictions: "Predictions",
+    names: list[str],
+    found: "FoundVideos",
+    reading: "ReadSettings",
 ) -> None:
     """The picture of the worst errors, or why there is none."""
     from ..evaluation.worst_errors import worst_videos, write_worst_errors
@@ -267,7 +270,9 @@ def _write_worst_errors(
         return
     rows = {name: row for row, name in enumerate(found.videos["video_id"])}
     records = {name: found.videos[rows[name]] for name in worst_videos(predictions)}
-    path = write_worst_errors(folder / "worst_errors.png", predictions, names, records)
+    path = write_worst_errors(
+        folder / "worst_errors.png", predictions, names, records, reading=reading
+    )
     print("no worst_errors.png: every answer was right" if path is None else f"wrote {path}")
 
 
@@ -303,6 +308,8 @@ def _setting(
 
 
 def _print_summary(results: dict) -> None:
+    from ..data.faults import fault_line
+
     print(results["protocol"])
     for name in PERCENTAGES:
         if name in results:
@@ -316,7 +323,7 @@ def _print_summary(results: dict) -> None:
         print(f"{name:>22} {results[name]:6d}")
     print(f"{'videos_per_second':>22} {results['videos_per_second']:6.2f}")
     for failure in results["failures"][:10]:
-        print(f"failed: {failure['video_id']}: {failure['message']}")
+        print(f"failed: {fault_line(failure['video_id'], failure['message'])}")
 
 
 if __name__ == "__main__":

@@ -86,15 +86,18 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         device = choose_device(args.device or local_device())
         dtype = choose_dtype(args.dtype, device)
+        data = dataset_arguments(args)
         overrides = {name: getattr(args, name) for name in ("num_crops", "num_clips", "num_frames")}
+        overrides |= data.reading
         model, processor = load_model_and_processor(args.model, **overrides)
         settings = FeatureSettings(args.pool, args.layer)
         settings.check(model)
-        options = dataset_arguments(args).reader_options
+        options = data.reader_options
         videos = find_videos(args.dataset, args.data_dir, args.split, **options).videos
         names = ("model", "dataset", "data_dir", "split", "pool", "layer", "num_crops", "num_clips")
         about = {name: getattr(args, name) for name in names}
         about |= options | {
+            "frame_rate": args.frame_rate,
             "num_frames": processor.num_frames,
             "dtype": str(dtype).removeprefix("torch."),
         }
@@ -116,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
             for step in work:
                 if isinstance(step, Fault):
                     failed += 1
-                    print(f"failed: {step.video_id}: {step.message}", file=sys.stderr)
+                    print(f"failed: {step.line}", file=sys.stderr)
                 else:
                     progress.update(step)
     print(

@@ -2,8 +2,8 @@
 """Scan a video data set, write a manifest of what is readable, and pack it into tar shards for
 streaming.
 
-    timesformer prepare --dataset kinetics --data_dir k400 --output_dir k400-shards --num_workers 16
-        \\ --pack --short_side 256
+    timesformer prepare --dataset kinetics --data_dir k400 --output_dir k400-shards \\
+        --num_workers 16 --pack --short_side 256
 
 Writes manifest.parquet (every listed video, with every fault) and, with --pack,
 <split>-<number>.tar, labels.json and shards.json: a folder for `--dataset webdataset`. Run it again
@@ -101,10 +101,12 @@ def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
     from ..data.preparation.pack import PackSettings, pack
     from ..data.preparation.parts import join_parts, refuse_other_division
     from ..data.preparation.scan import MANIFEST, SCAN_LOG, list_records, scan, write_manifest
+    from ..data.record_video import ReadSettings
 
     data_dir = Path(args.data_dir).expanduser()
     names = args.splits or available_splits(args.dataset, data_dir)
-    options = dataset_arguments(args).reader_options
+    data = dataset_arguments(args)
+    options, reading = data.reader_options, ReadSettings.given(**data.reading)
     refuse_other_division(output_dir, part)
     splits = {
         split: part.take(read_records(args.dataset, data_dir, split, **options)) for split in names
@@ -118,7 +120,12 @@ def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
     )
     videos = list_records(splits, data_dir)
     rows = scan(
-        videos, output_dir, check=args.check, num_workers=args.num_workers, log=part.name(SCAN_LOG)
+        videos,
+        output_dir,
+        check=args.check,
+        num_workers=args.num_workers,
+        log=part.name(SCAN_LOG),
+        reading=reading,
     )
     if args.pack:
         readable = [
@@ -126,8 +133,16 @@ def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
         ]
         class_names = next(iter(splits.values())).class_names
         expected = {split: records.num_expected for split, records in splits.items()}
-        workers = {"num_workers": args.num_workers, "part": part}
-        places = pack(readable, class_names, output_dir, settings, expected=expected, **workers)
+        places = pack(
+            readable,
+            class_names,
+            output_dir,
+            settings,
+            expected=expected,
+            num_workers=args.num_workers,
+            part=part,
+            reading=reading,
+        )
         rows = {identity: row | places.get(identity, {}) for identity, row in rows.items()}
     path, table = write_manifest(output_dir, splits, rows.values(), part.name(MANIFEST))
     print_summary(table.to_pylist(), packed=args.pack)

@@ -1,8 +1,8 @@
 """Fine-tune a TimeSformer on video clips with `transformers.Trainer`.
 
     timesformer train --data_dir clips --from_vit google/vit-base-patch16-224 --output_dir run
-    torchrun --nproc_per_node 8 -m hf_timesformer.cli.train --recipe k400-8x32-224 --dataset
-    kinetics \\ --data_dir k400 --output_dir run
+    torchrun --nproc_per_node 8 -m hf_timesformer.cli.train --recipe k400-8x32-224 \\
+        --dataset kinetics --data_dir k400 --output_dir run
 
 Writes the model, its processor, train_results.json and training_curve.png into --output_dir.
 """
@@ -24,6 +24,8 @@ from .train_help import make_train_parser
 
 logger = logging.getLogger(__name__)
 
+FINDERS = ("clip_index", "hold_out", "media_files", "readers", "records")  # what finds the clips
+
 
 def parse_arguments(
     argv: list[str],
@@ -43,6 +45,9 @@ def set_up_logging(args: VideoTrainingArguments) -> None:
     level = logging.INFO if args.process_index == 0 else logging.WARNING
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("hf_timesformer").setLevel(level)
+    if args.process_index:
+        for name in FINDERS:  # all processes find the same: the first one says it
+            logging.getLogger(f"hf_timesformer.data.{name}").setLevel(logging.ERROR)
     transformers_logging.set_verbosity(args.get_process_log_level())
     warn_of_lone_process(args.world_size)
 

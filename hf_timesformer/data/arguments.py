@@ -64,6 +64,18 @@ class DatasetArguments:
         },
     )
 
+    frame_rate: float | None = field(
+        default=None,
+        metadata={"help": "Frames a second of folders of pictures, which tell none."},
+    )
+    limits: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What one video may cost, in place of the decoder's own limits, such as max_seconds=600 "
+            "max_pixels=9e7."
+        },
+    )
+
     @property
     def reader_options(self) -> dict[str, Any]:
         """What stands between `--dataset` and the reader: keywords of `find_videos` and
@@ -71,10 +83,37 @@ class DatasetArguments:
         """
         return {name: getattr(self, name) for name in READER_OPTIONS}
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How files are read: the processor's settings `frame_rate` and `limits`.
 
+        Raises:
+            ValueError: a limit is no NAME=N.
+        """
+        return {"frame_rate": self.frame_rate, "limits": parse_limits(self.limits)}
+
+
+OF_NO_READER = ("data_dir", "dataset", "frame_rate", "limits")
 READER_OPTIONS = tuple(
-    item.name for item in fields(DatasetArguments) if item.name not in ("data_dir", "dataset")
+    item.name for item in fields(DatasetArguments) if item.name not in OF_NO_READER
 )
+
+
+def parse_limits(texts: list[str] | None) -> dict[str, float] | None:
+    """`["max_seconds=600", "max_pixels=9e7"]` as numbers by name. ValueError for one of another
+    form.
+    """
+    limits: dict[str, float] = {}
+    for text in texts or []:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError as error:
+            raise ValueError(
+                f"--limits takes NAME=N, such as max_seconds=600; got {text!r}"
+            ) from error
+        limits[name] = int(number) if number.is_integer() else number
+    return limits or None
 
 
 def add_dataset_arguments(
@@ -96,6 +135,10 @@ def add_dataset_arguments(
             settings["nargs"] = "+"
         if item.type == int | None:
             settings["type"] = int
+        if item.type == float | None:
+            settings["type"] = float
+        if item.name == "limits":
+            settings["metavar"] = "NAME=N"
         parser.add_argument(f"--{item.name}", **settings)
 
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
-from ..video.decoding import VideoDecodeError, decode_video
+from ..video.decoding import VideoDecodeError
 from ..video.timed_frames import sample_video
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from ..video.views import count_channels
 from .augmentation import ClipAugmentation, cut_and_mix_clips, mix_clips
 from .faults import BadClipsError, Fault, describe_fault, list_faults
-from .media_files import video_of
+from .record_video import DEFAULT_READING, ReadSettings, decode_record, process_record
 from .retries import read_with_retries
 from .row_source import ClipKey, ClipSource
 from .targets import NO_CLIP, SINGLE_LABEL, UNREADABLE, collate_targets, target_of
@@ -58,41 +58,6 @@ class FrameSampling:
         )[0]
 
 
-def segment_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The `start` and `end` of a record in seconds, for `decode_video`; empty for a whole video.
-
-    Where the record has `start_frame` and `end_frame`, the times of these frames are looked up in
-    the file, so that the segment is exact whether or not the frame rate varies.
-
-    Raises:
-        VideoDecodeError: the file cannot be read, or ends before the segment.
-    """
-    edges = {name: record.get(name) for name in ("start", "end")}
-    frames = {name: record.get(f"{name}_frame") for name in ("start", "end")}
-    if any(frame is not None for frame in frames.values()):
-        edges = _times_of_frames(video_of(record["video"]), frames)
-    return {name: float(edge) for name, edge in edges.items() if edge is not None}
-
-
-def _times_of_frames(
-    video: str | bytes, frames: Mapping[str, int | None]
-) -> dict[str, float | None]:
-    times: list[float] = []
-
-    def note_times(metadata: Any) -> list[int]:
-        times.extend(metadata.frame_times())
-        return []  # nothing is decoded
-
-    decode_video(video, note_times)
-    start, end = frames["start"] or 0, frames["end"]
-    if start >= len(times):
-        name = video if isinstance(video, str) else f"<{len(video)} bytes>"
-        raise VideoDecodeError(
-            name, "segment", f"has {len(times)} frames; a segment from frame {start} was asked for"
-        )
-    return {"start": times[start], "end": None if end is None or end >= len(times) else times[end]}
-
-
 class TrainingClips(torch.utils.data.Dataset):
     """Randomly sampled and augmented clips by `ClipKey`; a clip that cannot be read is replaced and
     reported.
@@ -101,7 +66,8 @@ class TrainingClips(torch.utils.data.Dataset):
         what is done to them. label_ids: the model's number for each class of the data
         (`labels.match_labels`). seed: with the key it decides all that is drawn for a clip.
         repeats: how many augmented views are made of a clip that is decoded once (Hoffer et al.
-        2020, "Augment Your Batch"); with more than 1, an item is a list of them.
+        2020, "Augment Your Batch"); with more than 1, an item is a list of them. reading: of
+        files.
     """
 
     def __init__(
@@ -113,9 +79,11 @@ class TrainingClips(torch.utils.data.Dataset):
         label_ids: Sequence[int],
         seed: int,
         repeats: int = 1,
+        reading: ReadSettings = DEFAULT_READING,
     ):
         self.source, self.sampling, self.augmentation = source, sampling, augmentation
         self.label_ids, self.seed, self.repeats = label_ids, seed, repeats
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.source)
@@ -154,11 +122,11 @@ class TrainingClips(torch.utils.data.Dataset):
         """The frames of a record, decoded once, as `repeats` augmented views `(T, 3, H, W)`."""
         generator = np.random.default_rng(entropy)  # made here, so that a second try draws the same
         short_side = self.augmentation.draw_short_side(generator)
-        frames, _ = decode_video(
-            video_of(record["video"]),
+        frames, _ = decode_record(
+            record,
             lambda metadata: self.sampling.indices(metadata, generator),
             short_side=short_side,
-            **segment_of(record),
+            reading=self.reading,
         )
         return [self.augmentation(frames, short_side, generator) for _ in range(self.repeats)]
 
@@ -229,14 +197,8 @@ def read_for_evaluation(
         read. Then it has one entry, `labels` is `UNREADABLE`, and the pixels are zero.
     """
     item = {"video_id": record["video_id"], "faults": []}
-
-    def read() -> torch.Tensor:
-        """The views of the record: float32 `(t, c, h, w)`, or `(views, t, c, h, w)`."""
-        return processor(video_of(record["video"]), return_tensors="pt", **segment_of(record))[
-            "pixel_values"
-        ][0]
-
     try:
+        read = partial(process_record, record, processor)
         pixel_values = read_with_retries(read, record["video_id"])
     except (VideoDecodeError, OSError) as error:
         fault = describe_fault(record["video_id"], error)
@@ -319,7 +281,9 @@ class ClipCollator:
         return mix(pixel_values, labels, self.num_classes, alpha, generator)
 
 
-def check_every_class_is_readable(records: Dataset) -> list[Fault]:
+def check_every_class_is_readable(
+    records: Dataset, reading: ReadSettings = DEFAULT_READING
+) -> list[Fault]:
     """Decode one frame of a clip of every class; the faults met on the way.
 
     Raises BadClipsError that names the classes without a readable clip.
@@ -330,7 +294,7 @@ def check_every_class_is_readable(records: Dataset) -> list[Fault]:
     for label in np.unique(labels):
         tried = []
         for index in np.flatnonzero(labels == label):
-            fault = _try_first_frame(records[int(index)])
+            fault = _try_first_frame(records[int(index)], reading)
             if fault is None:
                 break
             tried.append(fault)
@@ -344,11 +308,9 @@ def check_every_class_is_readable(records: Dataset) -> list[Fault]:
     return faults
 
 
-def _try_first_frame(record: Mapping[str, Any]) -> Fault | None:
-    def read() -> None:
-        decode_video(video_of(record["video"]), [0], **segment_of(record))
-
+def _try_first_frame(record: Mapping[str, Any], reading: ReadSettings) -> Fault | None:
     try:
+        read = partial(decode_record, record, [0], reading=reading)
         read_with_retries(read, record["video_id"])
     except (VideoDecodeError, OSError) as error:
         return describe_fault(record["video_id"], error)

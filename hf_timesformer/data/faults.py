@@ -32,6 +32,16 @@ class Fault(NamedTuple):
     reason: str
     message: str
 
+    @property
+    def line(self) -> str:
+        """The video and what is wrong with it; a message that has its path names it already."""
+        return fault_line(self.video_id, self.message)
+
+
+def fault_line(video_id: str, message: str) -> str:
+    """`run/1.mp4` and `/data/train/run/1.mp4: is empty` -> the second alone; else both."""
+    return message if video_id in message else f"{video_id}: {message}"
+
 
 def describe_fault(video_id: str, error: VideoDecodeError | OSError) -> Fault:
     """The fault that an exception of the decoder or the file system stands for."""
@@ -64,11 +74,10 @@ class FaultTally:
                 fault = self.faults[name] = Fault(name, *rest)
                 self._unshared.append(fault)
                 logger.warning(
-                    "%s cannot be read and is %s (%s): %s",
-                    name,
+                    "a clip cannot be read and is %s (%s): %s",
                     self.remedy,
                     fault.reason,
-                    fault.message,
+                    fault.line,
                 )
 
     def sync(self) -> None:

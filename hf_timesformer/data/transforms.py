@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..video.decoding import decode_video
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .augmentation import ClipAugmentation
-from .clips import FrameSampling, segment_of
+from .clips import FrameSampling
+from .record_video import ReadSettings, decode_record, process_record, video_of
 from .targets import problem_type_of, target_of
 
 
@@ -43,7 +43,7 @@ class _Transform:
             {name: values[number] for name, values in rows.items()} for number in range(count)
         ]
         for record in records:
-            record["video"] = _file_of(record[self.video_column])
+            record["video"] = video_of(record[self.video_column])
         problem_type_of(rows)  # raises for none, or several, of the columns
         return {
             "pixel_values": [self.read(record) for record in records],
@@ -101,11 +101,11 @@ class TrainingTransform(_Transform):
         """One augmented clip `(T, 3, H, W)`, float32."""
         generator = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         short_side = self.augmentation.draw_short_side(generator)
-        frames, _ = decode_video(
-            record["video"],
-            lambda metadata: self.sampling.indices(metadata, generator).tolist(),
+        frames, _ = decode_record(
+            record,
+            lambda metadata: self.sampling.indices(metadata, generator),
             short_side=short_side,
-            **segment_of(record),
+            reading=ReadSettings.of(self.processor),
         )
         return self.augmentation(frames, short_side, generator)
 
@@ -119,9 +119,7 @@ class EvaluationTransform(_Transform):
         """The processor's view `(t, c, h, w)`, or views `(views, t, c, h, w)`, of one record,
         float32.
         """
-        return self.processor(record["video"], return_tensors="pt", **segment_of(record))[
-            "pixel_values"
-        ][0]
+        return process_record(record, self.processor)
 
 
 def _default_augmentation(processor: TimeSformerVideoProcessor) -> ClipAugmentation:
@@ -131,16 +129,4 @@ def _default_augmentation(processor: TimeSformerVideoProcessor) -> ClipAugmentat
         short_side=(side, round(side * 9 / 7)),
         image_mean=processor.image_mean,
         image_std=processor.image_std,
-    )
-
-
-def _file_of(video: Any) -> str | bytes:
-    """The path or the bytes of a value in a video column."""
-    if isinstance(video, Mapping):  # datasets.Video(decode=False)
-        return video["bytes"] if video.get("bytes") is not None else video["path"]
-    if isinstance(video, (str, bytes)):
-        return video
-    raise ValueError(
-        f"a video column should hold paths or bytes, not {type(video).__name__}: "
-        'cast it with data.cast_column("video", datasets.Video(decode=False))'
     )

@@ -18,11 +18,11 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers.video_utils import VideoMetadata
 
-from ..data.clips import segment_of
 from ..data.faults import describe_fault
+from ..data.record_video import ReadSettings, segment_of, video_of
 from ..data.targets import target_of
-from ..video.decoding import VideoDecodeError, decode_video, probe_video
-from ..video.sampling import sample_indices
+from ..video.decoding import VideoDecodeError, decode_video
+from ..video.timed_frames import sample_video
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -41,14 +41,13 @@ def clips_that_cover(processor: TimeSformerVideoProcessor, metadata: VideoMetada
 
 
 def covering_indices(processor: TimeSformerVideoProcessor, metadata: VideoMetadata) -> np.ndarray:
-    """The frame numbers of these clips, `(clips, num_frames)`."""
-    return sample_indices(
+    """The frame numbers of these clips, `(clips, num_frames)`; by time where the rate varies."""
+    return sample_video(
+        metadata,
         processor.sampling,
-        metadata.total_num_frames,
         num_frames=processor.num_frames,
         sampling_rate=processor.sampling_rate,
         num_clips=clips_that_cover(processor, metadata),
-        fps=metadata.fps or None,
         target_fps=processor.target_fps,
     )
 
@@ -67,13 +66,18 @@ def views_of_whole_video(
     With each comes the video's metadata; its `frames_indices` are those of the clips of this piece.
     `segment` may be `start` and `end`, floats, in seconds. Raises VideoDecodeError.
     """
-    metadata = probe_video(source, allow_urls=allow_urls, **segment)
-    indices = covering_indices(processor, metadata)
+    options = ReadSettings.of(processor).for_video(source) | segment | {"allow_urls": allow_urls}
+    plans: list[np.ndarray] = []
+
+    def plan(metadata: VideoMetadata) -> list[int]:
+        plans.append(covering_indices(processor, metadata))
+        return []  # nothing is decoded yet
+
+    decode_video(source, plan, **options)
+    (indices,) = plans
     for begin in range(0, len(indices), clips_at_a_time):
         numbers = indices[begin : begin + clips_at_a_time]
-        frames, found = decode_video(
-            source, numbers.ravel().tolist(), allow_urls=allow_urls, **segment
-        )
+        frames, found = decode_video(source, numbers.ravel().tolist(), **options)
         # (clips * t, c, h, w) -> clips of (t, c, h, w)
         clips = list(frames.unflatten(0, numbers.shape))
         views = processor(clips, do_sample_frames=False, return_tensors="pt")["pixel_values"]
@@ -120,9 +124,9 @@ class WholeVideos(torch.utils.data.IterableDataset):
         try:
             pieces = views_of_whole_video(
                 self.processor,
-                record["video"],
+                video_of(record["video"]),
                 clips_at_a_time=self.clips_at_a_time,
-                **segment_of(record),
+                **segment_of(record, ReadSettings.of(self.processor)),
             )
             for views, _ in pieces:
                 if held is not None:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.clips import segment_of
+from ..data.record_video import DEFAULT_READING, ReadSettings, decode_record
 from ..data.targets import MULTI_LABEL, REGRESSION
-from ..video.decoding import VideoDecodeError, decode_video
+from ..video.decoding import VideoDecodeError
 from .predictions import Predictions
 
 
@@ -72,18 +72,22 @@ def write_worst_errors(
     predictions: Predictions,
     class_names: list[str],
     records: Mapping[str, Mapping[str, Any]],
+    *,
+    reading: ReadSettings = DEFAULT_READING,
 ) -> Path | None:
     """A contact sheet of the worst errors, a few frames of each; None where the model was right
     throughout.
 
-    `records` has the record of each of `worst_videos`.
+    `records` has the record of each of `worst_videos`, whose files are read as `reading` says.
     """
     worst = worst_indices(predictions)
     if not worst:
         return None
     tiles = [
         _tile(
-            records[predictions.video_ids[index]], describe_error(predictions, index, class_names)
+            records[predictions.video_ids[index]],
+            describe_error(predictions, index, class_names),
+            reading,
         )
         for index in worst
     ]
@@ -101,7 +105,7 @@ def write_worst_errors(
     return path
 
 
-def _tile(record: Mapping[str, Any], lines: tuple[str, str]) -> Image.Image:
+def _tile(record: Mapping[str, Any], lines: tuple[str, str], reading: ReadSettings) -> Image.Image:
     """Frames of one video beside each other, the two lines over them."""
 
     def spread(metadata: Any) -> list[int]:
@@ -109,7 +113,7 @@ def _tile(record: Mapping[str, Any], lines: tuple[str, str]) -> Image.Image:
         return [int((number + 0.5) / FRAMES * count) for number in range(FRAMES)]
 
     try:
-        frames, _ = decode_video(record["video"], spread, short_side=HEIGHT, **segment_of(record))
+        frames, _ = decode_record(record, spread, short_side=HEIGHT, reading=reading)
         pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
     except VideoDecodeError:  # it was read before: the disk has changed since
         pictures = [Image.new("RGB", (HEIGHT, HEIGHT), "grey")]

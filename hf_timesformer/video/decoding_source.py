@@ -8,10 +8,10 @@ import stat
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, fields
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import av
@@ -87,6 +87,21 @@ class DecodeLimits:
     max_pixels: int = 8192 * 4608
     max_frames: int = 4_000_000
     max_seconds: float = 120.0
+
+    @classmethod
+    def of(cls, given: "DecodeLimits | Mapping[str, Any] | None") -> "DecodeLimits | None":
+        """Limits, or a dict of some of them, as limits; None stays None.
+
+        Raises:
+            ValueError: the dict has a name that is no limit.
+        """
+        if given is None or isinstance(given, DecodeLimits):
+            return given
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ValueError(f"limits has no {name!r}: choose of {', '.join(known)}")
+        return cls(**given)
 
 
 def describe_source(source: Source) -> str:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -13,6 +14,7 @@ from .decoding import decode_video
 
 
 CHUNK_FRAMES = 256  # decoded at a time while re-encoding, so that a long video fits into memory
+UNKNOWN_RATE = 30  # frames a second, where nobody tells another
 ENCODER_OPTIONS = {"crf": "20", "preset": "veryfast"}
 
 
@@ -50,10 +52,10 @@ def encode_video(
     *,
     key_frame_every: int = 64,
     fast_decode: bool = False,
-    start: float | None = None,
-    end: float | None = None,
+    **reading: Any,
 ) -> bytes:
-    """The video as H.264 in mp4: as many frames, at the mean rate, as displayed, without sound.
+    """The video as H.264 in mp4: as many frames, at the mean rate (`UNKNOWN_RATE` where it is not
+    known), as displayed, without sound.
 
     Args: path: the video, or a folder of numbered pictures. metadata: of it or of the segment, as
         `probe_video` gives it; its frames are encoded, and no more. short_side: size of the shorter
@@ -61,7 +63,7 @@ def encode_video(
         a reader that wants a frame decodes from the key frame before it, so that fewer make a file
         that is larger and cheaper to enter anywhere. fast_decode: leave out what makes decoding
         dear (x264's `fastdecode`: no deblocking, no CABAC, no weighted prediction), for a larger
-        file. start, end: seconds; only the segment start <= time < end.
+        file. reading: settings of `decode_video`, such as `start` and `end`.
 
     Raises:
         VideoDecodeError: the video is damaged.
@@ -72,7 +74,7 @@ def encode_video(
         | ({"tune": "fastdecode"} if fast_decode else {})
     )
     buffer = io.BytesIO()
-    rate = Fraction(metadata.fps or 30).limit_denominator(65535)
+    rate = Fraction(metadata.fps or UNKNOWN_RATE).limit_denominator(65535)
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
@@ -80,7 +82,7 @@ def encode_video(
         for first in range(0, metadata.total_num_frames, CHUNK_FRAMES):
             numbers = range(first, min(first + CHUNK_FRAMES, metadata.total_num_frames))
             # (t, 3, h, w)
-            frames, _ = decode_video(path, numbers, short_side=short_side, start=start, end=end)
+            frames, _ = decode_video(path, numbers, short_side=short_side, **reading)
             height, width = (side - side % 2 for side in frames.shape[2:])  # 4:2:0 needs even sides
             if first == 0:
                 stream.height, stream.width = height, width

@@ -73,6 +73,14 @@ class FrameFiles:
         return cls(tuple(str(path) for _, path in numbered), name, frame_rate)
 
 
+def rate_of_pictures(source: object, frame_rate: float | None) -> float | None:
+    """`frame_rate` where `source` is a folder or list of pictures; None for a file, which has its
+    own.
+    """
+    is_folder = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
+    return frame_rate if is_folder or isinstance(source, FrameFiles) else None
+
+
 def is_picture(path: object) -> bool:
     """Whether `path` is one of a file whose suffix is a picture's."""
     return (

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from transformers.video_utils import VideoInput, VideoMetadata
 
 from .decoded_readers import file_of_reader, is_reader, read_frames
 from .decoding import DecodeLimits, decode_video
-from .frame_folder import FrameFiles
+from .frame_folder import rate_of_pictures
 from .image_processing_timesformer import TimeSformerImageProcessor
 from .memory_clips import cut_in_memory, metadata_of_each, one_for_each, sample_in_memory
 from .memory_frames import is_source, split_videos, to_channels
@@ -121,7 +121,7 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
 
     def __init__(self, **kwargs: Unpack[TimeSformerVideoProcessorKwargs]):
         super().__init__(**kwargs)
-        _decode_limits(self.limits)
+        DecodeLimits.of(self.limits)
         check_sampling(
             self.sampling,
             num_frames=self.num_frames,
@@ -299,19 +299,12 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             source,
             choose,
             allow_urls=bool(self.allow_urls if allow_urls is None else allow_urls),
-            limits=_decode_limits(self.limits if limits is None else limits),
-            frame_rate=self._rate_of_pictures(source, frame_rate),
+            limits=DecodeLimits.of(self.limits if limits is None else limits),
+            frame_rate=rate_of_pictures(source, frame_rate or self.frame_rate),
             start=start,
             end=end,
         )
         return frames, replace(metadata, frames_indices=indices)
-
-    def _rate_of_pictures(self, source: Any, frame_rate: float | None) -> float | None:
-        """The frame rate for a folder or list of pictures; None for a file that has its own."""
-        is_pictures = isinstance(source, FrameFiles) or (
-            isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
-        )
-        return (frame_rate or self.frame_rate) if is_pictures else None
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, without the name of the class (see `processor_type`) and without those of
@@ -367,16 +360,6 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             # a model by others may come to lie beside it
             forget_class(save_directory, IMAGE_PROCESSOR_NAME)
         return files
-
-
-def _decode_limits(given: DecodeLimits | Mapping[str, Any] | None) -> DecodeLimits | None:
-    if given is None or isinstance(given, DecodeLimits):
-        return given
-    known = [field.name for field in fields(DecodeLimits)]
-    for name in given:
-        if name not in known:
-            raise ValueError(f"limits has no {name!r}: choose of {', '.join(known)}")
-    return DecodeLimits(**given)
 
 
 __all__ = ["TimeSformerVideoProcessor"]

@@ -79,7 +79,7 @@ def test_every_video_has_its_vector(clips, model_folder, tmp_path: Path, capsys)
     )
     assert code == 1  # one is no video
     assert "12 videos added" in out
-    assert "failed: up/broken.mp4: " in err
+    assert f"failed: {clips}/test/up/broken.mp4: " in err
     found = read_features(tmp_path)
     assert list(found["video_id"]) == sorted(found["video_id"])
     assert len(set(found["video_id"])) == 12

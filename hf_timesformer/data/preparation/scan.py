@@ -4,6 +4,7 @@ manifest.
 
 import json
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ...video.decoding import VideoDecodeError, decode_video, probe_video
 from ...video.decoding_source import DecodeLimits, open_source
-from ..clips import segment_of
+from ..record_video import DEFAULT_READING, ReadSettings, segment_of
 from ..records import SEGMENT_COLUMNS, VideoRecords
 from ..retries import read_with_retries
 from ..targets import LABEL_COLUMNS, REGRESSION, SINGLE_LABEL
@@ -87,12 +88,12 @@ class Listed:
         """Whether it is a part of the video at `path`."""
         return any(name in SEGMENT_COLUMNS for name, _ in self.extras)
 
-    @property
-    def segment(self) -> dict[str, Any]:
-        """`start` and `end` in seconds, for `decode_video`; frame numbers are looked up in the
-        file.
+    def options(self, reading: ReadSettings) -> dict[str, Any]:
+        """Keywords of `decode_video`: `start` and `end` in seconds, whose frame numbers are looked
+        up in the file, and how the file is read.
         """
-        return segment_of({"video": self.path} | dict(self.extras))
+        segment = segment_of({"video": self.path} | dict(self.extras), reading)
+        return segment | reading.for_video(self.path)
 
 
 def list_records(splits: dict[str, VideoRecords], data_dir: Path) -> list[Listed]:
@@ -125,11 +126,13 @@ def _label_name(label: int | list[int] | float, records: VideoRecords) -> str:
     return "|".join(records.class_names[number] for number in labels)
 
 
-def scan_video(video: Listed, check: str) -> dict[str, Any]:
+def scan_video(
+    video: Listed, check: str, reading: ReadSettings = DEFAULT_READING
+) -> dict[str, Any]:
     """One row of the manifest: frames, rate, size and codec of one video, or why it cannot be read."""
     row = _row(video) | {"check": check, "status": "ok"}
     try:
-        row |= read_with_retries(partial(_look_at, video, check), video.video_id)
+        row |= read_with_retries(partial(_look_at, video, check, reading), video.video_id)
     except VideoDecodeError as error:
         # A file that cannot be read still has a size, by which a later run knows that it has not
         # changed.
@@ -146,13 +149,13 @@ def scan_video(video: Listed, check: str) -> dict[str, Any]:
     return row
 
 
-def _look_at(video: Listed, check: str) -> dict[str, Any]:
-    segment = video.segment
-    row = {"bytes": size_of(video.path)} | segment | _describe(video.path, segment)
+def _look_at(video: Listed, check: str, reading: ReadSettings) -> dict[str, Any]:
+    options = video.options(reading)
+    segment = {edge: options[edge] for edge in ("start", "end") if edge in options}
+    row = {"bytes": size_of(video.path)} | segment | _describe(video.path, options)
     if check != "header":
-        row["usable_frames"] = usable_frames(
-            video.path, row["frames"], every=check == "full", segment=segment
-        )
+        every = check == "full"
+        row["usable_frames"] = usable_frames(video.path, row["frames"], every=every, **options)
     return row
 
 
@@ -175,8 +178,8 @@ def _row(video: Listed) -> dict[str, Any]:
     return row
 
 
-def _describe(path: str, segment: dict[str, Any]) -> dict[str, Any]:
-    metadata = probe_video(path, **segment)
+def _describe(path: str, options: dict[str, Any]) -> dict[str, Any]:
+    metadata = probe_video(path, **options)
     return {
         "frames": metadata.total_num_frames,
         "fps": metadata.fps,
@@ -194,16 +197,14 @@ def _codec(path: str) -> str:
         return stream.codec_context.name
 
 
-def usable_frames(
-    path: str, count: int, *, every: bool = False, segment: dict[str, Any] | None = None
-) -> int:
+def usable_frames(path: str, count: int, *, every: bool = False, **options: Any) -> int:
     """How many of the `count` frames can be decoded, counted from the first; VideoDecodeError if
     not even half can.
 
-    Looks at the first, the middle and the last frame, and with `every` at all those between. With a
-    `segment` (`start` and `end` in seconds) all is counted within it.
+    Looks at the first, the middle and the last frame, and with `every` at all those between.
+    `options` are those of `decode_video`; with `start` or `end` all is counted within that segment.
     """
-    decode: Callable[..., Any] = partial(decode_video, path, **(segment or {}))
+    decode: Callable[..., Any] = partial(decode_video, path, **options)
 
     def decodes(frames: int) -> bool:
         wanted = range(frames) if every else [frames - 1]
@@ -233,11 +234,13 @@ def scan(
     check: str = "frames",
     num_workers: int = 2,
     log: str = SCAN_LOG,
+    reading: ReadSettings = DEFAULT_READING,
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Scan all videos in parallel; rows by `Listed.identity`.
 
     Every answer is appended to the file `log` at once; a later run takes it from there, unless the
-    file's size has changed since or this `check` looks deeper.
+    file's size has changed since, this `check` looks deeper, or a folder of pictures has got
+    another frame rate.
     """
     videos = list(videos)
     with resumed_log(output_dir / log) as (answers, append):
@@ -245,14 +248,14 @@ def scan(
         rows = {
             video.identity: known[video.identity]
             for video in videos
-            if _is_current(video, known, check)
+            if _is_current(video, known, check, reading)
         }
         todo = [video for video in videos if video.identity not in rows]
         if rows:
             logger.info("%d of %d videos were scanned before", len(rows), len(videos))
         faults = Counter(row["reason"] for row in rows.values() if row["status"] != "ok")
         with tqdm(total=len(videos), initial=len(rows), desc="scan", unit="video") as progress:
-            scan_one = partial(scan_video, check=check)
+            scan_one = partial(scan_video, check=check, reading=reading)
             for video, row in run_in_workers(
                 scan_one, todo, num_workers=num_workers, preload=[__name__]
             ):
@@ -266,11 +269,16 @@ def scan(
     return rows
 
 
-def _is_current(video: Listed, known: dict[tuple[str, str], dict], check: str) -> bool:
+def _is_current(
+    video: Listed, known: dict[tuple[str, str], dict], check: str, reading: ReadSettings
+) -> bool:
     row = known.get(video.identity)
     if row is None or CHECKS.index(row["check"]) < CHECKS.index(check):
         return False
-    return os.path.exists(video.path) and row.get("bytes") == size_of(video.path)
+    if not os.path.exists(video.path) or row.get("bytes") != size_of(video.path):
+        return False
+    rate, asked = row.get("fps") or 0.0, reading.frame_rate or 0.0
+    return not os.path.isdir(video.path) or math.isclose(rate, asked)
 
 
 def _died(video: Listed) -> dict[str, Any]:
