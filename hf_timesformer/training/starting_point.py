@@ -12,6 +12,7 @@ from ..data.labels import has_no_names, match_labels
 from ..data.targets import SINGLE_LABEL
 from ..model.configuration_timesformer import TimeSformerConfig, pair
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
+from ..video.released_sampling import complete_settings, read_model_config
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -103,10 +104,11 @@ def make_processor(
     **settings: Any,
 ) -> TimeSformerVideoProcessor:
     """The processor of the run: the settings given, then those of the checkpoint or ViT at
-    `source`, then defaults.
+    `source`, then what is known of the released checkpoints (`released_sampling`), then defaults.
 
-    Raises ValueError for a size that the patches of the network do not divide, and for a network
-    whose channels no video file has.
+    So a checkpoint is fine-tuned with the sampling that it is shown videos with elsewhere. Raises
+    ValueError for a size that the patches of the network do not divide, and for a network whose
+    channels no video file has.
     """
     size = pair(image_size or config.image_size)
     for side, patch in zip(size, pair(config.patch_size)):
@@ -115,7 +117,9 @@ def make_processor(
             raise ValueError(
                 f"image_size {side} is no multiple of the patch size {patch}: take {nearest[0]} or {nearest[1]}"
             )
-    saved = _saved_settings(source)
+    given = {name: value for name, value in settings.items() if value is not None}
+    crop = {"height": size[0], "width": size[1]}
+    saved = _saved_settings(source, given | {"crop_size": crop})
     names = (
         "num_frames",
         "sampling",
@@ -128,9 +132,8 @@ def make_processor(
     values = {"num_frames": config.num_frames} | {
         name: saved[name] for name in names if saved.get(name) is not None
     }
-    values |= {name: value for name, value in settings.items() if value is not None}
+    values |= given
     values |= _statistics_for(config.num_channels, values)
-    crop = {"height": size[0], "width": size[1]}
     return TimeSformerVideoProcessor(**values, size={"shortest_edge": min(size)}, crop_size=crop)
 
 
@@ -175,16 +178,26 @@ def read_size(values: int | Sequence[int] | None) -> int | list[int] | None:
     return values[0] if len(values) == 1 else list(values)
 
 
-def _saved_settings(source: str | None) -> dict[str, Any]:
-    """Settings of the processor beside a checkpoint or an image ViT; empty where there is none."""
+def _saved_settings(source: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the processor beside a checkpoint or an image ViT; empty where there is none.
+
+    What the file of a TimeSformer checkpoint lacks is filled in as where it is used, and said in
+    the log, except what is `given`.
+    """
     if source is None or Path(source).is_file():
         return {}
     for name in (VIDEO_PROCESSOR_NAME, "preprocessor_config.json", PROCESSOR_NAME):
         path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
         if path is not None:
             settings = json.loads(Path(path).read_text(encoding="utf-8"))
-            return settings.get("video_processor", settings)
-    return {}
+            settings = settings.get("video_processor", settings)
+            break
+    else:
+        return {}
+    missing, line = complete_settings(source, settings, read_model_config(source, {}), given)
+    if line is not None:
+        logger.info(line)
+    return settings | missing
 
 
 def parse_overrides(text: str | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_timesformer import TimeSformerVideoProcessor
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.training.starting_point import (
@@ -104,6 +105,30 @@ def test_processor_of_a_network_for_grey_clips(caplog):
 def test_channels_that_videos_do_not_have(channels, settings, message):
     with pytest.raises(ValueError, match=message):
         make_processor(TimeSformerConfig(**TINY, num_channels=channels), None, **settings)
+
+
+def test_a_released_checkpoint_is_trained_with_its_own_sampling(tmp_path, caplog):
+    """Its processor file, VideoMAE's, has none: the run samples as inference does."""
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "VideoMAEImageProcessor", "image_mean": [0.4, 0.4, 0.4]}'
+    )
+    for labels, frames, sampling, rate in (
+        (400, 16, "clip", 16),
+        (174, 2, "segments", 32),
+        (7, 2, "segments", 32),  # no released one is like it: the whole video
+    ):
+        config = TimeSformerConfig(**TINY | {"num_frames": frames}, num_labels=labels)
+        config.save_pretrained(tmp_path)
+        with caplog.at_level("INFO"):
+            trained = make_processor(config, str(tmp_path))
+        used = TimeSformerVideoProcessor.from_pretrained(tmp_path)
+        names = ("num_frames", "sampling", "sampling_rate", "target_fps", "image_mean", "crop_size")
+        for name in names:
+            assert getattr(trained, name) == getattr(used, name), name
+        assert (trained.sampling, trained.sampling_rate) == (sampling, rate)
+        assert "does not say how to sample a video. Assumed: " in caplog.text
+        caplog.clear()
+    assert make_processor(config, str(tmp_path), sampling_rate=4).sampling == "clip"
 
 
 @pytest.mark.parametrize(
