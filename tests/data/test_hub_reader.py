@@ -1,25 +1,31 @@
-"""Data sets that `datasets` opens, from local folders: what is read, and in which order it is
+"""Data sets that `datasets` opens, from local folders and a Hub: what is read, and in which order it is
 streamed.
 """
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, Video
+from hub_server import Hub
 from torch.utils.data import DataLoader
 
 from hf_timesformer import TimeSformerVideoProcessor
 from hf_timesformer.data.clips import read_for_evaluation
 from hf_timesformer.data.dataset_factory import available_splits, find_videos, load_videos
 from hf_timesformer.data.hold_out import hold_out
-from hf_timesformer.data.media_files import video_of
+from hf_timesformer.data.record_video import video_of
 from hf_timesformer.data.row_source import ClipKey, RecordSource
 from hf_timesformer.data.shard_source import ShardSource, StreamLayout
 from hf_timesformer.video.decoding import decode_video
 from hf_timesformer.video.encoding import write_video
 
 
+DRIVER = Path(__file__).parents[1] / "helpers/hub_dataset_driver.py"
 NAMES = ["jump", "run"]
 LABELS = [0, 1, 1, 0, 1, 0, 0]  # of the training clips
 
@@ -63,6 +69,30 @@ def parquet(clips: Path, tmp_path_factory) -> Path:
 def brightness(video: str | bytes) -> int:
     """Which clip it is."""
     return round(float(decode_video(video, [0])[0].float().mean()) / 30)
+
+
+def test_from_a_hub(clips: Path, parquet: Path, tmp_path: Path):
+    """`user/name`: class folders and Parquet files, over HTTP, map-style and streamed."""
+    names = {"tester/folders": clips, "tester/parquet": parquet}
+    with Hub() as hub:
+        for name, folder in names.items():
+            hub.add_dataset(name, folder)
+        environment = os.environ | hub.environment(tmp_path) | {"HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, DRIVER, *names]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    for name in names:
+        splits = ["train", "test" if name == "tester/folders" else "validation"]
+        sizes = [7] if name == "tester/folders" else [3, 2, 2]
+        for answer, shard_sizes in zip(found[name], (None, sizes), strict=True):
+            assert answer == {
+                "splits": splits,
+                "class_names": NAMES,
+                "num_found": 7,
+                "shard_sizes": shard_sizes,
+                "clips": [list(clip) for clip in enumerate(LABELS)],
+            }
 
 
 def read(dataset) -> list[tuple[int, int]]:

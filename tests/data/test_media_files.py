@@ -6,10 +6,10 @@ import av
 import numpy as np
 import pytest
 
+from hf_timesformer.data.clip_index import ClipIndex
 from hf_timesformer.data.media_files import (
     SUFFIXES_OF_CONTAINER,
     VIDEO_EXTENSIONS,
-    ClipIndex,
     find_media,
     is_video,
     stem_of,

@@ -13,6 +13,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -20,6 +21,9 @@ import yaml
 
 TOKEN = "hf_" + "LoopbackTokenOfTheTests".ljust(34, "0")
 USER = "tester"
+# A repository in an address: `tester/model` of a model, `datasets/tester/clips` of a data set.
+API = r"/api/(?:models/)?(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
+REPO = r"/(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".png", ".mp4")
 
 
@@ -107,6 +111,13 @@ class Hub:
     def names(self, repo_id: str, revision: str = "main") -> set[str]:
         return set(self.repos[repo_id].files(revision)) - {".gitattributes"}
 
+    def add_dataset(self, name: str, folder: Path) -> None:
+        """A data set `user/name` with the files under a folder."""
+        repo = self.repos[f"datasets/{name}"] = Repo(private=False)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        repo.commit("main", {path: File(data) for path, data in contents.items()}, "clips")
+
     def environment(self, home: object) -> dict[str, str]:
         """Variables that point a process of huggingface_hub at this server and at a cache of its
         own.
@@ -128,19 +139,16 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<revision>[^/]+)", "create_branch"),
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
         ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "commit"),
-        (
-            "GET",
-            r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?P<folder>/.*)?",
-            "tree",
-        ),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>[^/]+)", "model_info"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)", "model_info"),
+        ("GET", rf"{API}/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", "tree"),
+        ("POST", rf"{API}/paths-info/(?P<revision>[^/]+)", "paths_info"),
+        ("GET", rf"{API}/revision/(?P<revision>[^/]+)", "repo_info"),
+        ("GET", API, "repo_info"),
         ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put"),
         ("GET", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_get"),
         ("HEAD", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_get"),
-        ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
-        ("HEAD", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("GET", rf"{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("HEAD", rf"{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     ]
 
     # one request
@@ -272,7 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
         stored.branches[revision] = stored.branches["main"]
         self._json({})
 
-    def model_info(self, repo: str, revision: str = "main") -> None:
+    def repo_info(self, repo: str, revision: str = "main") -> None:
         stored = self._repo(repo)
         if stored.branches.get(revision, revision) not in stored.commits:
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -280,7 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
         sha = stored.branches.get(revision, revision)
         self._json(
             {
-                "id": repo,
+                "id": repo.removeprefix("datasets/"),
                 "modelId": repo,
                 "sha": sha,
                 "private": stored.private,
@@ -298,7 +306,22 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if folder and not found:
             raise HubError(404, f"{folder} does not exist", "EntryNotFound")
-        self._json([{"path": path, **file.describe()} for path, file in found.items()])
+        entries = [{"path": path, **file.describe()} for path, file in found.items()]
+        below = {str(up) for path in found for up in PurePosixPath(path).parents} - {".", folder}
+        entries += [{"type": "directory", "path": path, "oid": "0" * 40} for path in below]
+        if self.query.get("recursive", ["false"])[0].lower() not in ("true", "1"):
+            entries = [
+                e for e in entries if str(PurePosixPath(e["path"]).parent) == (folder or ".")
+            ]
+        self._json(entries)
+
+    def paths_info(self, repo: str, revision: str) -> None:
+        # huggingface_hub sends JSON or a form, as its version has it
+        body = self._body().decode()
+        wanted = json.loads(body)["paths"] if body[:1] == "{" else parse_qs(body)["paths"]
+        files = self._repo(repo).files(revision)
+        found = [path for path in wanted if path in files]
+        self._json([{"path": path, **files[path].describe()} for path in found])
 
     def preupload(self, repo: str, revision: str) -> None:
         request, files = json.loads(self._body()), self._repo(repo, write=True).files(revision)

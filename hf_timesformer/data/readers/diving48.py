@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..media_files import ClipIndex
+from ..clip_index import ClipIndex
 from ..records import (
     VideoRecords,
     canonical_split,

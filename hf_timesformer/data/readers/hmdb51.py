@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from ..media_files import ClipIndex
+from ..clip_index import ClipIndex
 from ..records import VideoRecords, canonical_split
 
 

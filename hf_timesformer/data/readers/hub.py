@@ -8,8 +8,7 @@ shards are, through the same order.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,42 +18,27 @@ import pyarrow.parquet as pq
 from datasets import (
     ClassLabel,
     Dataset,
-    DatasetDict,
     Features,
     IterableDataset,
     List,
     Value,
     Video,
-    get_dataset_split_names,
-    load_dataset,
     load_dataset_builder,
-    load_from_disk,
 )
-from datasets.exceptions import DatasetNotFoundError
 from datasets.utils.file_utils import xopen
 
 from ..found_videos import FoundVideos
 from ..labels import check_numbers
-from ..media_files import video_of
-from ..records import OPTIONAL_COLUMNS, SPLIT_ALIASES, video_features
-from ..targets import LABEL_COLUMNS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..record_video import video_of
+from ..records import OPTIONAL_COLUMNS, video_features
+from ..targets import LABEL_COLUMNS, REGRESSION
+from .hub_columns import Columns, choose_columns, label_of
+from .hub_opening import hub_splits, is_saved, open_split, own_name, with_clear_errors
 
 
 logger = logging.getLogger(__name__)
 
 HUB_OPTIONS = ("dataset_config", "video_column", "label_column", "streaming")
-USUAL_LABELS = ("label", "labels", "cls", "class", "target")
-USUAL_VIDEOS = ("video", "mp4", "webm", "avi", "clip", "file_name", "path", "file")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What the columns of a data set are to us."""
-
-    video: str
-    label: str
-    problem_type: str
-    optional: tuple[str, ...]
 
 
 def find_hub_videos(
@@ -81,7 +65,7 @@ def find_hub_videos(
     Raises:
         ValueError: there is no such data set, split or column, or a label is missing.
     """
-    opened = _open(data_dir, dataset_config, split, streaming)
+    opened = open_split(data_dir, dataset_config, split, streaming)
     columns = choose_columns(opened.features or Features(), video_column, label_column)
     opened = _undecoded(opened, columns.video)
     names = _class_names(
@@ -93,147 +77,15 @@ def find_hub_videos(
     return FoundVideos(videos, names, len(videos), len(videos), problem_type=columns.problem_type)
 
 
-def hub_splits(data_dir: str, dataset_config: str | None = None) -> list[str]:
-    """Splits of the data set: `train`, `validation` or `test` for a usual name, any other as it is."""
-    if _is_saved(data_dir):
-        saved = load_from_disk(data_dir)
-        names = list(saved) if isinstance(saved, DatasetDict) else ["train"]
-    else:
-        names = _with_clear_errors(get_dataset_split_names, data_dir, dataset_config)
-    return [_canonical_or_same(name) for name in names]
-
-
-def _canonical_or_same(name: str) -> str:
-    return next(
-        (split for split, aliases in SPLIT_ALIASES.items() if name.lower() in aliases), name
-    )
-
-
-def _is_saved(data_dir: str) -> bool:
-    """Whether `save_to_disk` wrote the folder."""
-    return any(
-        Path(data_dir).expanduser().joinpath(name).is_file()
-        for name in ("dataset_dict.json", "state.json")
-    )
-
-
-def _with_clear_errors(function: Any, data_dir: str, config: str | None, **options: Any) -> Any:
-    if not Path(data_dir).expanduser().exists() and (
-        data_dir.startswith(("/", ".", "~")) or data_dir.count("/") != 1
-    ):
-        raise ValueError(f"{data_dir} is neither a folder nor, as user/name, a data set of the Hub")
-    place = os.path.expanduser(data_dir)
-    try:
-        return function(place, config, **options)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        raise ValueError(f"`datasets` cannot open {data_dir}: {error}") from error
-
-
-def _open(
-    data_dir: str, config: str | None, split: str, streaming: bool
-) -> Dataset | IterableDataset:
-    if _is_saved(data_dir):
-        saved = load_from_disk(os.path.expanduser(data_dir))
-        splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
-        chosen = splits[_own_name(split, list(splits), data_dir)]
-        return (
-            chosen.to_iterable_dataset(num_shards=max(1, min(64, len(chosen))))
-            if streaming
-            else chosen
-        )
-    names = _with_clear_errors(get_dataset_split_names, data_dir, config)
-    name = _own_name(split, names, data_dir)
-    return _with_clear_errors(load_dataset, data_dir, config, split=name, streaming=streaming)
-
-
-def _own_name(split: str, names: Sequence[str], data_dir: str) -> str:
-    """What the data set calls the split. Raises ValueError that names those that it has."""
-    if split in names:
-        return split
-    known = [name for name in names if _canonical_or_same(name) == _canonical_or_same(split)]
-    if len(known) != 1:
-        raise ValueError(f"{data_dir} has no {split} split; it has: {', '.join(names)}")
-    return known[0]
-
-
-def choose_columns(features: Features, video: str | None, label: str | None) -> Columns:
-    """The columns of videos and labels; ValueError that lists all columns where it is not clear
-    which are meant.
-    """
-    video = video or _only(
-        [name for name, feature in features.items() if isinstance(feature, Video)]
-        or [
-            name
-            for name, feature in features.items()
-            if feature in (Value("binary"), Value("large_binary"))
-        ]
-        or [
-            name
-            for name in USUAL_VIDEOS
-            if features.get(name) in (Value("string"), Value("large_string"))
-        ],
-        features,
-        "videos",
-    )
-    label = label or _only(
-        [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-        or [name for name in USUAL_LABELS if name in features],
-        features,
-        "labels",
-    )
-    for name in (video, label):
-        if name not in features:
-            raise ValueError(f"there is no column {name!r}; the data set has {_listed(features)}")
-    optional = tuple(
-        name for name in OPTIONAL_COLUMNS if name in features and name not in (video, label)
-    )
-    if optional:
-        logger.info(
-            "the columns %s are taken for what they mean in a CSV file of clips",
-            ", ".join(optional),
-        )
-    return Columns(video, label, _problem_type(features[label], label), optional)
-
-
-def _only(names: list[str], features: Features, what: str) -> str:
-    if len(names) != 1:
-        found = f"may be {', '.join(names)}" if names else "is not to be found"
-        raise ValueError(
-            f"the column of {what} {found}: give --{what[:-1]}_column; the data set has {_listed(features)}"
-        )
-    return names[0]
-
-
-def _listed(features: Features) -> str:
-    kinds = {
-        name: getattr(feature, "dtype", None) or type(feature).__name__
-        for name, feature in features.items()
-    }
-    return (
-        ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-        or "no columns that are known beforehand"
-    )
-
-
-def _problem_type(feature: Any, name: str) -> str:
-    if isinstance(feature, List):
-        return MULTI_LABEL
-    if isinstance(feature, ClassLabel):
-        return SINGLE_LABEL
-    kind = getattr(feature, "dtype", "")
-    if kind.startswith("float"):
-        return REGRESSION
-    if kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint")):
-        return SINGLE_LABEL
-    raise ValueError(
-        f"column {name!r} ({kind or type(feature).__name__}) has no labels: give --label_column"
-    )
-
-
 def _undecoded(opened: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
-    if isinstance(opened.features[column], Video):
-        return opened.cast_column(column, Video(decode=False))
-    return opened
+    """The data set with its videos as they lie there, by path or as bytes."""
+    if not isinstance(opened.features[column], Video):
+        return opened
+    if isinstance(opened, IterableDataset):
+        # A stream from the Hub decodes ahead in threads, in a step of its own, from datasets 5 on:
+        # another type of the column alone would not keep it from that.
+        opened = opened.decode(False)
+    return opened.cast_column(column, Video(decode=False))
 
 
 def _class_names(
@@ -249,7 +101,7 @@ def _class_names(
         return list(inner.names)
     found: set[Any] = set()
     for split in hub_splits(data_dir, config):
-        opened = _open(data_dir, config, split, streaming)
+        opened = open_split(data_dir, config, split, streaming)
         if columns.label not in (opened.features or {}):
             continue  # as a test split without labels
         for row in opened.select_columns([columns.label]):
@@ -260,23 +112,6 @@ def _class_names(
         return sorted(map(str, found))
     check_numbers(sorted(found), f"column {columns.label!r} of {data_dir}")
     return [f"class {number}" for number in sorted(found)]
-
-
-def label_of(value: Any, number_of: Mapping[str, int], columns: Columns, where: str) -> Any:
-    """A label as our records have it: a class number, a list of them, or a float."""
-    # how the Hub writes a label that is not told
-    is_withheld = columns.problem_type == SINGLE_LABEL and value == -1
-    if value is None or is_withheld:
-        raise ValueError(f"{where} has no label ({value}): choose another split")
-    if columns.problem_type == REGRESSION:
-        return float(value)
-    if columns.problem_type == MULTI_LABEL:
-        return [_class_number(one, number_of) for one in value]
-    return _class_number(value, number_of)
-
-
-def _class_number(value: Any, number_of: Mapping[str, int]) -> int:
-    return number_of[str(value)] if isinstance(value, (str, bool)) else int(value)
 
 
 def _as_records(
@@ -357,8 +192,28 @@ def _streamed(
     )
     where = [f"{data_dir} ({split}, shard {shard})" for shard in shards]
     return FoundVideos(
-        videos, names, sum(sizes), sum(sizes), where, sizes, problem_type=columns.problem_type
+        videos,
+        names,
+        sum(sizes),
+        sum(sizes),
+        where,
+        sizes,
+        columns.problem_type,
+        describe=partial(_describe, opened, split, columns, names),
     )
+
+
+def _describe(opened: IterableDataset, split: str, columns: Columns, names: list[str]) -> Dataset:
+    """The label, and the `weight` where there is one, of each row, shard by shard."""
+    number_of = {name: number for number, name in enumerate(names)}
+    weight = [name for name in columns.optional if name == "weight"]
+    features = video_features(names, problem_type=columns.problem_type, optional=weight)
+    column = LABEL_COLUMNS[columns.problem_type]
+    rows = []
+    for number, row in enumerate(opened.select_columns([columns.label, *weight])):
+        label = label_of(row[columns.label], number_of, columns, f"row {number} of {split}")
+        rows.append({column: label} | {name: row[name] for name in weight})
+    return Dataset.from_list(rows, Features({name: features[name] for name in (column, *weight)}))
 
 
 def _shard_sizes(
@@ -367,10 +222,10 @@ def _shard_sizes(
     """Rows in each shard: of Parquet files as their footers say, else counted by reading the labels
     once.
     """
-    if not _is_saved(data_dir):
-        builder = _with_clear_errors(load_dataset_builder, data_dir, config)
+    if not is_saved(data_dir):
+        builder = with_clear_errors(load_dataset_builder, data_dir, config)
         files_of = builder.config.data_files or {}
-        files = files_of[_own_name(split, list(files_of), data_dir)] if files_of else []
+        files = files_of[own_name(split, list(files_of), data_dir)] if files_of else []
         is_parquet = files and all(str(file).endswith(".parquet") for file in files)
         if is_parquet and len(files) == opened.num_shards:
             return [_rows_of_parquet(str(file)) for file in files]

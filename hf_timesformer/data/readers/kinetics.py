@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from ..media_files import ClipIndex, is_video
+from ..clip_index import ClipIndex
+from ..media_files import is_video
 from ..records import SPLIT_ALIASES, VideoRecords, canonical_split, find_annotations
 from .class_numbers import names_of_numbers
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..media_files import ClipIndex, is_video
+from ..clip_index import ClipIndex
+from ..media_files import is_video
 from ..records import SPLIT_ALIASES, VideoRecords, canonical_split
 from ..targets import MULTI_LABEL, SINGLE_LABEL
 from .class_numbers import names_of_numbers

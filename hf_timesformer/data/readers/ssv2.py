@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..clip_index import ClipIndex
 from ..labels import read_class_names
-from ..media_files import ClipIndex
 from ..records import (
     SPLIT_ALIASES,
     VideoRecords,

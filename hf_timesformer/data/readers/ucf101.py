@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from ..clip_index import ClipIndex
 from ..labels import check_numbers
-from ..media_files import ClipIndex
 from ..records import VideoRecords, canonical_split, find_annotations, require_annotations
 
 
