@@ -7,6 +7,7 @@ never decoded by `datasets`) and `label` (`ClassLabel` with names).
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -17,18 +18,19 @@ from .found_videos import FoundVideos
 from .readers.diving48 import diving48_splits, read_diving48
 from .readers.folder import find_split_folders, read_folder
 from .readers.hmdb51 import hmdb51_splits, read_hmdb51
-from .readers.hub import HUB_OPTIONS, find_hub_videos, hub_splits
+from .readers.hub import HUB_OPTIONS, find_hub_videos
+from .readers.hub_opening import hub_splits
 from .readers.kinetics import kinetics_files, read_kinetics
 from .readers.mmaction2 import mmaction2_splits, read_mmaction2
+from .readers.shard_files import find_shards, read_index, webdataset_splits
 from .readers.ssv2 import read_ssv2, ssv2_splits
 from .readers.table import read_table, table_splits
 from .readers.ucf101 import read_ucf101, ucf101_splits
 from .readers.webdataset import (
+    describe_clips,
     find_class_names,
-    find_shards,
-    read_index,
+    find_problem_type,
     stream_shards,
-    webdataset_splits,
 )
 from .records import VideoRecords, canonical_split, report_missing
 from .targets import SINGLE_LABEL
@@ -126,7 +128,6 @@ def _layout(dataset: str) -> Layout:
 
 def _find_shards(location: str, split: str, class_names: list[str] | None) -> FoundVideos:
     shards = find_shards(location, split)
-    class_names = class_names or find_class_names(shards, location)
     counts, listed = {}, {}
     index = read_index(shards[0].rpartition("/")[0] or ".")
     if index is not None:
@@ -137,11 +138,24 @@ def _find_shards(location: str, split: str, class_names: list[str] | None) -> Fo
     num_found = None if sizes is None else sum(sizes)
     whole = len(known) == len(counts)  # a pattern may name only some of the shards
     num_expected = listed.get("expected") if whole else num_found
-    kind = {"problem_type": (index or {}).get("problem_type", SINGLE_LABEL)}
-    videos = stream_shards(
-        shards, class_names, counts, columns=(index or {}).get("columns", ()), **kind
+    if index is not None:
+        problem_type = index.get("problem_type", SINGLE_LABEL)
+    else:  # one that is not on disk is not opened for it
+        problem_type = SINGLE_LABEL if "://" in shards[0] else find_problem_type(shards)
+    class_names = class_names or find_class_names(shards, location, problem_type)
+    columns = (index or {}).get("columns", ())
+    options = {"problem_type": problem_type, "columns": columns}
+    return FoundVideos(
+        stream_shards(shards, class_names, counts, **options),
+        class_names,
+        num_expected,
+        num_found,
+        shards,
+        sizes,
+        problem_type,
+        describe=partial(describe_clips, shards, class_names, **options),
+        class_counts=listed.get("clips_of_class") if whole else None,
     )
-    return FoundVideos(videos, class_names, num_expected, num_found, shards, sizes, **kind)
 
 
 def load_videos(

@@ -66,9 +66,7 @@ class RecordSource:
     @property
     def fingerprint(self) -> str | None:
         """What tells these shares from others, for a run that resumes; None without any."""
-        return (
-            None if self.shares is None else hashlib.sha256(self.shares.tobytes()).hexdigest()[:16]
-        )
+        return None if self.shares is None else fingerprint_of(self.shares)
 
     def make_sampler(self, seed: int) -> "EpochSampler | ShareSampler":
         """Every row once an epoch in random order, or as often as its share says."""
@@ -100,8 +98,8 @@ class EpochSampler(Sampler[ClipKey]):
             yield ClipKey(self.epoch, int(index))
 
 
-class ShareSampler(EpochSampler):
-    """As many places an epoch as there are rows, dealt to the rows by their shares.
+def deal_by_shares(shares: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """As many places as there are rows, dealt to the rows by their shares.
 
     With `n` rows, one of share `s` comes `n * s` times in an epoch, rounded down or up by chance;
     so over many epochs its part is exactly its share, and no epoch is far from it. Rows lie one
@@ -113,7 +111,29 @@ class ShareSampler(EpochSampler):
         line     0 0.4   1.0                    3.0
         comb          0.7       1.7       2.7              offset 0.7: rows 2, 0 and 0
 
-    Everything follows from the seed and the epoch, so that a run resumes at any step.
+    Args: shares: float `(rows,)`, 1 in all.
+
+    Returns:
+        The row of each place, those of one row beside each other: int64 `(rows,)`.
+    """
+    on_line = generator.permutation(np.flatnonzero(shares > 0))
+    on_line = on_line[np.argsort(shares[on_line], kind="stable")]
+    ends = np.cumsum(shares[on_line]) * len(shares)
+    comb = generator.random() + np.arange(len(shares))
+    # without the last end: rounding may leave it short
+    return on_line[np.searchsorted(ends[:-1], comb, side="right")]
+
+
+def fingerprint_of(shares: np.ndarray) -> str:
+    """What tells these shares, `(rows,)`, from others."""
+    return hashlib.sha256(shares.tobytes()).hexdigest()[:16]
+
+
+class ShareSampler(EpochSampler):
+    """As many places an epoch as there are rows, dealt to the rows by their shares.
+
+    `deal_by_shares` says how often each comes. Everything follows from the seed and the epoch, so
+    that a run resumes at any step.
     """
 
     def __init__(self, shares: np.ndarray, *, seed: int):
@@ -122,13 +142,8 @@ class ShareSampler(EpochSampler):
 
     def __iter__(self) -> Iterator[ClipKey]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        on_line = generator.permutation(np.flatnonzero(self.shares > 0))
-        on_line = on_line[np.argsort(self.shares[on_line], kind="stable")]
-        ends = np.cumsum(self.shares[on_line]) * self.num_clips
-        comb = generator.random() + np.arange(self.num_clips)
-        # without the last end: rounding may leave it short
-        hits = np.searchsorted(ends[:-1], comb, side="right")
+        rows = deal_by_shares(self.shares, generator)
         times_drawn: Counter[int] = Counter()
-        for row in generator.permutation(on_line[hits]).tolist():
+        for row in generator.permutation(rows).tolist():
             yield ClipKey(self.epoch, row, times_drawn[row])
             times_drawn[row] += 1

@@ -33,7 +33,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -42,7 +42,7 @@ from datasets import IterableDataset
 from torch.utils.data import Sampler
 
 from .media_files import is_video
-from .row_source import MAX_STAND_INS, ClipKey
+from .row_source import MAX_STAND_INS, ClipKey, deal_by_shares, fingerprint_of
 
 
 logger = logging.getLogger(__name__)
@@ -132,6 +132,11 @@ class ShardSource:
     `videos` has one `datasets` shard for each of `sizes`. `shuffle_buffer` clips are shuffled at a
     time, and the shards with them; 0 keeps the order of the files, for evaluation, and leaves
     places without a clip empty where training repeats the clips of the batch before.
+
+    `shares`, float `(num_clips,)` in the order of the shards and 1 in all, says how often each clip
+    comes in an epoch, as in `row_source.deal_by_shares`. How often that is, is drawn on paper, too:
+    a clip that comes three times has three places beside each other on the line of clips, one that
+    does not come has none, and the shuffle buffer takes them apart.
     """
 
     def __init__(
@@ -142,15 +147,17 @@ class ShardSource:
         *,
         shuffle_buffer: int = 0,
         seed: int = 0,
+        shares: np.ndarray | None = None,
     ):
         if videos.num_shards != len(sizes) or sum(sizes) != layout.num_clips:
             raise ValueError(
                 f"{videos.num_shards} shards with {layout.num_clips} clips do not fit the sizes {sizes}"
             )
         self.videos, self.sizes, self.layout = videos, np.asarray(sizes), layout
-        self.shuffle_buffer, self.seed = shuffle_buffer, seed
+        self.shuffle_buffer, self.seed, self.shares = shuffle_buffer, seed, shares
         self._readers: dict[int, _StreamReader] = {}
         self._epoch = -1
+        self._times: list[np.ndarray] = []
 
     def __len__(self) -> int:
         return self.layout.num_clips
@@ -159,6 +166,11 @@ class ShardSource:
     def num_keys(self) -> int:
         """Places in an epoch, those without a clip included."""
         return self.layout.num_keys
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What tells these shares from others, for a run that resumes; None without any."""
+        return None if self.shares is None else fingerprint_of(self.shares)
 
     def make_sampler(self, seed: int) -> StreamSampler:
         """The sampler whose keys this source understands; the order follows from the source's own
@@ -187,9 +199,20 @@ class ShardSource:
     def _reader(self, key: ClipKey) -> "_StreamReader":
         if key.epoch != self._epoch:
             self._readers, self._epoch = {}, key.epoch
+            self._times = self._deal(key.epoch)
         if key.stream not in self._readers:
             self._readers[key.stream] = self._open(key)
         return self._readers[key.stream]
+
+    def _deal(self, epoch: int) -> list[np.ndarray]:
+        """How often each clip comes in an epoch: int64 `(clips,)` for each shard."""
+        times = np.ones(self.layout.num_clips, np.int64)
+        if self.shares is not None:
+            # four numbers: unlike all other draws of this seed
+            generator = np.random.default_rng([self.seed, epoch, 0, 1])
+            places = deal_by_shares(self.shares, generator)
+            times = np.bincount(places, minlength=self.layout.num_clips)
+        return np.split(times, np.cumsum(self.sizes)[:-1])
 
     def _open(self, key: ClipKey) -> "_StreamReader":
         entropy = [self.seed, key.epoch]
@@ -199,7 +222,8 @@ class ShardSource:
         begin, end = self.layout.bounds[key.stream : key.stream + 2]
         if begin == end:  # more places than clips: borrow the neighbour's
             begin, end = (begin - 1, begin) if begin else (0, 1)
-        pieces = cut_line(self.sizes, shards, int(begin), int(end))
+        sizes = np.array([times.sum() for times in self._times])
+        pieces = cut_line(sizes, shards, int(begin), int(end))
         order = np.arange(end - begin)
         if self.shuffle_buffer:
             order = buffered_order(
@@ -212,8 +236,8 @@ class ShardSource:
         # `iter`, since a plain loop in a DataLoader worker would split the shard between workers
         # once more.
         videos = self.videos.shard(num_shards=len(self.sizes), index=shard, contiguous=True)
-        for batch in videos.iter(batch_size=1):
-            yield {name: values[0] for name, values in batch.items()}
+        for times, batch in zip(self._times[shard], videos.iter(batch_size=1)):
+            yield from repeat({name: values[0] for name, values in batch.items()}, times)
 
 
 class _StreamReader:

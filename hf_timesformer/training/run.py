@@ -5,6 +5,7 @@ does.
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.modelcard import extract_hyperparameters_from_trainer
@@ -16,6 +17,7 @@ from ..data.clips import (
     TrainingClips,
     check_every_class_is_readable,
 )
+from ..data.record_video import ReadSettings
 from ..data.targets import SINGLE_LABEL
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
@@ -64,10 +66,14 @@ def choose_checkpoint(args: VideoTrainingArguments) -> str | None:
 
 
 def make_network(
-    model: ModelArguments, class_names: list[str], problem_type: str = SINGLE_LABEL
+    model: ModelArguments,
+    class_names: list[str],
+    problem_type: str = SINGLE_LABEL,
+    **reading: Any,
 ) -> tuple[TimeSformerForVideoClassification, list[int], TimeSformerVideoProcessor]:
     """The network to train, the id that it gives to each class, and the processor of the run.
 
+    `reading` are the processor's settings `frame_rate` and `limits`, which are not saved with it.
     Raises ValueError where the labels of the checkpoint are not those of the data, or a size does
     not fit.
     """
@@ -99,7 +105,8 @@ def make_network(
     settings = {name: getattr(model, name) for name in names} | {
         "image_size": read_size(model.image_size)
     }
-    processor = make_processor(network.config, model.model or model.from_vit, **settings)
+    source = model.model or model.from_vit
+    processor = make_processor(network.config, source, **settings, **reading)
     return network, label_ids, processor
 
 
@@ -164,12 +171,15 @@ def make_trainer(
     problem_type = train_videos.problem_type
     if data_args.max_train_samples is not None:
         train_videos = draw_clips(train_videos, data_args.max_train_samples, args.seed)
-    if train_videos.shards is None and problem_type == SINGLE_LABEL:
-        check_every_class_is_readable(train_videos.videos)
     args = settle_evaluation(args, problem_type, has_validation=validation_videos is not None)
     args = settle_depth(args, train_videos)
 
-    network, label_ids, processor = make_network(model_args, train_videos.class_names, problem_type)
+    network, label_ids, processor = make_network(
+        model_args, train_videos.class_names, problem_type, **data_args.reading
+    )
+    reading = ReadSettings.of(processor)
+    if train_videos.shards is None and problem_type == SINGLE_LABEL:
+        check_every_class_is_readable(train_videos.videos, reading)
     names = [network.config.id2label[number] for number in range(network.config.num_labels)]
     freeze_parameters(network, args.freeze, args.freeze_depth or 0.0)
     if model_args.from_vit and model_args.temporal_start == "parts":
@@ -184,6 +194,7 @@ def make_trainer(
         label_ids=label_ids,
         seed=data_seed(args),
         repeats=data_args.repeated_augmentation,
+        reading=reading,
     )
     validation = None
     if validation_videos is not None:

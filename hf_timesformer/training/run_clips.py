@@ -14,7 +14,7 @@ from ..data.hold_out import hold_out
 from ..data.readers.table import has_column
 from ..data.row_source import ClipSource, RecordSource
 from ..data.shard_source import ShardSource, StreamLayout, count_clips, warn_of_few_shards
-from ..data.targets import LABEL_COLUMNS, REGRESSION, SINGLE_LABEL
+from ..data.targets import REGRESSION, SINGLE_LABEL
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .arguments import DataArguments, VideoTrainingArguments
 from .objective import balanced_weights
@@ -103,14 +103,11 @@ def make_source(
     found: FoundVideos, data: DataArguments, args: VideoTrainingArguments, training: bool
 ) -> ClipSource:
     """Rows on disk or tar shards as the source that the batches are read from."""
+    shares = None
+    if training and (data.balanced_sampling or "weight" in found.videos.features):
+        shares = draw_shares(found.labels_and_weights(), balanced=data.balanced_sampling)
     if found.shards is None:
-        shares = draw_shares(found.videos, balanced=data.balanced_sampling) if training else None
         return RecordSource(found.videos, shares=shares)
-    if training and data.balanced_sampling:
-        raise ValueError(
-            "--balanced_sampling does not go with tar shards, which are read in the order of their clips: train from "
-            "the files, or pack the clips of rare classes more than once"
-        )
     if args.auto_find_batch_size:
         raise ValueError(
             "--auto_find_batch_size does not go with tar shards, whose order is laid out for one batch size"
@@ -133,7 +130,9 @@ def make_source(
     if training:
         warn_of_few_shards(len(sizes), layout)
     buffer = data.shuffle_buffer if training else 0
-    return ShardSource(found.videos, sizes, layout, shuffle_buffer=buffer, seed=data_seed(args))
+    return ShardSource(
+        found.videos, sizes, layout, shuffle_buffer=buffer, seed=data_seed(args), shares=shares
+    )
 
 
 def data_seed(args: VideoTrainingArguments) -> int:
@@ -174,20 +173,15 @@ def find_class_weights(
 ) -> torch.Tensor | None:
     """The weight of each class in the loss `(num_labels,)`, or None where all weigh the same.
 
-    Raises ValueError for clips that have no classes, or whose classes nobody can count beforehand.
+    Raises ValueError for clips that have no classes, and for shards that are not on disk and have
+    no manifest that counts them.
     """
     if kind == "none":
         return None
-    if found.problem_type == REGRESSION or found.shards is not None:
-        what = (
-            "the targets are numbers"
-            if found.shards is None
-            else "nobody has counted the classes of tar shards"
+    if found.problem_type == REGRESSION:
+        raise ValueError(
+            f"--class_weights {kind} does not go with these data: the targets are numbers"
         )
-        raise ValueError(f"--class_weights {kind} does not go with these data: {what}")
-    column = found.videos[LABEL_COLUMNS[found.problem_type]]
-    classes = [
-        label for labels in column for label in (labels if isinstance(labels, list) else [labels])
-    ]
-    counts = np.bincount(np.asarray(label_ids)[classes], minlength=num_labels)
+    counts = np.zeros(num_labels, np.int64)
+    np.add.at(counts, label_ids, found.count_classes())
     return balanced_weights(counts)

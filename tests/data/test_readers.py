@@ -18,7 +18,7 @@ from datasets.distributed import split_dataset_by_node
 
 from hf_timesformer.data.arguments import DATASETS
 from hf_timesformer.data.dataset_factory import available_splits, find_videos, load_videos
-from hf_timesformer.data.readers.webdataset import expand_braces
+from hf_timesformer.data.readers.shard_files import expand_braces
 from hf_timesformer.data.shard_source import count_clips
 from hf_timesformer.video.encoding import write_video
 
@@ -931,6 +931,33 @@ def test_webdataset_classes_are_named_by_the_labels(tmp_path: Path, location: st
         assert found.class_names == ["crawl", "hop", "run", "walk"]
         assert [row["label"] for row in found.videos] == labels
     assert "the 4 classes are named by the labels of 4 shards" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "names", "labels", "counts"),
+    [
+        ("labels", [["b", "a"], [], ["b"]], ["a", "b"], [[1, 0], [], [1]], [1, 2]),
+        ("target", [0.5, -1, 7], ["target"], [0.5, -1.0, 7.0], None),
+    ],
+)
+def test_webdataset_without_a_manifest_of_several_labels_or_a_number(
+    tmp_path: Path, column: str, values: list, names: list, labels: list, counts: list | None
+):
+    """What the first sample's `.json` tells is the kind of all."""
+    files = {}
+    for number, value in enumerate(values):
+        text = json.dumps({column: value}).encode()
+        files |= {f"{number}.mp4": b"v", f"{number}.json": text}
+    shard = write_shard(tmp_path / "train-0.tar", files)
+    found = find_videos("webdataset", tmp_path, "train")
+    assert found.class_names == names
+    assert [row[column] for row in found.videos] == found.describe()[column][:] == labels
+    assert count_clips([str(shard)]) == [3]
+    if counts is None:
+        with pytest.raises(ValueError, match="numbers have no classes to count"):
+            found.count_classes()
+    else:
+        assert found.count_classes().tolist() == counts
 
 
 def test_webdataset_needs_class_names(tmp_path: Path):

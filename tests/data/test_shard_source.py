@@ -4,12 +4,14 @@ must.
 
 import io
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pytest
 from datasets import IterableDataset
 
 from hf_timesformer.data.records import video_features
+from hf_timesformer.data.row_source import deal_by_shares
 from hf_timesformer.data.shard_source import (
     ShardSource,
     StreamLayout,
@@ -102,6 +104,27 @@ def test_resumed_at_any_step_the_same_clips_follow(sizes, batch, processes, work
             read_epoch(sizes, layout, 3, first_step=step, shuffle_buffer=5, seed=0)
             == whole[step * processes :]
         )
+
+
+@pytest.mark.parametrize(("sizes", "batch", "processes", "workers"), LAYOUTS)
+def test_clips_of_a_stream_come_by_their_shares(sizes, batch, processes, workers):
+    """As often as `deal_by_shares` says, each process and worker knowing it of all; resumed too."""
+    count = sum(sizes)
+    shares = np.arange(count) ** 2 + 1.0
+    shares /= shares.sum()
+    layout = StreamLayout(count, batch, processes, workers)
+    options = {"shuffle_buffer": 5, "seed": 7, "shares": shares}
+    whole = read_epoch(sizes, layout, 2, **options)
+    rows = deal_by_shares(shares, np.random.default_rng([7, 2, 0, 1]))
+    names = [f"{shard}/{clip}" for shard, size in enumerate(sizes) for clip in range(size)]
+    drawn = Counter(name for one in whole for name in one)
+    expected = Counter(names[row] for row in rows)
+    assert drawn.keys() == expected.keys()
+    if layout.num_keys == count:  # no place is filled up by a repeat
+        assert drawn == expected
+    for step in range(1, layout.steps):
+        rest = read_epoch(sizes, layout, 2, first_step=step, **options)
+        assert rest == whole[step * processes :]
 
 
 def test_resuming_leaves_finished_shards_closed():

@@ -5,6 +5,7 @@ stopping, previews.
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification, set_seed
 
 from hf_timesformer.data.dataset_factory import find_videos
+from hf_timesformer.data.readers.webdataset import describe_clips
 from hf_timesformer.data.row_source import ClipKey
 from hf_timesformer.data.targets import REGRESSION
 from hf_timesformer.training.adapters import BASE_FOLDER
@@ -279,7 +281,13 @@ def test_class_weights_by_the_clips_of_each_class(folder, shards):
     # is 1.
     assert weights.tolist() == pytest.approx([1, 1, 1, 2, 2, 0.5, 1])
     assert find_class_weights("none", found, [], 7) is None
-    with pytest.raises(ValueError, match="nobody has counted the classes of tar shards"):
-        find_class_weights("balanced", find_videos("webdataset", shards, "train"), [], 7)
+    packed = find_videos("webdataset", shards, "train")  # no manifest: the tars are read
+    assert packed.count_classes().tolist() == [4, 4, 4, 4, 4, 1]
+    remote = replace(packed, describe=partial(describe_clips, ["http://host/a.tar"], []))
+    with pytest.raises(ValueError, match=r"http://host/a\.tar is not on disk"):
+        find_class_weights("balanced", remote, label_ids=[0, 1, 2, 3, 4, 5], num_labels=6)
+    counted = replace(remote, class_counts=[4, 2, 0, 0, 0, 0])  # as a manifest tells
+    weights = find_class_weights("balanced", counted, [0, 1, 2, 3, 4, 5], 6)
+    assert weights.tolist() == [0.75, 1.5, 1, 1, 1, 1]
     with pytest.raises(ValueError, match="the targets are numbers"):
         find_class_weights("balanced", replace(found, problem_type=REGRESSION), [], 1)

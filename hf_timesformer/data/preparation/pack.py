@@ -3,12 +3,13 @@
 import hashlib
 import io
 import json
+import logging
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -16,16 +17,19 @@ from tqdm.auto import tqdm
 from transformers.video_utils import VideoMetadata
 
 from ...video.decoding import VideoDecodeError, probe_video
-from ...video.encoding import encode_video
+from ...video.encoding import UNKNOWN_RATE, encode_video
 from ..media_files import is_video
-from ..readers.webdataset import INDEX_FILE, LABELS_FILE, PLAN_FILE
+from ..readers.shard_files import INDEX_FILE, LABELS_FILE, PLAN_FILE
+from ..record_video import DEFAULT_READING, ReadSettings
 from ..records import SEGMENT_COLUMNS
 from ..retries import read_with_retries
-from ..targets import LABEL_COLUMNS, SINGLE_LABEL
+from ..targets import LABEL_COLUMNS, REGRESSION, SINGLE_LABEL
 from .parts import Part
 from .scan import Listed, resumed_log, usable_frames, written_whole
 from .worker_pool import PROCESS_DIED, run_in_workers
 
+
+logger = logging.getLogger(__name__)
 
 PACK_LOG = "pack.jsonl"
 WHOLE = Part()
@@ -96,6 +100,7 @@ def pack(
     expected: dict[str, int],
     num_workers: int = 2,
     part: Part = WHOLE,
+    reading: ReadSettings = DEFAULT_READING,
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Write all shards, `labels.json` and, last of all, `shards.json`; what became of each video,
     by its identity.
@@ -110,13 +115,17 @@ def pack(
         expected: listed videos of each split, packed or not.
         num_workers: processes that read and encode; 0: this one.
         part: which part of the data set `videos` are; its files have its name (`shards-2of4.json`).
+        reading: of the videos' files. Folders of pictures whose rate nobody tells are packed at
+            `encoding.UNKNOWN_RATE`, which is said in the log.
 
     Raises:
         ValueError: the folder holds shards of other videos or settings.
         OSError: the disk is full.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    _hold_to_plan(videos, output_dir / part.name(PLAN_FILE), settings)
+    plan = asdict(settings) | {"frame_rate": reading.frame_rate}
+    _hold_to_plan(videos, output_dir / part.name(PLAN_FILE), plan)
+    _say_what_rate_is_assumed(videos, reading)
     # others' are being written
     for stale in output_dir.glob(f".*{part.tag}-*.part" if part.tag else ".*.part"):
         stale.unlink()
@@ -129,7 +138,7 @@ def pack(
         }
         todo = [shard for shard in shards if shard.path.name not in packed]
         clips = [video for shard in todo for video in shard.videos]
-        prepare = partial(prepare_clip, settings=settings)
+        prepare = partial(prepare_clip, settings=settings, reading=reading)
         with tqdm(
             total=len(videos), initial=len(videos) - len(clips), desc="pack", unit="video"
         ) as progress:
@@ -144,12 +153,26 @@ def pack(
     return {(row["split"], row["video_id"]): row for rows in packed.values() for row in rows}
 
 
-def _hold_to_plan(videos: list[Listed], path: Path, settings: PackSettings) -> None:
+def _say_what_rate_is_assumed(videos: list[Listed], reading: ReadSettings) -> None:
+    if reading.frame_rate is not None:
+        return
+    folders = [video.path for video in videos if Path(video.path).is_dir()]
+    if folders:
+        logger.warning(
+            "%d folders of pictures, such as %s, do not tell their frame rate: they are packed at %d frames a "
+            "second; --frame_rate sets another",
+            len(folders),
+            folders[0],
+            UNKNOWN_RATE,
+        )
+
+
+def _hold_to_plan(videos: list[Listed], path: Path, settings: dict[str, Any]) -> None:
     """Note what is packed here and how; refuse to mix it with an earlier run's shards of something
     else.
     """
     listed = json.dumps([asdict(video) for video in videos], sort_keys=True)
-    plan = asdict(settings) | {
+    plan = settings | {
         "videos": len(videos),
         "digest": hashlib.sha256(listed.encode()).hexdigest(),
     }
@@ -223,12 +246,14 @@ def _add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(info, io.BytesIO(content))
 
 
-def prepare_clip(video: Listed, settings: PackSettings) -> dict[str, Any]:
+def prepare_clip(
+    video: Listed, settings: PackSettings, reading: ReadSettings = DEFAULT_READING
+) -> dict[str, Any]:
     """A clip's `content`, `suffix` and description, encoded anew where it must be; or why it cannot
     be packed.
     """
     try:
-        return read_with_retries(partial(_prepare_clip, video, settings), video.video_id)
+        return read_with_retries(partial(_prepare_clip, video, settings, reading), video.video_id)
     except VideoDecodeError as error:
         return {"reason": error.reason, "message": error.message}
     except av.error.FFmpegError as error:
@@ -237,15 +262,15 @@ def prepare_clip(video: Listed, settings: PackSettings) -> dict[str, Any]:
         return {"reason": "not-found", "message": str(error)}
 
 
-def _prepare_clip(video: Listed, settings: PackSettings) -> dict[str, Any]:
-    segment = video.segment
-    metadata = probe_video(video.path, **segment)
+def _prepare_clip(video: Listed, settings: PackSettings, reading: ReadSettings) -> dict[str, Any]:
+    options = video.options(reading)
+    metadata = probe_video(video.path, **options)
     side = settings.short_side
     is_large = side is not None and min(metadata.width, metadata.height) > side
     is_encoded = is_large or video.is_segment or Path(video.path).is_dir()
     if is_encoded:
         content = _encode_usable(
-            video.path, metadata, side if is_large else None, settings, segment
+            video.path, metadata, side if is_large else None, settings, options
         )
         metadata = probe_video(content)
     else:
@@ -264,7 +289,7 @@ def _prepare_clip(video: Listed, settings: PackSettings) -> dict[str, Any]:
     }
     about |= {name: value for name, value in video.extras if name not in SEGMENT_COLUMNS}
     # the clip itself is whole now
-    about |= {f"source_{edge}": seconds for edge, seconds in segment.items()}
+    about |= {f"source_{edge}": options[edge] for edge in ("start", "end") if edge in options}
     # Whoever reads a shard knows a video by its suffix, the decoder by what is in it: an unusual
     # suffix gives way.
     keeps_suffix = not is_encoded and is_video(PurePosixPath(video.path).name)
@@ -277,7 +302,7 @@ def _encode_usable(
     metadata: VideoMetadata,
     short_side: int | None,
     settings: PackSettings,
-    segment: dict[str, Any],
+    options: dict[str, Any],
 ) -> bytes:
     """`encode_video` of the whole video or, where its end is damaged, of the frames before that."""
     encode = partial(
@@ -286,14 +311,14 @@ def _encode_usable(
         short_side=short_side,
         key_frame_every=settings.key_frame_every,
         fast_decode=settings.fast_decode,
-        **segment,
+        **options,
     )
     try:
         return encode(metadata=metadata)
     except VideoDecodeError as error:
         if error.reason != "damaged":
             raise
-    usable = usable_frames(path, metadata.total_num_frames, every=True, segment=segment)
+    usable = usable_frames(path, metadata.total_num_frames, every=True, **options)
     return encode(metadata=replace(metadata, total_num_frames=usable))
 
 
@@ -307,6 +332,12 @@ def _index(
     """The content of `shards.json`: shards and videos of each split."""
     splits = {}
     for split in expected:
+        clips = [
+            video
+            for shard in shards
+            for video, row in zip(shard.videos, packed[shard.path.name], strict=True)
+            if video.split == split and "shard" in row
+        ]
         names = [shard.path.name for shard in shards if shard.videos[0].split == split]
         counts = {name: sum("shard" in row for row in packed[name]) for name in names}
         counts = {name: count for name, count in counts.items() if count}
@@ -314,6 +345,7 @@ def _index(
             "videos": sum(counts.values()),
             "expected": expected[split],
             "shards": counts,
+            "clips_of_class": _count_classes(clips, len(class_names)),
         }
     first = next((video for shard in shards for video in shard.videos), None)
     optional = {name for shard in shards for video in shard.videos for name, _ in video.extras}
@@ -324,6 +356,17 @@ def _index(
         "problem_type": first.problem_type if first else SINGLE_LABEL,
         "columns": sorted(optional.difference(SEGMENT_COLUMNS)),  # beside the video and its label
     }
+
+
+def _count_classes(clips: list[Listed], num_classes: int) -> list[int] | None:
+    """Clips of each class; None where their targets are numbers."""
+    counts = [0] * num_classes
+    for clip in clips:
+        if clip.problem_type == REGRESSION:
+            return None
+        for label in clip.label if isinstance(clip.label, tuple) else (clip.label,):
+            counts[cast(int, label)] += 1
+    return counts
 
 
 def _write_json(path: Path, content: Any) -> None:

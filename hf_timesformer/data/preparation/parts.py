@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from ..readers.webdataset import INDEX_FILE
+from ..readers.shard_files import INDEX_FILE
 from ..records import VideoRecords
 from .scan import MANIFEST, written_whole
 
@@ -113,6 +113,10 @@ def join_parts(output_dir: Path, part: Part) -> list[int]:
     return []
 
 
+def _add(one: list[int] | None, other: list[int] | None) -> list[int] | None:
+    return [a + b for a, b in zip(one, other, strict=True)] if one and other else None
+
+
 def join_indexes(indexes: list[dict[str, Any]]) -> dict[str, Any]:
     """The contents of several `shards.json` as one."""
     first = indexes[0]
@@ -129,5 +133,7 @@ def join_indexes(indexes: list[dict[str, Any]]) -> dict[str, Any]:
             joined["videos"] += found["videos"]
             joined["expected"] += found["expected"]
             joined["shards"] |= found["shards"]
+            counts = (joined.get("clips_of_class"), found.get("clips_of_class"))
+            joined["clips_of_class"] = _add(*counts) if len(joined) > 3 else counts[1]
     columns = sorted({column for index in indexes for column in index["columns"]})
     return first | {"splits": splits, "columns": columns}

@@ -3,174 +3,72 @@ stream.
 """
 
 import logging
-import os
-import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, cast
 
 import aiohttp
-import fsspec
-from datasets import IterableDataset
+from datasets import Dataset, Features, IterableDataset
 from datasets.utils.file_utils import xopen
 
 from ..labels import parse_class_names
 from ..media_files import is_video
-from ..records import SPLIT_ALIASES, canonical_split, parse_json, video_features
-from ..targets import LABEL_COLUMNS, MULTI_LABEL, SINGLE_LABEL
+from ..records import parse_json, video_features
+from ..targets import LABEL_COLUMNS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from .shard_files import LABELS_FILE, read_text, shards_of_all_splits
 
 
 logger = logging.getLogger(__name__)
 
-LABELS_FILE = "labels.json"  # class names in order, beside the shards
-# what `prepare_dataset` packed: each split's shards and their numbers of videos
-INDEX_FILE = "shards.json"
-PLAN_FILE = "packing_plan.json"  # written when packing begins
 LABEL_SUFFIXES = ("cls", "json")  # what tells the label of a video of the same name
 READ_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, aiohttp.ClientError)
 
 
-def find_shards(location: str, split: str) -> list[str]:
-    """Paths or URLs of the shards of one split, in order.
-
-    `location` is a folder (local or `hf://`) with `<split>*.tar` or `<split>/*.tar`; a folder URL
-    with our `shards.json`; or shards by pattern: `{split}` stands for the split, `{000..123}` and
-    `{a,b}` for a range and a choice, `*` for anything (not over http, which cannot list). Raises
-    ValueError where nothing is found.
+def find_problem_type(shards: Sequence[str]) -> str:
+    """What the first sample of shards without a manifest is labelled with: one class, several
+    (`labels` in its `.json`), or a number (`target`).
     """
-    split = canonical_split(split)
-    if not re.search(r"\.(tar|tgz|tar\.gz)$", location):
-        return _shards_in_folder(location.rstrip("/"), split)
-    patterns = expand_braces(location.replace("{split}", split))
-    shards = [
-        shard for pattern in patterns for shard in (_glob(pattern) if "*" in pattern else [pattern])
-    ]
-    absent = [shard for shard in shards if "://" not in shard and not os.path.isfile(shard)]
-    if absent or not shards:
-        raise ValueError(
-            f"no shard at {absent[0] if absent else location} ({len(absent)} of {len(shards)} are absent)"
-        )
-    return shards
+    for key, files in read_shard(shards[0]):
+        if "cls" in files or "json" not in files:
+            continue
+        description = _description_of(files, f"{key} of {shards[0]}")
+        for problem_type, column in LABEL_COLUMNS.items():
+            if column in description:
+                return problem_type
+        break
+    return SINGLE_LABEL
 
 
-def expand_braces(pattern: str) -> list[str]:
-    """`a-{00..02}.{x,y}` -> all its strings, in order; numbers keep their leading zeros."""
-    pieces = re.split(r"\{([^{}]*)\}", pattern)  # text, choice, text, choice, ..., text
-    choices = [
-        [piece] if place % 2 == 0 else _brace_choices(piece) for place, piece in enumerate(pieces)
-    ]
-    return ["".join(parts) for parts in product(*choices)]
-
-
-def _brace_choices(body: str) -> list[str]:
-    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", body)
-    if bounds is None:
-        return body.split(",")
-    first, last = bounds.groups()
-    if int(last) < int(first):
-        raise ValueError(f"the range {{{body}}} is empty: write the smaller number first")
-    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-
-
-def _glob(pattern: str) -> list[str]:
-    if pattern.startswith(("http://", "https://")):
-        raise ValueError(
-            f"{pattern}: http cannot list files; name the shards as {{000000..000123}}"
-        )
-    filesystem, path = fsspec.url_to_fs(os.path.expanduser(pattern))
-    return sorted(_with_protocol(pattern, found) for found in filesystem.glob(path))
-
-
-def _with_protocol(pattern: str, path: str) -> str:
-    return f"{pattern.partition('://')[0]}://{path}" if "://" in pattern else path
-
-
-def _shards_in_folder(folder: str, split: str) -> list[str]:
-    index = read_index(folder)
-    if index is not None:
-        if split not in index["splits"]:
-            raise ValueError(
-                f"{folder}/{INDEX_FILE} has no {split} split; it has: {', '.join(index['splits'])}"
-            )
-        return [f"{folder}/{name}" for name in index["splits"][split]["shards"]]
-    if folder.startswith(("http://", "https://")):
-        raise ValueError(
-            f"{folder} has no {INDEX_FILE} and http cannot list files; name the shards as {{000..123}}.tar"
-        )
-    if "://" not in folder and not Path(folder).expanduser().is_dir():
-        raise ValueError(f"data folder {folder!r} does not exist or is no folder")
-    if "://" not in folder and any(Path(folder).expanduser().glob(f"{Path(PLAN_FILE).stem}*.json")):
-        raise ValueError(
-            f"packing into {folder} is not finished: run prepare again, it goes on there (all its parts)"
-        )
-    found = {name: _split_shards(folder, name) for name in SPLIT_ALIASES}
-    if not found[split]:
-        others = (
-            ", ".join(name for name, shards in found.items() if shards) or "no shards of any split"
-        )
-        raise ValueError(f"{folder} has no shards {split}*.tar or {split}/*.tar; found: {others}")
-    return found[split]
-
-
-def _split_shards(folder: str, split: str) -> list[str]:
-    for alias in SPLIT_ALIASES[split]:
-        shards = _glob(f"{folder}/{alias}[-_.0-9]*.tar") or _glob(f"{folder}/{alias}/*.tar")
-        if shards:
-            return shards
-    return []
-
-
-def webdataset_splits(location: str) -> list[str]:
-    """Splits that a folder of shards has; for a pattern with `{split}` those that match; else
-    `train`.
-    """
-    index = None if location.endswith(".tar") else read_index(location.rstrip("/"))
-    if index is not None:
-        return list(index["splits"])
-    if location.endswith(".tar"):
-        return [split for split in SPLIT_ALIASES if "{split}" in location] or ["train"]
-    return [split for split in SPLIT_ALIASES if _split_shards(location.rstrip("/"), split)]
-
-
-def read_index(folder: str) -> dict[str, Any] | None:
-    """The content of `shards.json` in a local or remote folder, or None where there is none."""
-    text = _read_text(f"{folder}/{INDEX_FILE}")
-    return None if text is None else parse_json(text, f"{folder}/{INDEX_FILE}", dict)
-
-
-def _read_text(path: str) -> str | None:
-    try:
-        with xopen(os.path.expanduser(path), "rb") as file:
-            return file.read().decode("utf-8")
-    except FileNotFoundError:
-        return None
-
-
-def find_class_names(shards: Sequence[str], location: str) -> list[str]:
+def find_class_names(
+    shards: Sequence[str], location: str, problem_type: str = SINGLE_LABEL
+) -> list[str]:
     """Class names from `labels.json` beside the shards or in the folder above, else from the
     shards' own labels.
 
-    Without that file the names are the texts of all `.cls` (and `label` of all `.json`) in the
-    shards of every split at `location`, sorted. Raises ValueError where these are numbers, or the
-    shards are not on disk.
+    Without that file the names are the texts of all `.cls` (and `label` or `labels` of all `.json`)
+    in the shards of every split at `location`, sorted; of a regression `target`.
+
+    Raises:
+        ValueError: these are numbers, or the shards are not on disk.
     """
     folder = shards[0].rpartition("/")[0] or "."
     for place in (folder, folder.rpartition("/")[0] or "."):
-        text = _read_text(f"{place}/{LABELS_FILE}")
+        text = read_text(f"{place}/{LABELS_FILE}")
         if text is not None:
             return parse_class_names(text, f"{place}/{LABELS_FILE}")
+    if problem_type == REGRESSION:
+        return [LABEL_COLUMNS[REGRESSION]]
     cure = f"write the class names there, in order, as a JSON list in {LABELS_FILE}"
     if "://" in shards[0]:
         raise ValueError(
             f"no {LABELS_FILE} in {folder}, and shards that are not on disk are not read for it: {cure}"
         )
     # so that labels of all splits agree
-    everywhere = dict.fromkeys([*shards, *_shards_of_all_splits(location)])
+    everywhere = dict.fromkeys([*shards, *shards_of_all_splits(location)])
     names = {label for shard in everywhere for label in _labels_in(shard)}
     numbers = [name for name in names if isinstance(name, int) or name.isdigit()]
     if numbers or not names:
@@ -190,14 +88,6 @@ def find_class_names(shards: Sequence[str], location: str) -> list[str]:
     return sorted(cast("set[str]", names))  # a number has been refused
 
 
-def _shards_of_all_splits(location: str) -> Iterator[str]:
-    for split in SPLIT_ALIASES:
-        try:
-            yield from find_shards(location, split)
-        except ValueError:  # no shards of that split
-            continue
-
-
 def _labels_in(shard: str) -> Iterator[str | int]:
     """The label of each video of a local shard; what is no label is skipped, not read."""
     try:
@@ -207,9 +97,12 @@ def _labels_in(shard: str) -> Iterator[str | int]:
                 if not member.isfile() or suffix not in LABEL_SUFFIXES:
                     continue
                 content = _content(tar, member)
-                label = _label_of({suffix: content}, f"{member.name} of {shard}")
+                where = f"{member.name} of {shard}"
+                label = _label_of({suffix: content}, where)
                 if label is not None:
                     yield label
+                if suffix == "json":
+                    yield from _description_of({suffix: content}, where).get("labels", ())
     except READ_ERRORS as error:
         raise ValueError(
             f"cannot read shard {shard} to its end ({error}): copy or pack it again"
@@ -257,11 +150,12 @@ def _generate(
     counts: dict[str, int],
     problem_type: str,
     columns: list[str],
+    with_videos: bool = True,
 ) -> Iterator[dict[str, Any]]:
     for shard in shards:
         name = PurePosixPath(shard).name
         number = 0
-        for key, files in read_shard(shard):
+        for key, files in read_shard(shard, with_videos=with_videos):
             samples = split_sample(key, files, shard)
             if not samples:
                 logger.warning("%s: sample %r holds no video (%s)", shard, key, ", ".join(files))
@@ -274,16 +168,45 @@ def _generate(
             )
 
 
-def read_shard(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+def describe_clips(
+    shards: Sequence[str],
+    class_names: list[str],
+    *,
+    problem_type: str = SINGLE_LABEL,
+    columns: Sequence[str] = (),
+) -> Dataset:
+    """The label, and the `weight` where it is one of `columns`, of each clip, in the order of the
+    shards and of the files in them. No video is read.
+
+    Raises:
+        ValueError: a shard is not on disk, where that would mean to fetch all of it, or it cannot
+            be read.
+    """
+    remote = [shard for shard in shards if "://" in shard]
+    if remote:
+        raise ValueError(
+            f"the labels of all clips are needed beforehand, and {remote[0]} is not on disk: copy the shards there"
+        )
+    weight = [name for name in columns if name == "weight"]
+    features = video_features(class_names, problem_type=problem_type, optional=weight)
+    kept = [LABEL_COLUMNS[problem_type], *weight]
+    index = {name: label for label, name in enumerate(class_names)}
+    records = _generate(list(shards), index, {}, problem_type, weight, with_videos=False)
+    rows = [{name: record[name] for name in kept} for record in records]
+    return Dataset.from_list(rows, Features({name: features[name] for name in kept}))
+
+
+def read_shard(shard: str, *, with_videos: bool = True) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Samples of a tar file in order: the key and `{suffix: content}` of the neighbouring files
-    that share it.
+    that share it. Without videos (of a shard on disk) these are passed over, and empty.
 
     Raises ValueError that names the shard where it is absent, cut off or no tar file.
     """
     key = ""
     files: dict[str, bytes] = {}
+    mode: Any = "r|*" if with_videos else "r:*"  # forward only, or with jumps over the videos
     try:
-        with xopen(shard, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as tar:
+        with xopen(shard, "rb") as raw, tarfile.open(fileobj=raw, mode=mode) as tar:
             for member in tar:
                 path = PurePosixPath(member.name)
                 stem, _, suffix = path.name.partition(".")
@@ -294,7 +217,8 @@ def read_shard(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                     yield key, files
                     files = {}
                 key = member_key
-                files[suffix.lower()] = _content(tar, member)
+                is_read = with_videos or not is_video(f"video.{suffix}")
+                files[suffix.lower()] = _content(tar, member) if is_read else b""
     except READ_ERRORS as error:
         raise ValueError(
             f"cannot read shard {shard} to its end ({error}): copy or pack it again"
