@@ -118,8 +118,7 @@ def test_evaluate(call, clips, model_folder, tmp_path: Path):
     assert (results["videos_evaluated"], results["videos_failed"]) == (12, 1)
     assert results["failures"][0]["video_id"] == "up/broken.mp4"
     assert f"{100 * results['top1_accuracy']:6.2f} %" in out
-    assert "failed: up/broken.mp4: " in out
-    assert "broken.mp4: cannot be opened as a video" in out
+    assert f"failed: {clips}/test/up/broken.mp4: cannot be opened as a video" in out
     assert results["versions"]["python"] == sys.version.split()[0]
 
 
@@ -231,7 +230,13 @@ def test_evaluate_in_two_processes_counts_every_video_once(
 
 @pytest.mark.slow
 def test_accelerate_launches_the_module_of_train(tmp_path: Path):
-    """`accelerate launch -m`: both processes get as far as looking for the clips."""
+    """`accelerate launch -m`: both processes look for the clips, one writes down which are missing,
+    and a network to start from is not given.
+    """
+    rows = ["path,label,split", "a.mp4,x,train", "b.mp4,y,train", "c.mp4,y,train"]
+    rows += ["a.mp4,x,validation"]
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    (tmp_path / "a.mp4").touch()
     launch = [
         "--multi_gpu",
         "--num_processes",
@@ -242,7 +247,9 @@ def test_accelerate_launches_the_module_of_train(tmp_path: Path):
         "0",
     ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    arguments = ["--data_dir", "/nowhere", "--output_dir", str(tmp_path), "--use_cpu"]
+    missing = tmp_path / "lists/missing.txt"
+    arguments = ["--dataset", "csv", "--data_dir", str(tmp_path / "clips.csv"), "--recipe", "none"]
+    arguments += ["--output_dir", str(tmp_path), "--use_cpu", "--missing_file", str(missing)]
     command = [
         sys.executable,
         "-m",
@@ -254,7 +261,10 @@ def test_accelerate_launches_the_module_of_train(tmp_path: Path):
     ]
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=240)
     assert done.returncode != 0
-    assert "error: data folder '/nowhere' does not exist" in done.stderr, done.stderr[-3000:]
+    assert "error: nothing to start from" in done.stderr, done.stderr[-3000:]
+    assert missing.read_text() == "b.mp4\nc.mp4\n"
+    assert done.stderr.count("videos are not on disk") == 1
+    assert f"2 of 3 listed videos are not on disk (listed in {missing})" in done.stderr
 
 
 def test_predict_goes_on_after_a_broken_video(call, clips, model_folder):
