@@ -31,6 +31,23 @@ EXTRAS["test"] = [
 ]
 
 HERE = Path(__file__).parent
+# The public address of this repository's files, once it has one, with a slash at its end: links
+# and pictures of the package's page on PyPI then lead there.
+REPOSITORY = ""
+
+
+def long_description() -> str:
+    """README.md for PyPI, which resolves no relative link: pictures are left out, and links become
+    the names of the files, which the source archive has.
+    """
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    local = r"\]\((?!https?://|#)([^)]+)\)"
+    if REPOSITORY:
+        return re.sub(local, rf"]({REPOSITORY}\1)", readme)
+    without_pictures = re.sub(r"!\[[^\]]*" + local, "", readme)
+    return re.sub(r"\[([^\]]*)" + local, r"\1 (`\2` in the source archive)", without_pictures)
+
+
 VERSION = re.search(
     r'^__version__ = "(.+)"$',
     (HERE / "hf_timesformer/__init__.py").read_text(encoding="utf-8"),
@@ -41,7 +58,7 @@ setup(
     name="hf-timesformer",
     version=VERSION[1],
     description="TimeSformer for Hugging Face Transformers: five space-time attention schemes, exact video decoding",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     author="The authors of hf-timesformer",
     license_expression="Apache-2.0",

@@ -21,9 +21,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from .common import make_parser, user_errors
+
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 SPLITS = {"train": 64, "validation": 8, "test": 16}  # clips of each class
@@ -41,6 +45,8 @@ NETWORK = {
 }
 TRAINING = ("--recipe", "demo")
 ENOUGH = 0.95  # share of the test clips that must be right
+JOINED = 3  # clips of each motion, one after another, in the longer video
+OVERVIEW_WIDTH = 1000  # pixels
 MARK = "demo.json"  # a folder with this file was made here and may be made anew
 BAR = re.compile(r"^(evaluate: )?\s*(?P<percent>\d+)%\|.* \d+/(?P<total>\d+) ")
 
@@ -92,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
             "Drawing what it looks at in a clip, and what it finds in a video of all six motions.",
         )
         draw(folder, classes)
+        draw_overview(folder)
         top1 = report(folder, len(classes))
     print(summary(args.output_dir, time.perf_counter() - started))
     if top1 < ENOUGH:
@@ -117,19 +124,27 @@ def tell(step: str, text: str) -> None:
 
 
 def make_clips(folder: Path) -> list[str]:
-    """Write the data set, and a video that joins one test clip of each class; returns the classes."""
-    import numpy as np
-
-    from ..data.synthetic import MOTIONS, make_motion_dataset, motion_frames
-    from ..video.encoding import write_video
+    """Write the data set and the joined video; returns the classes."""
+    from ..data.synthetic import MOTIONS, make_motion_dataset
 
     make_motion_dataset(folder / "clips", splits=SPLITS, **CLIP)
-    rng = np.random.default_rng(1)
-    joined = np.concatenate([motion_frames(name, rng, **CLIP) for name in MOTIONS])
-    write_video(folder / "joined.mp4", joined, fps=FRAMES_PER_SECOND)
+    write_joined(folder / "joined.mp4")
     print(f"     {len(MOTIONS)} classes, of each {SPLITS['train']} clips to train on, ", end="")
     print(f"{SPLITS['validation']} to choose the best model by, {SPLITS['test']} to test on.")
     return list(MOTIONS)
+
+
+def write_joined(path: Path) -> None:
+    """A longer video, of clips that are in none of the splits: `JOINED` of each motion in turn."""
+    import numpy as np
+
+    from ..data.synthetic import MOTIONS, motion_frames
+    from ..video.encoding import write_video
+
+    rng = np.random.default_rng(1)
+    names = [name for name in MOTIONS for _ in range(JOINED)]
+    frames = np.concatenate([motion_frames(name, rng, **CLIP) for name in names])
+    write_video(path, frames, fps=FRAMES_PER_SECOND)
 
 
 def make_start(folder: Path, classes: list[str]) -> None:
@@ -222,8 +237,46 @@ def draw(folder: Path, classes: list[str]) -> None:
     learned = ("learned", clip, "--model", "model", "--output_dir", "attention")
     run_command("visualize", *learned, folder=folder, log="visualize.log")
     seconds = CLIP["num_frames"] / FRAMES_PER_SECOND
-    windows = ("--window", str(seconds), "--stride", str(seconds / 2), "--smoothing", "1")
+    # a window a clip: one that shows the end of a motion and the begin of the next is neither
+    windows = ("--window", str(seconds), "--stride", str(seconds), "--smoothing", "1")
     run_command("label", "joined.mp4", "--model", "model", *windows, folder=folder, log="label.log")
+
+
+def draw_overview(folder: Path) -> Path | None:
+    """All pictures on one sheet, `overview.png`; None where matplotlib, which draws two of them, is
+    missing.
+    """
+    from PIL import Image
+
+    names = ("model/training_curve.png", "model/eval_test/confusion_matrix.png")
+    (sheet,) = (folder / "attention").glob("*.png")
+    files = [*(folder / name for name in names), sheet, folder / "timeline/joined.png"]
+    if not all(file.is_file() for file in files):
+        print('     no overview.png: pip install "hf-timesformer[viz]" brings what draws it')
+        return None
+    curve, confusion, attention, timeline = (Image.open(file).convert("RGB") for file in files)
+    # the two figures side by side, as high as each other, then the wide pictures
+    height = OVERVIEW_WIDTH * curve.height * confusion.height
+    height //= curve.width * confusion.height + confusion.width * curve.height
+    rows = [[_of_height(curve, height), _of_height(confusion, height)]]
+    rows += [
+        [_of_height(wide, OVERVIEW_WIDTH * wide.height // wide.width)]
+        for wide in (attention, timeline)
+    ]
+    page = Image.new("RGB", (OVERVIEW_WIDTH, sum(row[0].height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        left = 0
+        for picture in row:
+            page.paste(picture, (left, top))
+            left += picture.width
+        top += row[0].height
+    page.save(folder / "overview.png", optimize=True)
+    return folder / "overview.png"
+
+
+def _of_height(picture: "Image.Image", height: int) -> "Image.Image":
+    return picture.resize((picture.width * height // picture.height, height))
 
 
 def report(folder: Path, num_classes: int) -> float:
@@ -239,6 +292,7 @@ def report(folder: Path, num_classes: int) -> float:
 def summary(folder: Path, seconds: float) -> str:
     """What was made, and what to try next."""
     return f"""It took {seconds:.0f} seconds. What it made is in {folder}:
+  overview.png                           all pictures on one sheet
   clips/, joined.mp4                     the videos
   model/                                 model, processor, train_results.json
   model/training_curve.png               how it learned

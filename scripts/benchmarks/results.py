@@ -2,6 +2,7 @@
 
     python scripts/benchmarks model --record          # this machine's results go into results/model.json
     python scripts/benchmarks results                 # the table in Markdown, one column a machine
+    python scripts/benchmarks results --write         # all measured tables of README.md and docs/
 
 Nothing stands under a machine that it did not run: its other cells stay empty.
 """
@@ -24,10 +25,19 @@ BLOCKS = 12  # of the base network; a record of fewer says so in its name
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmarks results`."""
     parser.add_argument("--file", type=Path, default=MODEL_FILE, help="what `model --record` wrote")
+    parser.add_argument(
+        "--write", action="store_true", help="the tables of README.md and docs/, from results/"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table."""
+    """Print the table, or write those of the pages."""
+    if args.write:
+        from tables import write_tables  # which needs this file
+
+        for page in write_tables():
+            print(f"wrote {page}")
+        return
     print(table(json.loads(args.file.read_text(encoding="utf-8"))))
 
 

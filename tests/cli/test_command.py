@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +18,20 @@ from hf_timesformer.cli.common import CommandParser, program_for_launchers, user
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PRINT_HEAVY_MODULES = """
-import sys
+# One process for all: what is loaded stays loaded, so the first that loads too much is the one named.
+RUN_AND_PRINT_HEAVY_MODULES = """
+import contextlib, io, json, sys
 import timesformer_command
-try:
-    timesformer_command.main()
-except SystemExit as end:
-    code = end.code or 0
 heavy = {"torch", "transformers", "datasets", "numpy", "gradio", "accelerate", "av"}
-print("heavy:", sorted(heavy & set(sys.modules)), "code:", code)
+for argv in json.loads(sys.argv[1]):
+    sys.argv = ["timesformer", *argv]
+    code, out = 0, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+            timesformer_command.main()
+    except SystemExit as end:
+        code = end.code or 0
+    print(json.dumps([argv, code, sorted(heavy & set(sys.modules)), out.getvalue()]))
 """
 
 
@@ -39,51 +45,64 @@ def python(
     )
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        [],
-        ["--help"],
-        ["recipes"],
-        ["nonsense"],
-        *([name, "--help"] for name in COMMANDS if name != "train"),
-    ],
-)
-def test_help_loads_nothing_that_takes_seconds(argv: list[str]):
-    done = python("-c", f"code = 0{PRINT_HEAVY_MODULES}", *argv)
-    assert done.stdout.splitlines()[-1] == f"heavy: [] code: {2 if argv == ['nonsense'] else 0}", (
-        done.stderr
-    )
-    if argv[1:] == ["--help"]:
-        assert f"usage: timesformer {argv[0]}" in done.stdout
+def test_help_loads_nothing_that_takes_seconds():
+    names = [name for name in COMMANDS if name != "train"]
+    command_lines = [[], ["--help"], ["recipes"], ["nonsense"], *([n, "--help"] for n in names)]
+    done = python("-c", RUN_AND_PRINT_HEAVY_MODULES, json.dumps(command_lines))
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [argv for argv, *_ in answers] == command_lines, done.stderr
+    for argv, code, heavy, out in answers:
+        assert (heavy, code) == ([], 2 if argv == ["nonsense"] else 0), argv
+        if argv[1:] == ["--help"]:
+            assert f"usage: timesformer {argv[0]}" in out
 
 
-def test_a_command_that_works_finds_the_whole_package():
-    """Only help leaves out the package's `__init__`: here it has run, and the classes are
-    registered.
-    """
-    code = """
-import sys
+WORK_BESIDE_A_FILE_OF_THE_USERS = """
+import importlib, pkgutil, sys
 import timesformer_command
+sys.argv = ["timesformer", "predict", "clip.mp4", "--model", "/nowhere"]
 try:
     timesformer_command.main()
 except SystemExit as end:
     print("code:", end.code)
 from transformers import AutoConfig
-import hf_timesformer
+import hf_timesformer.training
 print(AutoConfig.for_model("timesformer").__class__.__name__, hf_timesformer.TimeSformerModel.__name__)
+for module in pkgutil.walk_packages(hf_timesformer.__path__, "hf_timesformer."):
+    if module.name != "hf_timesformer.evaluation.metric":
+        importlib.import_module(module.name)
+print("evaluate" in sys.modules)
 """
-    done = python("-c", code, "predict", "clip.mp4", "--model", "/nowhere")
-    assert done.stdout.splitlines() == ["code: 2", "TimeSformerConfig TimeSformerModel"]
-    assert done.stderr.splitlines()[-1] == "error: there is no model folder '/nowhere'"
 
 
+def test_a_command_that_works_finds_the_whole_package_and_leaves_a_users_evaluate_py_alone(
+    tmp_path: Path,
+):
+    """Only help leaves out the package's `__init__`: here it has run, and the classes are
+    registered. Only `evaluation/metric.py` imports the package `evaluate`: a file of that name in
+    the user's folder hides it from nothing else.
+    """
+    (tmp_path / "evaluate.py").write_text(
+        "raise SystemExit('the user\\'s own evaluate.py was imported')\n"
+    )
+    (tmp_path / "mine.py").write_text(WORK_BESIDE_A_FILE_OF_THE_USERS)
+    done = python("mine.py", folder=tmp_path)
+    expected = ["code: 2", "TimeSformerConfig TimeSformerModel", "False"]
+    assert done.stdout.splitlines() == expected, done.stderr
+    assert "error: there is no model folder '/nowhere'" in done.stderr.splitlines()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the module has been imported before
 @pytest.mark.parametrize("module", ["hf_timesformer", "hf_timesformer.cli.predict"])
-def test_python_m_runs_the_same(module: str):
+def test_python_m_runs_the_same(module: str, monkeypatch, capsys):
     command = [] if module.endswith("predict") else ["predict"]
-    done = python("-m", module, *command, "clip.mp4", "--model", "/nowhere")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: there is no model folder '/nowhere'"
+    monkeypatch.setattr(sys, "argv", ["python -m", *command, "clip.mp4", "--model", "/nowhere"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: there is no model folder '/nowhere'"
+    )
 
 
 def test_an_unknown_command_names_the_nearest(capsys):
@@ -232,28 +251,6 @@ def test_an_extra_that_is_missing_is_named(capsys):
     # a fault of ours is no mistake of the user's
     with pytest.raises(ModuleNotFoundError), user_errors():
         raise ModuleNotFoundError("No module named 'nonsense'", name="nonsense")
-
-
-IMPORT_EVERYTHING = """
-import importlib, pkgutil, sys
-import hf_timesformer.training
-for module in pkgutil.walk_packages(hf_timesformer.__path__, "hf_timesformer."):
-    if module.name != "hf_timesformer.evaluation.metric":
-        importlib.import_module(module.name)
-print("evaluate" in sys.modules)
-"""
-
-
-def test_a_users_own_evaluate_py_is_left_alone(tmp_path: Path):
-    """Only `evaluation/metric.py` imports the package `evaluate`: a file of that name hides it from
-    nothing else.
-    """
-    (tmp_path / "evaluate.py").write_text(
-        "raise SystemExit('the user\\'s own evaluate.py was imported')\n"
-    )
-    (tmp_path / "mine.py").write_text(IMPORT_EVERYTHING)
-    done = python("mine.py", folder=tmp_path)
-    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
 
 
 def test_train_help_shows_what_matters_in_groups(capsys):
