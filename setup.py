@@ -27,6 +27,8 @@ EXTRAS["test"] = [
     "setuptools>=77",
     "twine>=6",
     "tensorboard>=2.18",
+    "nbclient>=0.10",
+    "ipykernel>=6.29",
     *(package for extra in EXTRAS.values() for package in extra),
 ]
 

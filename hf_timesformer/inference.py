@@ -81,7 +81,11 @@ def make_views(
     allow_urls: bool = False,
     **settings: Any,
 ) -> torch.Tensor:
-    """Views of one video, `(views, frames, channels, height, width)`; raises VideoDecodeError."""
+    """Views of one video, `(views, frames, channels, height, width)`; raises VideoDecodeError.
+
+    `source` is a path or the bytes of a file, with `allow_urls` also an address; `processor` and
+    its `settings` for this call say which frames and crops.
+    """
     return look_at(processor, source, allow_urls=allow_urls, **settings)[0]
 
 
@@ -174,7 +178,8 @@ def name_scores(
 def classify(
     model: torch.nn.Module, pixel_values: torch.Tensor, *, top_k: int | None = None
 ) -> list[dict[str, Any]]:
-    """What the model says of one video, from its views `(views, frames, channels, height, width)`.
+    """What the model says of one video, from its views `pixel_values` `(views, frames, channels,
+    height, width)`: the `top_k` likeliest classes, all without it.
 
     The logits are averaged over the views. See `name_scores` for what comes back.
     """

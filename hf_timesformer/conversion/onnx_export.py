@@ -110,7 +110,7 @@ def export_onnx(
     int8: bool = False,
 ) -> list[Path]:
     """Write `model.onnx` (fp32), `model_int8.onnx` where asked for, the config and the processor's
-    settings.
+    settings into `folder`.
 
     The graph takes `pixel_values` float `(batch, frames, channels, height, width)`, any batch, the
     processor's frames and crop size, and gives `logits (batch, labels)`. int8: weights and

@@ -87,7 +87,7 @@ class ClipAugmentation:
 
     def draw_short_side(self, generator: np.random.Generator) -> int:
         """Shorter side in pixels that this clip is resized to, so that the decoder can already
-        deliver it.
+        deliver it; drawn by `generator`.
         """
         low, high = self.short_side
         if self.inverse_short_side:

@@ -161,7 +161,11 @@ def _find_shards(location: str, split: str, class_names: list[str] | None) -> Fo
 def load_videos(
     dataset: str, data_dir: str | Path, split: str, **options: Any
 ) -> Dataset | IterableDataset:
-    """The data set of `find_videos` alone; same arguments, same errors."""
+    """The clips of one `split` ("train", "validation", "test") as a `datasets` data set.
+
+    `dataset` is the layout of `data_dir`: "folder", "csv", "kinetics", ... (`--dataset` of
+    `timesformer train`), and `options` are what its reader takes. It is the data set of
+    `find_videos` alone, with the same errors."""
     return find_videos(dataset, data_dir, split, **options).videos
 
 

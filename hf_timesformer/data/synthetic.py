@@ -30,7 +30,7 @@ def motion_frames(
 
     Shape, colours, speed and place vary from clip to clip and tell nothing about the class: single
     frames of any two classes look alike, so only a model that compares frames can do better than
-    chance.
+    chance. `rng` draws them.
     """
     dx, dy, growth = MOTIONS[name]
     back, fore = rng.uniform(0, 100, 3), rng.uniform(140, 255, 3)
@@ -62,7 +62,7 @@ def make_motion_dataset(
     seed: int = 0,
 ) -> Path:
     """Write `<folder>/<split>/<class>/<clip>.mp4`, `splits[split]` clips for each class of
-    `MOTIONS`.
+    `MOTIONS`, of `num_frames` frames of `size` times `size` pixels; `seed` decides all of them.
     """
     folder = Path(folder)
     rng = np.random.default_rng(seed)

@@ -98,7 +98,8 @@ class TrainingTransform(_Transform):
         self.augmentation = augmentation or _default_augmentation(processor)
 
     def read(self, record: Mapping[str, Any]) -> torch.Tensor:
-        """One augmented clip `(T, 3, H, W)`, float32."""
+        """One augmented clip `(T, 3, H, W)`, float32, of the video in a row of the data set,
+        `record`."""
         generator = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         short_side = self.augmentation.draw_short_side(generator)
         frames, _ = decode_record(

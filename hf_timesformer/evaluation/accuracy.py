@@ -7,8 +7,8 @@ import numpy as np
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1, top-5 and mean class accuracy from logits `(videos, classes)` and class indices
-    `(videos,)`.
+    """Top-1, top-5 and mean class accuracy from `logits` `(videos, classes)` and the class indices
+    `labels` `(videos,)`.
 
     Raises ValueError for no videos, a label without a column, or logits that are not finite. Among
     equal logits the lower class index comes first.
@@ -92,8 +92,8 @@ def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
 
 
 def regression_metrics(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Mean absolute error, and the root of the mean squared one, of numbers `(videos,)`; ValueError
-    for none.
+    """Mean absolute error, and the root of the mean squared one, of `predictions` and `targets`
+    `(videos,)`; ValueError for none.
     """
     predictions, targets = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
     if predictions.shape != targets.shape or predictions.ndim != 1 or not len(targets):

@@ -46,8 +46,8 @@ def knn_accuracy(
     k: int = 20,
     standardize: bool = True,
 ) -> float:
-    """The share of held-out videos that their `k` nearest neighbours name right, from what
-    `read_features` gives.
+    """The share of the videos of `held_out` that their `k` nearest neighbours in `known` name
+    right, both as `read_features` gives them.
 
     `standardize` gives every dimension the mean 0 and the spread 1 over the known videos first:
     without it a few dimensions that are large everywhere decide the cosine. Of both, `features` is

@@ -195,7 +195,9 @@ def push_folder(
     All files appear in one commit, and weights of an earlier push that this one does not replace go
     in the same commit, so no reader ever meets a mixture of two models. An upload that breaks
     leaves the repository as it was; run it again, and what already arrived is not sent twice.
-    `token` defaults to that of `hf auth login` or `HF_TOKEN`. Raises as `files_to_publish`,
+    `private` is for a new repository; `revision` is the branch, `commit_message` the
+    commit's text, `endpoint` another Hub than the public one. `token` defaults to that of
+    `hf auth login` or `HF_TOKEN`. Raises as `files_to_publish`,
     ValueError for a file that holds a token, HfHubHTTPError where the Hub refuses, ConnectionError
     for an upload that breaks.
     """

@@ -176,7 +176,9 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
         self, num_frames: int | None = None, image_size: int | list[int] | None = None
     ) -> None:
         """Make the embeddings for clips of `num_frames` frames of `image_size` pixels, by
-        interpolation."""
+        interpolation; None keeps what is there. Raises ValueError for a size that no network has,
+        and for embeddings that `device_map` has put aside.
+        """
         config, embeddings = self.config, self.base_model.embeddings
         if any(parameter.is_meta for parameter in embeddings.parameters(recurse=False)):
             raise ValueError(
@@ -279,7 +281,13 @@ def _differ(one: int | list[int], other: int | list[int]) -> bool:
 
 
 class TimeSformerModel(TimeSformerPreTrainedModel):
-    """Clips to tokens: embeddings, blocks, final LayerNorm."""
+    """Clips to tokens: embeddings, blocks, final LayerNorm. With the three schemes that stock has,
+    parameters and tokens are named and ordered as stock's.
+
+    `config` decides the scheme and the sizes at the start. A pass takes `pixel_values` float
+    `(batch, frames, channels, height, width)`, whose frames, height and width may differ from the
+    config's, and gives `last_hidden_state` `(batch, 1 + h*w*t, hidden)`.
+    """
 
     def __init__(self, config: TimeSformerConfig):
         super().__init__(config)
@@ -373,7 +381,13 @@ def _wanted(config: TimeSformerConfig, kwargs: dict, name: str) -> bool:
 
 
 class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
-    """TimeSformer with a classifier on CLS."""
+    """TimeSformer with a classifier on CLS: linear as in all released weights, or with the paper's
+    hidden layer (`classifier_hidden_size`).
+
+    `config` as for `TimeSformerModel`. A pass takes `pixel_values` float `(batch, frames, channels,
+    height, width)`, or with views `(batch, views, frames, channels, height, width)`, over which the
+    logits `(batch, labels)` are averaged, and `labels` for the loss that `problem_type` says.
+    """
 
     def __init__(self, config: TimeSformerConfig):
         super().__init__(config)

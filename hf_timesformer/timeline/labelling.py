@@ -30,8 +30,8 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """How videos are labelled: windows, batches, what becomes a segment, whether CLS features are
-    kept.
+    """How videos are labelled: windows of `window` seconds every `stride` seconds, `batch_size` of
+    them at a time; `rules` say what becomes a segment; `with_features` keeps CLS of every window.
     """
 
     window: float = 2.0
@@ -58,12 +58,12 @@ def label_video(
     themselves.
 
     Args: source: path of the video, or a folder of numbered pictures. model: in eval mode, on its
-        device, in its dtype. settings: windows and rules. journal: a file that keeps what is done;
-        with `resume` the windows in it are not run again. about: what else decides the scores (the
-        model's name, ...): it stands in the journal and in the timeline. progress: called with the
-        seconds that are done and the length that the container claims, None if it does not.
-        frame_rate: frames a second of a folder of pictures, which do not tell. limits: what the
-        video may cost.
+        device, in its dtype. processor: that of the model. settings: windows and rules. journal: a
+        file that keeps what is done; with `resume` the windows in it are not run again. about: what
+        else decides the scores (the model's name, ...): it stands in the journal and in the
+        timeline. progress: called with the seconds that are done and the length that the container
+        claims, None if it does not. frame_rate: frames a second of a folder of pictures, which do
+        not tell. limits: what the video may cost.
 
     Raises VideoDecodeError where nothing of the video can be decoded, ValueError for a journal of
     other settings.

@@ -16,7 +16,9 @@ import numpy as np
 
 @dataclass
 class Segment:
-    """A stretch of the video, in seconds, with one class and the mean of its scores there."""
+    """A stretch of the video, from `start` to `end` in seconds, with one class, `label`, and the
+    mean of its scores there, `score`.
+    """
 
     start: float
     end: float

@@ -20,8 +20,8 @@ from .windows import Windows
 
 @dataclass
 class WindowPrediction:
-    """What the model says of one window, from `start` to `end` in the seconds of the frames that
-    were pushed.
+    """What the model says of the window `number` (from 0), from `start` to `end` in the seconds of
+    the frames that were pushed.
 
     `scores` float32 `(labels,)`: probabilities, or a regression's numbers. `answers` are the same
     with their names, the best first (see `inference.name_scores`). `features` float32 `(hidden,)`
@@ -112,12 +112,13 @@ class StreamClassifier:
         yield from self.finish()
 
     def begin_at(self, seconds: float) -> None:
-        """Let the first window begin there, and not with the first frame that is pushed."""
+        """Let the first window begin at `seconds`, and not with the first frame that is pushed."""
         self._origin, self._begun_at = seconds, self._clock()
 
     @torch.inference_mode()
     def push(self, frame: Any, seconds: float) -> list[WindowPrediction]:
-        """Take the next frame, shown from `seconds` on; the predictions that became ready."""
+        """Take the next frame, shown from `seconds` on; the predictions that became ready. Raises
+        ValueError for a time before that of the last frame."""
         if self._origin is None:
             self.begin_at(seconds)
         assert self._origin is not None  # begin_at has set it

@@ -88,8 +88,8 @@ def balanced_weights(counts: np.ndarray) -> torch.Tensor:
 
 
 class ClipMetrics:
-    """`compute_metrics` of a trainer: the metrics of a kind of problem, one clip a video, and how
-    many there were.
+    """`compute_metrics` of a trainer: the metrics of a kind of problem (`problem_type`, as the
+    config has it), one clip a video, and how many there were.
 
     One class: top-1, top-5 and mean class accuracy. Several: mean average precision, F1. A number:
     its mean absolute error. Clips that could not be read are counted apart. Where the network's

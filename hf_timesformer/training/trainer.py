@@ -45,9 +45,10 @@ class VideoTrainer(
     """Trainer whose epochs follow from the seed alone, that counts broken clips and the time spent
     waiting for data.
 
-    `train_dataset` and `eval_dataset` are `TrainingClips` and `EvaluationClips`, or any data sets
-    that Trainer takes, whose items hold `pixel_values` and `labels`. `class_weights` `(classes,)`
-    multiply the loss of each class.
+    `model` and `args` (`VideoTrainingArguments`) as Trainer takes them; TypeError for other
+    arguments. `train_dataset` and `eval_dataset` are `TrainingClips` and `EvaluationClips`, or any
+    data sets that Trainer takes, whose items hold `pixel_values` and `labels`. `class_weights`
+    `(classes,)` multiply the loss of each class.
 
     On SIGTERM `train` saves a checkpoint and raises `RunStopped`. Raises ValueError for an argument
     that would do nothing, or something else, with clips (see `refused_arguments`).

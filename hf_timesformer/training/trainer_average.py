@@ -93,7 +93,8 @@ class WeightAverageMixin:
             weight.copy_(values[name])
 
     def save_raw_weights(self, folder: Path) -> None:
-        """Write the weights that training goes on with beside a checkpoint's averages."""
+        """Write the weights that training goes on with beside a checkpoint's averages, in its
+        `folder`."""
         if self._average:
             raw = {
                 name: weight.contiguous().cpu() for name, weight in self._learning_weights().items()

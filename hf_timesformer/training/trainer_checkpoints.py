@@ -182,6 +182,7 @@ class CheckpointMixin:
             raise self.stopped_here(trial) from None
 
     def stopped_here(self, trial: Any = None) -> RunStopped:
-        """The exception of a run that has been told to leave and has saved."""
+        """The exception of a run that has been told to leave and has saved; `trial` as Trainer has
+        it."""
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         return RunStopped(self.state.global_step, folder)

@@ -66,8 +66,8 @@ class ClassifierFitMixin:
             self._sampler = sampler  # of the clips that are trained on, whose epochs follow
 
     def fitting_batches(self, passes: int, *, with_views: bool = True) -> Iterator[dict[str, Any]]:
-        """The clips of the epochs after the last, which training itself does not see, then, where
-        `with_views`, their evaluation views.
+        """The clips of the `passes` epochs after the last, which training itself does not see, then,
+        where `with_views`, their evaluation views.
 
         Where the trainer has a processor, the views are the crop of every clip that an evaluation
         would cut from its middle: objects look smaller there than in random crops of enlarged frames

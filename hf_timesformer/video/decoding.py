@@ -41,7 +41,8 @@ def probe_video(
     """Count the frames of a video from its packets and read its rate and size, without decoding it.
 
     Width and height are those that the container declares, before rotation. With `start` or `end`
-    (seconds) the segment is described as a video of its own, as `decode_video` sees it.
+    (seconds) the segment is described as a video of its own, as `decode_video` sees it, which
+    `limits`, `allow_urls` and `frame_rate` are told in the same way.
 
     Raises: VideoDecodeError: the source cannot be read as a video, is over a limit, or has no frame
         in the segment. ValueError: `start` and `end` make no segment.
@@ -76,8 +77,11 @@ def decode_video(
         (`FrameFiles.from_list`). indices: frame numbers, or a function from the video's metadata
         (`TimedVideoMetadata`) to frame numbers. short_side: scale so that the shorter side has this
         many pixels (antialiased bilinear); None keeps the pixels as they are, bit-equal to a full
-        decode. frame_rate: frames a second of a folder or list of pictures, which has none of its
-        own.
+        decode. size_change: what becomes of frames of another size than the first: "scale" them, or
+        "refuse" the video. limits: what the video may cost in bytes, pixels, frames and seconds, by
+        default `DecodeLimits()`. allow_urls: fetch an http(s) address. start, end: seconds; the
+        video is then the part between them. frame_rate: frames a second of a folder or list of
+        pictures, which has none of its own.
 
     Returns: uint8 RGB frames `(T, 3, H, W)`, as displayed (rotated), and the `VideoMetadata` with
         `frames_indices` set.

@@ -27,8 +27,11 @@ def write_video(
     pix_fmt: str = "yuv420p",
     options: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write uint8 RGB `frames` of shape `(T, H, W, 3)` as a video file; the container follows from
-    the suffix.
+    """Write uint8 RGB `frames` of shape `(T, H, W, 3)` as a video file at `path`; the container
+    follows from its suffix.
+
+    `fps` frames a second. `codec`, `pix_fmt` and `options` are FFmpeg's: its name of the encoder,
+    of the pixel format, and what the encoder is told (`{"crf": "18"}`).
     """
     path = Path(path)
     with av.open(str(path), mode="w") as container:

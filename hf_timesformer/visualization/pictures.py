@@ -61,9 +61,10 @@ def explain(
     """Classify one centre view of `video` and roll its attention out, from CLS or from the patch
     `query`.
 
-    `video` is what `TimeSformerVideoProcessor` takes, `query` a `(row, column, frame)` of patches;
-    `layers` and `head` restrict the attention that is shown. Raises VideoDecodeError for a video
-    that cannot be read, ValueError for a layer, head or patch that there is not.
+    `model` in eval mode with its `processor`; `video` is what the processor takes, `query` a `(row,
+    column, frame)` of patches; `layers` and `head` restrict the attention that is shown. Raises
+    VideoDecodeError for a video that cannot be read, ValueError for a layer, head or patch that
+    there is not.
     """
     inputs = processor(
         videos=[video],
@@ -143,7 +144,8 @@ def overlay(frames: np.ndarray, attention: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(explanation: Explanation) -> Image.Image:
-    """All frames in rows, each above its attention, with its time and share of the attention."""
+    """All frames of an `explanation` in rows, each above its attention, with its time and share of
+    the attention."""
     # (2, t, h, w, 3)
     pictures = np.stack((explanation.frames, overlay(explanation.frames, explanation.attention)))
     zoom = -(-MIN_WIDTH // pictures.shape[3])  # captions need room beside each other

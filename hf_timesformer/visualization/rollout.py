@@ -204,7 +204,8 @@ def attention_rollout(
     residual: float = 0.5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Shares of the input tokens in CLS' final state (or in that of the patch `query`): they sum to
-    one.
+    one. `recorded` is what `record_attention` gives; attention rollout is of Abnar and Zuidema,
+    2020 (the paper of rollout below).
 
     Returns `cls (batch,)`, the share of CLS itself, and `patches (batch, h, w, t)`. `layers`
     restricts the rollout to some blocks, by number; `residual` is the weight of the skip
