@@ -3,7 +3,6 @@ exports.
 """
 
 import importlib.util
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from browser import Browser, missing_programs
+from browser import ENTER, SPACE, TAB, Browser, missing_programs
 from huggingface_hub import SpaceCard
 
 import hf_timesformer
@@ -28,6 +27,7 @@ from hf_timesformer.visualization.pictures import explain
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "scripts" / "app.py"
+ARTIFACTS = ROOT / "artifacts"  # screenshots of the last run, to be looked at
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed (extra `app`)"
 )
@@ -112,8 +112,39 @@ def test_page_in_a_browser(page: str, place: Path) -> None:
             expected.scores[order].tolist(), abs=1e-4
         )
         assert "cannot be read" not in browser.text()
-        browser.screenshot(screenshot := Path(os.environ.get("APP_SCREENSHOT", place / "page.png")))
-        assert screenshot.stat().st_size > 20_000
+        browser.screenshot(ARTIFACTS / "page_desktop.png")
+        assert (ARTIFACTS / "page_desktop.png").stat().st_size > 20_000
+
+
+@needs_gradio
+@needs_browser
+def test_an_example_by_the_keyboard_on_a_phone(page: str) -> None:
+    """Tab to the button, Enter: a clip is made on the spot, a bar shows the work, and the answer
+    fits into the width of a phone.
+    """
+    focused = "document.activeElement.closest('#example') !== null"
+    with Browser() as browser:
+        browser.device(390, 844, is_phone=True)
+        browser.open(page)
+        browser.wait_for("document.querySelector('#example') !== null")
+        # what the page has shown while it worked
+        browser.run(
+            "window.seen = []; new MutationObserver(() => {"
+            "const text = document.querySelector('#answer')?.innerText || '';"
+            "if (text.includes('looking') || text.includes('Drawing')) window.seen.push(text)})"
+            ".observe(document.body, {subtree: true, childList: true, characterData: true})"
+        )
+        for _ in range(20):
+            browser.press(TAB)
+            if browser.run(f"return {focused}"):
+                break
+        assert browser.run(f"return {focused}"), "the button cannot be reached by the Tab key"
+        browser.press(ENTER)
+        browser.wait_for("document.querySelector('#sheet img')?.naturalWidth > 0")
+        browser.wait_for("document.querySelectorAll('#answer meter').length == 3")
+        assert browser.run("return window.seen.length") > 0, "no progress was shown"
+        assert browser.run("return document.documentElement.scrollWidth") <= 390
+        browser.screenshot(ARTIFACTS / "page_phone.png")
 
 
 @needs_gradio
@@ -139,9 +170,11 @@ def test_the_timeline_of_a_long_video_plays_what_is_clicked(page: str, place: Pa
         first = browser.run("return document.querySelector('#piece video').currentSrc")
         assert browser.run("return document.querySelector('#piece video').duration") >= 1.9
         if browser.run("return document.querySelectorAll('#segments input').length"):
-            browser.run("document.querySelector('#segments input').click()")
+            # by the keyboard
+            browser.run("document.querySelector('#segments input').focus()")
+            browser.press(SPACE)
             browser.wait_for(f"document.querySelector('#piece video')?.currentSrc != '{first}'")
-        browser.screenshot(Path(os.environ.get("APP_TIMELINE_SCREENSHOT", place / "timeline.png")))
+        browser.screenshot(ARTIFACTS / "page_timeline.png")
 
 
 @needs_gradio

@@ -15,6 +15,7 @@ from typing import Any
 
 
 # the key that the WebDriver standard gives to elements
+TAB, ENTER, SPACE, DOWN = "\ue004", "\ue007", "\ue00d", "\ue015"
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
@@ -105,5 +106,18 @@ class Browser:
         ]
         self.call("POST", f"/element/{element}/value", {"text": str(path)})
 
+    def device(self, width: int, height: int, *, is_phone: bool = False) -> None:
+        """Show pages as a screen of that many CSS pixels does; windows have a least width."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": is_phone}
+        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics}
+        self.call("POST", "/goog/cdp/execute", command)
+
+    def press(self, *keys: str) -> None:
+        """Keys one after another, to whatever has the focus."""
+        presses = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        actions = [{"type": "key", "id": "keyboard", "actions": presses}]
+        self.call("POST", "/actions", {"actions": actions})
+
     def screenshot(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
