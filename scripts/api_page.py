@@ -118,9 +118,16 @@ def own_methods(cls: type) -> dict[str, Any]:
 
 
 def signature_of(value: Any) -> str:
-    """A signature without annotations: types are in the docstring's words or in the source."""
+    """A signature without annotations: types are in the docstring's words or in the source.
+
+    Of a class whose arguments are its fields, only its own: those that it inherits change with the
+    version of transformers.
+    """
     parameters = []
+    own = vars(value).get("__annotations__", {}) if dataclasses.is_dataclass(value) else None
     for parameter in inspect.signature(value).parameters.values():
+        if own is not None and parameter.name not in own:
+            continue
         default = parameter.default
         if default is not parameter.empty and not isinstance(
             default, (bool, int, float, str, tuple, type(None), enum.Enum)
@@ -154,11 +161,17 @@ def describe(name: str, value: Any, level: str) -> str:
 
 
 def as_markdown(doc: str) -> str:
-    """A docstring as Markdown: indented lines are a continued paragraph, not code."""
-    blocks = [" ".join(textwrap.dedent(block).split()) for block in re.split(r"\n\s*\n", doc)]
-    return "\n\n".join(
-        re.sub(r"^(Args|Returns|Raises|Yields):", r"**\1:**", block) for block in blocks if block
-    )
+    """A docstring as Markdown. What is indented from its first line on is code; else an indented
+    line goes on with its paragraph.
+    """
+    parts = []
+    for block in re.split(r"\n\s*\n", doc):
+        if block.startswith("    "):
+            parts.append(f"```py\n{textwrap.dedent(block)}\n```")
+        elif block:
+            text = " ".join(block.split())
+            parts.append(re.sub(r"^(Args|Returns|Raises|Yields):", r"**\1:**", text))
+    return "\n\n".join(parts)
 
 
 def make_page() -> str:
