@@ -71,7 +71,7 @@ class Look:
     ):
         self.model, self.processor, self.folder = model, processor, folder
 
-    def __call__(
+    def answer(
         self,
         video: str | None,
         progress=gradio.Progress(),  # noqa: B008 (how gradio finds it)
@@ -128,7 +128,7 @@ def make_page(args: argparse.Namespace) -> gradio.Blocks:
         sheet, film = add_pictures()
         example.click(lambda: make_example(films.name), None, video)
         answered = video.change(
-            Look(model, processor, films.name),
+            Look(model, processor, films.name).answer,
             video,
             [message, answer, sheet, film],
             concurrency_limit=1,
