@@ -334,6 +334,10 @@ def test_a_table_says_where_and_when(tables, tmp_path: Path) -> None:
     (tmp_path / "speed.json").write_text(json.dumps(stored | {"date": "2026-11-27"}))
     table = "| work | times |\n|---|---:|\n| x | 1.5 |\n| y |  |\n\nMeasured on M, 2026-11-27."
     assert f"-->\n\n{table}\n\n<!-- end -->\nb" in tables.with_tables(page, tmp_path)
+    records = {"machine": "M", "date": "D", "growth": [{"video": "a", "ours": {"peak_MiB": 3}}]}
+    (tmp_path / "speed.json").write_text(json.dumps(records))
+    table = "| video | ours, peak MiB |\n|---|---:|\n| a | 3 |\n\nMeasured on M, D."
+    assert table in tables.with_tables(page, tmp_path)
 
 
 def test_readme_is_read_in_five_minutes() -> None:

@@ -15,6 +15,8 @@ machines, or a table as it stands:
      "columns": ["work", "times as fast"], "rows": [["T+S 8x224, logits", 1.98]]}
 
 Where the rows come from several machines or days, `machine` or `date` is a column in its place.
+A file of records, `{"machine": {...}, "date": ..., "growth": [{...}, ...]}`, has a row for each record
+of its list and a column for each field, `ours, milliseconds` for one within another.
 """
 
 import json
@@ -47,8 +49,39 @@ def render(name: str, folder: Path = FOLDER) -> str:
     if not path.is_file():
         raise ValueError(f"table {name}: there is no {path.name} in {folder}")
     stored = json.loads(path.read_text(encoding="utf-8"))
+    if "rows" in stored:
+        return plain_table(name, stored)
+    lists = [value for value in stored.values() if isinstance(value, list)]
+    if len(lists) == 1:
+        return plain_table(name, table_of_records(stored, lists[0]))
     # `model --record` names each machine and day in the heading of its column
-    return plain_table(name, stored) if "rows" in stored else table(stored)
+    return table(stored)
+
+
+def table_of_records(stored: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """A file of records as one of columns and rows."""
+    flat = [_flat(record) for record in records]
+    columns = list(dict.fromkeys(column for record in flat for column in record))
+    machine = stored["machine"]
+    if not isinstance(machine, str):
+        sets = f" ({', '.join(machine['instruction_sets'])})" if machine["instruction_sets"] else ""
+        machine = f"{machine['name']}{sets}, {machine['cores']} cores, torch {machine['torch']}"
+    return {
+        **{key: stored[key] for key in ("date", "command", "note") if key in stored},
+        "machine": machine,
+        "columns": [column.replace("_", " ") for column in columns],
+        "rows": [[record.get(column) for column in columns] for record in flat],
+    }
+
+
+def _flat(record: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """`{"ours": {"ms": 3}}` -> `{"ours, ms": 3}`."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat |= (
+            _flat(value, f"{before}{key}, ") if isinstance(value, dict) else {before + key: value}
+        )
+    return flat
 
 
 def plain_table(name: str, stored: dict[str, Any]) -> str:
