@@ -141,7 +141,7 @@ def make_page(args: argparse.Namespace) -> gradio.Blocks:
 def add_pictures() -> tuple[gradio.Image, gradio.Video]:
     """The contact sheet and the film of the attention, below the answer."""
     sheet = gradio.Image(
-        label="The frames that it looked at, and where: brighter is more attention",
+        label="Where it looked: brighter is more",
         elem_id="sheet",
         format="png",
         interactive=False,
