@@ -81,6 +81,7 @@ def sample_indices(
     fps: float | None = None,
     target_fps: float | None = None,
     generator: np.random.Generator | None = None,
+    rounded: bool = True,
 ) -> np.ndarray:
     """Frame numbers of `num_clips` clips of a video.
 
@@ -107,39 +108,14 @@ def sample_indices(
             video.
         generator: where clips lie in training; None is the placement of evaluation, always the
             same.
+        rounded: whether positions between two frames are rounded down to the earlier one.
 
     Returns:
-        int64 `(num_clips, num_frames)`, each from 0 to below `total_num_frames`.
+        int64 `(num_clips, num_frames)`, each from 0 to below `total_num_frames`; float64 where they
+        are not rounded.
 
     Raises:
         ValueError: an unknown policy, or a count or rate that is not positive.
-    """
-    positions = sample_positions(
-        policy,
-        total_num_frames,
-        num_frames=num_frames,
-        sampling_rate=sampling_rate,
-        num_clips=num_clips,
-        fps=fps,
-        target_fps=target_fps,
-        generator=generator,
-    )
-    return np.floor(positions).astype(np.int64)
-
-
-def sample_positions(
-    policy: str,
-    total_num_frames: int,
-    *,
-    num_frames: int,
-    sampling_rate: float = 32,
-    num_clips: int = 1,
-    fps: float | None = None,
-    target_fps: float | None = None,
-    generator: np.random.Generator | None = None,
-) -> np.ndarray:
-    """As `sample_indices`, before rounding down: float64 `(num_clips, num_frames)`, from 0 to below
-    the total.
     """
     check_sampling(
         policy,
@@ -159,7 +135,8 @@ def sample_positions(
         window=float(num_frames * sampling_rate * speed),
         generator=generator,
     )
-    return SAMPLING_POLICIES[policy](request)
+    positions = SAMPLING_POLICIES[policy](request)
+    return np.floor(positions).astype(np.int64) if rounded else positions
 
 
 def check_sampling(

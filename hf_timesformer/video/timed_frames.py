@@ -22,7 +22,7 @@ from transformers.video_utils import VideoMetadata
 
 from .decoding_segment import FrameTimes, TimedVideoMetadata
 from .decoding_source import VideoDecodeError
-from .sampling import sample_positions
+from .sampling import sample_indices
 
 
 def cut_metadata(metadata: TimedVideoMetadata, times: FrameTimes | None, numbers: range) -> None:
@@ -122,9 +122,9 @@ def sample_video(
         "sampling_rate": sampling_rate,
         "num_clips": num_clips,
     }
-    positions = sample_positions(
-        policy, count, **settings, fps=fps, target_fps=target_fps, generator=generator
-    )  # (clips, frames), frame numbers with their fractions
+    settings |= {"fps": fps, "target_fps": target_fps, "generator": generator}
+    # (clips, frames), frame numbers with their fractions
+    positions = sample_indices(policy, count, **settings, rounded=False)
     if seconds is None:
         return np.floor(positions).astype(np.int64)
     return shown_at(seconds, positions * length_of(seconds) / count)

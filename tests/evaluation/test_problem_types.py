@@ -25,7 +25,7 @@ from hf_timesformer.evaluation.whole_video import (
     views_of_whole_video,
 )
 from hf_timesformer.evaluation.worst_errors import describe_error, error_sizes
-from hf_timesformer.inference import load_model_and_processor, make_views
+from hf_timesformer.inference import load_model_and_processor, look_at, make_views
 from hf_timesformer.video.decoding import decode_video, probe_video
 
 
@@ -227,6 +227,15 @@ def test_pieces_are_the_processors_own_views(clips, num_crops: int):
     frames, _ = decode_video(path, [30, 32, 34, 35])
     expected = processor([frames], do_sample_frames=False, return_tensors="pt")["pixel_values"]
     assert torch.equal(segment, expected.reshape(segment.shape))
+
+
+def test_a_rate_that_varies_goes_by_time(shared_dir: Path):
+    path = str(shared_dir / "data/odd/vfr_phone.mp4")  # 60 frames a second for 2 s, then 10
+    processor = make_processor(sampling="segments")
+    ((views, found),) = views_of_whole_video(processor, path)
+    expected, metadata = look_at(processor, path)
+    assert found.frames_indices == metadata.frames_indices
+    assert torch.equal(views, expected)
 
 
 # saved predictions
