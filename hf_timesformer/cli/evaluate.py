@@ -157,6 +157,7 @@ def main(argv: list[str] | None = None) -> None:
         return fuse_runs(fusion)
     args = parse_arguments(argv)
     from ..evaluation.predictions import predict_dataset
+    from ..evaluation.report import describe_protocol
 
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
     with user_errors():
@@ -180,7 +181,12 @@ def main(argv: list[str] | None = None) -> None:
     end_process_group()
     if accelerator.is_main_process:
         dtype = args.dtype if graph is None else model.precision
-        about = _setting(args, processor, accelerator) | {"dtype": dtype}
+        protocol = describe_protocol(
+            processor,
+            whole_videos=args.num_clips == "auto",
+            problem_type=found.problem_type,
+        )
+        about = _setting(args, processor, accelerator) | {"protocol": protocol, "dtype": dtype}
         names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         report(args, about, predictions, names, found)
 
@@ -288,7 +294,6 @@ def _output_dir(args: argparse.Namespace) -> Path:
 def _setting(
     args: argparse.Namespace, processor: "TimeSformerVideoProcessor", accelerator: "Accelerator"
 ) -> dict:
-    from ..evaluation.report import describe_protocol
     from ..versions import installed_versions
 
     return {
@@ -296,7 +301,6 @@ def _setting(
         "dataset": args.dataset,
         "data_dir": args.data_dir,
         "split": args.split,
-        "protocol": describe_protocol(processor, whole_videos=args.num_clips == "auto"),
         "views": "auto" if args.num_clips == "auto" else processor.num_clips * processor.num_crops,
         "num_clips": args.num_clips,
         "num_crops": processor.num_crops,

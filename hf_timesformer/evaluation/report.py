@@ -97,7 +97,19 @@ def _class_counts(predictions: Predictions, class_names: list[str]) -> dict[str,
     return {"classes_evaluated": occurring, "classes": len(class_names)}
 
 
-def describe_protocol(processor: TimeSformerVideoProcessor, *, whole_videos: bool = False) -> str:
+ANSWERS = {
+    SINGLE_LABEL: "the class of the largest mean logit is the top-1",
+    MULTI_LABEL: "the sigmoid of each class's mean logit is its probability",
+    REGRESSION: "the mean is the number",
+}
+
+
+def describe_protocol(
+    processor: TimeSformerVideoProcessor,
+    *,
+    whole_videos: bool = False,
+    problem_type: str = SINGLE_LABEL,
+) -> str:
     """The protocol in one sentence, from the processor's settings."""
     frames, clips = processor.num_frames, processor.num_clips
     if processor.sampling == "segments":
@@ -117,7 +129,7 @@ def describe_protocol(processor: TimeSformerVideoProcessor, *, whole_videos: boo
     return (
         f"For each video {clip}; frames resized to a short side of {processor.size['shortest_edge']} pixels; "
         f"{CROPS[processor.num_crops]} of {crop['height']}x{crop['width']} pixels; the logits averaged over "
-        f"{averaged}; the class of the largest mean logit is the top-1."
+        f"{averaged}; {ANSWERS[problem_type]}."
     )
 
 

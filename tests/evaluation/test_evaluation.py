@@ -19,6 +19,7 @@ from hf_timesformer.data.dataset_factory import load_videos
 from hf_timesformer.data.preparation.pack import PackSettings, pack
 from hf_timesformer.data.preparation.scan import list_records
 from hf_timesformer.data.readers.folder import read_folder
+from hf_timesformer.data.targets import MULTI_LABEL
 from hf_timesformer.evaluation import metric as metric_module
 from hf_timesformer.evaluation.accuracy import classification_metrics
 from hf_timesformer.evaluation.metric import VideoClassificationMetric
@@ -274,4 +275,8 @@ def test_large_confusion_matrix(tmp_path: Path):
     ],
 )
 def test_protocol_in_words(settings: dict, words: str):
-    assert words in describe_protocol(TimeSformerVideoProcessor(**settings))
+    processor = TimeSformerVideoProcessor(**settings)
+    assert words in describe_protocol(processor)
+    several = describe_protocol(processor, problem_type=MULTI_LABEL)
+    assert words in several
+    assert "top-1" not in several
