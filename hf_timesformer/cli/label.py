@@ -9,8 +9,10 @@ picture.
     torchrun --nproc_per_node 4 -m hf_timesformer.cli.label recordings/ --model runs/mine
 
 Each video is decoded once, forward, in windows of --window seconds every --stride seconds that
-share their frames; memory does not grow with its length. A segment begins where the score of a
-class reaches --threshold and ends where it falls below --low_threshold.
+share their frames; memory does not grow with its length. The likeliest sequence of classes, where
+each change has a price (--change_cost), makes the segments: those whose score reaches --threshold
+somewhere, from where it is first at --low_threshold to where it is last. A network of several
+labels at a time has segments of each label by itself, from --threshold to --low_threshold.
 
 Writes for each video NAME.json (everything), NAME.csv (segments), NAME.scores.csv (every class of
 every window), NAME.vtt (subtitles), NAME.label_studio.json (pre-annotations for Label Studio's
@@ -90,13 +92,21 @@ def add_segments(parser: argparse.ArgumentParser) -> None:
     """What becomes a segment."""
     segments = parser.add_argument_group("segments")
     segments.add_argument(
-        "--threshold", type=float, default=0.5, help="score at which a segment begins"
+        "--threshold", type=float, default=0.5, help="score that a segment must reach"
     )
     segments.add_argument(
         "--low_threshold", type=float, help="score below which it ends (default: 0.6 --threshold)"
     )
     segments.add_argument(
-        "--smoothing", type=int, default=3, help="windows that scores are averaged over before, odd"
+        "--change_cost",
+        type=float,
+        default=1.0,
+        help="price of a change of class, in logarithms of scores; dearer changes are fewer",
+    )
+    segments.add_argument(
+        "--smoothing",
+        type=int,
+        help="windows that scores are averaged over before, odd (default: 1; 3 with several labels at a time)",
     )
     segments.add_argument(
         "--merge",
@@ -288,6 +298,7 @@ def label_settings(
     rules = SegmentRules(
         threshold=args.threshold,
         low_threshold=0.6 * args.threshold if args.low_threshold is None else args.low_threshold,
+        change_cost=args.change_cost,
         smoothing=args.smoothing,
         merge=args.merge,
         min_seconds=args.min_seconds,
