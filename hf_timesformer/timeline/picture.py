@@ -9,7 +9,7 @@ from PIL import Image
 from .timeline import Timeline
 
 
-MAX_CLASSES = 8  # lines that can still be told apart
+MAX_CLASSES = 10  # lines that can still be told apart: one a colour
 WIDTH = 12.0  # inches
 DPI = 100
 
@@ -50,21 +50,23 @@ def draw_timeline(timeline: Timeline) -> Image.Image:
     from matplotlib.figure import Figure  # optional dependency
 
     figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI)
-    lines = figure.add_axes((LEFT, 0.36, RIGHT - LEFT, 0.56))
+    lines = figure.add_axes((LEFT, 0.36, RIGHT - LEFT, 0.53))
     band = figure.add_axes((LEFT, 0.12, RIGHT - LEFT, 0.16), sharex=lines)
     cells = timeline.cells
     middles = (cells[1:] + cells[:-1]) / 2
     colours = class_colours(timeline)
-    for label in shown_classes(timeline)[:MAX_CLASSES]:
+    shown = shown_classes(timeline)
+    for label in shown[:MAX_CLASSES]:
         scores = timeline.scores[:, timeline.labels.index(label)]
         lines.plot(middles, scores, color=colours[label], label=label, linewidth=1.2)
     lines.set_xlim(0, max(timeline.seconds, 1e-3))
     if not timeline.is_regression:
         lines.set_ylim(0, 1.02)
     lines.set_ylabel("value" if timeline.is_regression else "score")
-    lines.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 1.17), ncols=MAX_CLASSES, fontsize=8, frameon=False
-    )
+    lines.legend(loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=5, fontsize=8, frameon=False)
+    if len(shown) > MAX_CLASSES:
+        hidden = f"{len(shown) - MAX_CLASSES} more classes have no line here: see the tables"
+        lines.text(0.995, 0.97, hidden, transform=lines.transAxes, ha="right", va="top", fontsize=7)
     for segment in timeline.segments:
         width = segment.end - segment.start
         band.barh(
