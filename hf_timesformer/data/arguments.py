@@ -6,7 +6,7 @@ Nothing heavy is imported here, since every command's help reads this file.
 
 import argparse
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 
 # Readers in `readers/`, in the order of `dataset_factory.LAYOUTS`; shards are read as a stream.
@@ -120,7 +120,10 @@ def add_dataset_arguments(
     parser: argparse.ArgumentParser, datasets: tuple[str, ...] = DATASETS
 ) -> None:
     """Add the fields of `DatasetArguments` to a parser; `--dataset` takes one of `datasets`."""
+    # not the types of the fields, which HfArgumentParser changes for good when `train` is parsed
+    types = get_type_hints(DatasetArguments)
     for item in fields(DatasetArguments):
+        kind = types[item.name]
         help_text = item.metadata["help"]
         settings: dict[str, Any] = {"help": help_text[0].lower() + help_text[1:].rstrip(".")}
         if item.default is MISSING:
@@ -129,13 +132,13 @@ def add_dataset_arguments(
             settings["default"] = item.default
         if item.name == "dataset":
             settings["choices"] = datasets
-        if item.type is bool:
+        if kind is bool:
             settings["action"] = "store_true"
-        if item.type == list[str] | None:
+        if kind == list[str] | None:
             settings["nargs"] = "+"
-        if item.type == int | None:
+        if kind == int | None:
             settings["type"] = int
-        if item.type == float | None:
+        if kind == float | None:
             settings["type"] = float
         if item.name == "limits":
             settings["metavar"] = "NAME=N"

@@ -73,7 +73,7 @@ def make_network(
 ) -> tuple[TimeSformerForVideoClassification, list[int], TimeSformerVideoProcessor]:
     """The network to train, the id that it gives to each class, and the processor of the run.
 
-    `reading` are the processor's settings `frame_rate` and `limits`, which are not saved with it.
+    `reading` are the processor's settings `frame_rate` and `limits`; the first is saved with it.
     Raises ValueError where the labels of the checkpoint are not those of the data, or a size does
     not fit.
     """

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from hf_timesformer.cli import extract
 from hf_timesformer.cli.__main__ import COMMANDS, main, only_prints
 from hf_timesformer.cli.common import CommandParser, program_for_launchers, user_errors
+from hf_timesformer.cli.train_help import make_train_parser
+from hf_timesformer.data.arguments import dataset_arguments
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -261,7 +264,7 @@ def test_train_help_shows_what_matters_in_groups(capsys):
         if option == "--help":
             short = capsys.readouterr().out
     full = capsys.readouterr().out
-    assert len(short.splitlines()) <= 240 < 400 < len(full.splitlines())
+    assert len(short.splitlines()) <= 250 < 400 < len(full.splitlines())
     titles = re.findall(r"^(\S.*):$", short, re.M)
     assert titles == [
         "the model",
@@ -288,3 +291,15 @@ def test_train_help_tells_the_defaults_of_the_recipe(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help", "--recipe", "k400-8x32-224"])
     assert re.search(r"--num_frames N\s[^-]*default:\s+8\)", capsys.readouterr().out)
+
+
+def test_arguments_of_the_clips_are_the_same_after_train_was_parsed():
+    """HfArgumentParser changes the types of the fields that both parsers read."""
+    make_train_parser("Train.")
+    words = "--model m --data_dir d --output_dir o --frame_rate 5 --fold 2 --extensions a b"
+    args = extract.parse_arguments([*words.split(), "--limits", "max_frames=9", "max_seconds=1.5"])
+    assert (args.frame_rate, args.fold, args.extensions) == (5.0, 2, ["a", "b"])
+    data = dataset_arguments(args)
+    limits = {"max_frames": 9, "max_seconds": 1.5}
+    assert data.reading == {"frame_rate": 5.0, "limits": limits}
+    assert not data.reader_options.keys() & data.reading.keys()
