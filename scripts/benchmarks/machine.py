@@ -67,3 +67,10 @@ def read_cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     first = path.read_text(encoding="utf-8").split("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def load_average() -> float:
+    """Programs that wanted a processor in the last minute, these measurements among them; 0 where
+    the system does not tell. More than there are cores: others were at work as well.
+    """
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else 0.0

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from machine import this_machine
+from machine import load_average, this_machine
 from results import record
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -184,11 +184,13 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
     seconds = {
         name: statistics.median(times) for name, times in alternate(runs, args.repeats).items()
     }
+    load = load_average()
     peaks = {kind: measure_peak(work, kind, args) for kind in ("ours", work.baseline)}
     best_baseline = min(seconds["baseline"], seconds.get("baseline compiled", float("inf")))
     result = {
         "work": work.name,
         "part": args.part,
+        "load": load,
         "dtype": work.dtype,
         "layers": args.layers,
         "baseline": work.baseline,

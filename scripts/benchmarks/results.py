@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from machine import Machine
+from machine import Machine, load_average
 
 
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -70,6 +70,7 @@ def keep(name: str, machine: Machine, report: dict[str, Any], folder: Path = FOL
     stored[machine.name] = {
         "machine": machine.as_dict(),
         "date": date.today().isoformat(),
+        "load": load_average(),
         "report": report,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,8 +112,12 @@ def _heading(entry: dict[str, Any]) -> str:
         entry["machine"],
         sorted({result["date"] for result in entry["results"].values()}),
     )
+    load = max(result.get("load", 0.0) for result in entry["results"].values())
+    busy = f", others at work (load up to {load})" if load > machine["cores"] + 1 else ""
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}, {when}"
+    return (
+        f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}, {when}{busy}"
+    )
 
 
 def _ours(seconds: dict[str, float]) -> list[str]:
