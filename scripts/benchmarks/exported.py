@@ -21,6 +21,10 @@ from hf_timesformer.cli import evaluate, export
 from hf_timesformer.evaluation.prediction_file import read_predictions
 
 
+# What an evaluation says of the machine that it ran on, and not of the model.
+PLACES = ("model", "data_dir")
+
+
 @dataclass(frozen=True)
 class Format:
     """A row of the answer: `name`, how it is exported, and what is asked of the graph."""
@@ -76,7 +80,8 @@ def measure(form: Format, args: argparse.Namespace, folder: Path) -> dict:
     evaluate.main([*source, *common, "--output_dir", str(output)])
     results = json.loads((output / "eval_results.json").read_text(encoding="utf-8"))
     print(form.name, results, flush=True)
-    return {"format": form.name, **results}
+    kept = {name: value for name, value in results.items() if name not in PLACES}
+    return {"format": form.name, **kept}
 
 
 def _calibration(form: Format, args: argparse.Namespace) -> list[str]:
