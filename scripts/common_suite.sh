@@ -13,10 +13,12 @@ version=$("$python" -c "import transformers; print(transformers.__version__)")
 "$python" -m pip install --quiet parameterized
 "$python" -m pip download --quiet --no-deps --no-binary transformers --dest "$folder" "transformers==$version"
 tar -xzf "$folder/transformers-$version.tar.gz" --directory "$folder" --strip-components 1 "transformers-$version/tests"
-mkdir "$folder/tests/ours" "$folder/tests/exporters"
-touch "$folder/tests/__init__.py" "$folder/tests/ours/__init__.py" "$folder/tests/exporters/__init__.py"
-# not in the archive; tests/model/test_seams_export.py tests the exporters
+mkdir "$folder/tests/ours" "$folder/tests/exporters" "$folder/tests/generation"
+touch "$folder/tests/__init__.py" "$folder/tests/ours/__init__.py" "$folder/tests/exporters/__init__.py" \
+    "$folder/tests/generation/__init__.py"
+# not in the archive; tests/model/test_seams_export.py tests the exporters, and nothing here generates text
 echo "class ExportTesterMixin: pass" > "$folder/tests/exporters/test_export.py"
+echo "class GenerationTesterMixin: pass" > "$folder/tests/generation/test_utils.py"
 cp tests/helpers/common_suite.py "$folder/tests/ours/test_ours.py"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
 cd "$folder"
