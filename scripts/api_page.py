@@ -155,7 +155,7 @@ def describe(name: str, value: Any, level: str) -> str:
     )
     many = inspect.isclass(value) and len(inspect.signature(value).parameters) > 30
     call = "" if inherits or many else signature_of(value)
-    lines = [f"{level} {name}", "", f"```py\n{name.rpartition('.')[2]}{call}\n```", ""]
+    lines = [f"{level} {name}", "", f"```text\n{name.rpartition('.')[2]}{call}\n```", ""]
     lines += [as_markdown(inspect.getdoc(value) or ""), ""]
     return "\n".join(lines)
 
@@ -167,7 +167,7 @@ def as_markdown(doc: str) -> str:
     parts = []
     for block in re.split(r"\n\s*\n", doc):
         if block.startswith("    "):
-            parts.append(f"```py\n{textwrap.dedent(block)}\n```")
+            parts.append(f"```text\n{textwrap.dedent(block)}\n```")
         elif block:
             text = " ".join(block.split())
             parts.append(re.sub(r"^(Args|Returns|Raises|Yields):", r"**\1:**", text))

@@ -50,7 +50,7 @@ RELEASED = "facebook/timesformer-base-finetuned-k400"
 # Tests of their own run these: `export` quantises, `prepare` starts workers, `publish` needs a Hub.
 PARSED_ONLY = {"app", "demo", "export", "prepare", "publish"}
 # Blocks that name what only such a command makes, or that train for minutes.
-PARSED_PAGES = {"docs/deploy.md", "docs/many_gpus.md", "README.md"}
+PARSED_PAGES = {"docs/deploy.md", "docs/many_gpus.md", "docs/multi_node.md", "README.md"}
 # Known to be there, and no business of ours.
 OTHER_PROGRAMS = {"pip", "hf", "accelerate", "torchrun", "sbatch", "bash", "python"}
 
