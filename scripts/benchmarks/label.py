@@ -101,6 +101,7 @@ def measure_one(path: Path, model, processor, settings: LabelSettings) -> dict[s
         "seconds_of_video": round(timeline.seconds, 1),
         "seconds": round(seconds, 2),
         "times_real_time": round(timeline.seconds / seconds, 1),
+        "windows": len(timeline.scores),
         "windows_a_second": round(len(timeline.scores) / seconds, 3),
         "peak_MiB": round((peak - before) / 1024, 1),
     }
