@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import gradio
@@ -60,16 +61,17 @@ def make_example(folder: str) -> str:
     return str(write_video(Path(new_folder(folder), "example.mp4"), frames))
 
 
-class Look:
-    """What the page does with one video: the classes, and the frames with the attention on them."""
+@dataclass
+class Part:
+    """A part of the page: it asks `model`, and writes its films into `folder`."""
 
-    def __init__(
-        self,
-        model: TimeSformerForVideoClassification,
-        processor: TimeSformerVideoProcessor,
-        folder: str,
-    ):
-        self.model, self.processor, self.folder = model, processor, folder
+    model: TimeSformerForVideoClassification
+    processor: TimeSformerVideoProcessor
+    folder: str
+
+
+class Look(Part):
+    """What the page does with one video: the classes, and the frames with the attention on them."""
 
     def answer(
         self,
@@ -157,18 +159,10 @@ def add_pictures() -> tuple[gradio.Image, gradio.Video]:
     return sheet, film
 
 
-class TimelinePart:
+class TimelinePart(Part):
     """Below the answer, for a video longer than two windows: its timeline, made once the answer is
     there. A click into the picture, or a choice in the list, plays that part.
     """
-
-    def __init__(
-        self,
-        model: TimeSformerForVideoClassification,
-        processor: TimeSformerVideoProcessor,
-        folder: str,
-    ):
-        self.model, self.processor, self.folder = model, processor, folder
 
     def add(self, answered: gradio.events.Dependency, video: gradio.File) -> None:
         """Place its parts on the page, and say what makes them."""

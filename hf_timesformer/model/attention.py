@@ -198,6 +198,9 @@ class TimeSformerSelfAttention(nn.Module):
         Groups lie one after the other, so a sequence of them is a view. With groups of l = 8, 16
         make a sequence of 128. Of n = 588 groups 36 sequences are full, and the last has 12; four
         groups of zeros fill it up, and what they attend to is dropped.
+
+        Others in a sequence have the weight 0, and 0 * NaN is NaN: numbers that are not finite reach
+        the groups beside them, at most one tile into the next clip.
         """
         count, length, width = qkv.shape
         together = PACKED_SEQUENCE // length

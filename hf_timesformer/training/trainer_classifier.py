@@ -19,9 +19,8 @@ from .classifier_fit import find_classifier, fit_new_classifier
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_CROPS = (
-    1  # of each clip: the one in the middle costs a pass, the paper's three cost three
-)
+# Of each clip: the one in the middle costs a pass, the three of the paper's protocol cost three.
+EVALUATION_CROPS = 1
 
 
 class ClassifierFitMixin:

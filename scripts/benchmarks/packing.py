@@ -1,8 +1,8 @@
 """What clips cost to read in training, by how `prepare --pack` encoded them; and how many cores, and
 what reading, several GPUs then need.
 
-    python scripts/benchmarks packing --videos ucf101/train --packed /tmp/packed --prepare
-    python scripts/benchmarks packing --videos ucf101/train --packed /tmp/packed --json packing.json
+    python scripts/benchmarks packing --videos ucf101/train --packed packed --prepare
+    python scripts/benchmarks packing --videos ucf101/train --packed packed --json packing.json
     python scripts/benchmarks packing --cluster results/packing.json
 
 The first command encodes, the second measures: one core, processor time, ways in turn on each clip.

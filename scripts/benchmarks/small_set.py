@@ -1,6 +1,6 @@
 """What a few hundred clips teach the temporal half of a network made from an image ViT.
 
-    python scripts/benchmarks small_set --videos ucf101/train --from_vit vit.safetensors --cache /tmp/tokens
+    python scripts/benchmarks small_set --videos ucf101/train --from_vit vit.safetensors --cache tokens
 
 Four small sets that only time tells apart: clips forwards or backwards, their first or second half
 first, at normal or double speed, and the generated motions of the demo. A fifth, UCF101's own
