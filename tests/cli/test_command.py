@@ -203,12 +203,14 @@ def test_choices_that_help_tells_are_those_of_the_package():
     from hf_timesformer.cli import evaluate, prepare, visualize
     from hf_timesformer.data.arguments import DATASETS
     from hf_timesformer.data.dataset_factory import LAYOUTS
+    from hf_timesformer.data.preparation.pack import PackSettings
     from hf_timesformer.data.preparation.scan import CHECKS
     from hf_timesformer.evaluation.predictions import AUTOCAST_DTYPES
     from hf_timesformer.model.schemes import SCHEMES
 
     assert (*LAYOUTS, "webdataset", "hub") == DATASETS
     assert tuple(LAYOUTS) == prepare.SOURCES
+    assert PackSettings.key_frame_every == prepare.KEY_FRAME_EVERY
     assert tuple(CHECKS) == prepare.CHECKS
     assert tuple(AUTOCAST_DTYPES) == evaluate.DTYPES
     assert tuple(SCHEMES) == visualize.SCHEMES

@@ -5,7 +5,9 @@ import torch
 
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
+from hf_timesformer.training.arguments import ModelArguments, VideoTrainingArguments
 from hf_timesformer.training.optimization import freeze_parameters
+from hf_timesformer.training.settle import settle_arguments
 from hf_timesformer.training.temporal_start import start_temporal_half, warn_if_blind_to_order
 
 
@@ -96,6 +98,14 @@ def test_heads_of_another_number_than_frames(still):
         first, second, third, fourth = (weights @ torch.arange(3.0)).mean(dim=(0, 2))
         assert first < second < fourth
         assert first < third < fourth
+
+
+@pytest.mark.parametrize("start", [{"model": "run"}, {"from_vit": "vit"}])
+def test_a_start_that_is_not_used_is_said(start, caplog, tmp_path):
+    caplog.set_level("INFO")
+    arguments = ModelArguments(**start, temporal_start="parts")
+    settle_arguments(arguments, VideoTrainingArguments(str(tmp_path)))
+    assert ("without --temporal_start parts" in caplog.text) == ("model" in start)
 
 
 def test_what_cannot_start_so():
