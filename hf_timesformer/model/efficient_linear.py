@@ -10,7 +10,14 @@ import torch
 from torch import nn
 from torch.nn.grad import conv2d_weight
 
-from .upstream import is_exporting, maybe_autocast
+from .upstream import (
+    has_onednn_bfloat16,
+    is_exact_gelu,
+    is_exporting,
+    is_plain_eager,
+    maybe_autocast,
+    onednn_linear,
+)
 
 
 # Multiply-adds, and rows, from which oneDNN beats MKL: below, what it does once a call weighs more
@@ -43,6 +50,8 @@ def prefers_onednn(environment: Mapping[str, str] = os.environ, cpuinfo: Path = 
 
 
 USES_ONEDNN = prefers_onednn()
+ONEDNN_BFLOAT16 = has_onednn_bfloat16()
+PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 
 def linear(
@@ -58,12 +67,28 @@ def linear(
     PyTorch takes a strided `(..., d)` times a weight that does not learn for a batch of small
     products: in bf16 on a CPU with AMX the output projection of a frozen block took 280 ms so, as
     one product 2 ms.
+
+    In bf16 both go to oneDNN, but a linear layer of PyTorch copies the bias to all rows first, and
+    lets oneDNN add to them. Where no gradients are taken, oneDNN adds the bias itself (Zen 4, 2
+    threads, 1569 tokens, 768 to 3072: 22.4 against 21.2 ms).
     """
+    if _straight_to_onednn(inputs, weight):
+        return onednn_linear(inputs, weight, bias)
     if not _better_by_convolution(inputs, weight, weight.shape[0]):
         inputs = inputs.contiguous() if inputs.ndim > 2 else inputs
         return nn.functional.linear(inputs, weight, bias)
     outputs = nn.functional.conv2d(_as_pixels(inputs), weight[:, :, None, None], bias)
     return outputs.permute(0, 2, 3, 1).reshape(*inputs.shape[:-1], -1)
+
+
+def activated_linear(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: nn.Module
+) -> torch.Tensor:
+    """`activation(x W' + b)`: `(..., d) -> (..., e)`. In bf16 without gradients GELU is taken of
+    the sums before they are rounded, while they are at hand."""
+    if is_exact_gelu(activation) and _straight_to_onednn(inputs, weight):
+        return onednn_linear(inputs, weight, bias, gelu=True)
+    return activation(linear(inputs, weight, bias))
 
 
 def weight_gradient(outputs: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
@@ -100,12 +125,25 @@ def _better_by_convolution(inputs: torch.Tensor, other: torch.Tensor, out_featur
     rows, channels = math.prod(inputs.shape[:-1]), inputs.shape[-1]
     if rows < ONEDNN_ROWS or rows * channels * out_features < ONEDNN_PRODUCTS:
         return False
-    plain = type(inputs) in (torch.Tensor, nn.Parameter) and type(other) in (
-        torch.Tensor,
-        nn.Parameter,
-    )
+    plain = type(inputs) in PLAIN_TENSORS and type(other) in PLAIN_TENSORS
     # compilers cannot read these settings
     return plain and (torch.compiler.is_compiling() or _onednn_computes())
+
+
+def _straight_to_onednn(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `inputs (..., d)` and a weight `(e, d)` are of the kind that `onednn_linear` takes,
+    and nobody needs to know what it did."""
+    if inputs.device.type != "cpu" or not inputs.dtype == weight.dtype == torch.bfloat16:
+        return False
+    return (
+        ONEDNN_BFLOAT16
+        and torch.backends.mkldnn.enabled
+        and not torch.is_grad_enabled()
+        and not is_exporting()
+        and is_plain_eager()
+        and type(inputs) in PLAIN_TENSORS
+        and type(weight) in PLAIN_TENSORS
+    )
 
 
 def _onednn_computes() -> bool:

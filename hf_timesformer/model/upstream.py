@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_modules
+from transformers.activations import GELUActivation
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.models.auto.modeling_auto import (
@@ -119,6 +120,26 @@ def cpu_computes_in_bfloat16() -> bool:
     return any(capabilities.get(name) for name in BFLOAT16_INSTRUCTIONS)
 
 
+def has_onednn_bfloat16() -> bool:
+    """Whether this build of torch, on this processor, gives bfloat16 products to oneDNN."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def onednn_linear(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gelu: bool = False
+) -> torch.Tensor:
+    """oneDNN's own linear layer on a CPU, without gradients, what inductor takes for frozen
+    weights: `(..., d)`, `(e, d)`, `(e,)` or None -> `(..., e)`; `gelu`: with the exact GELU
+    applied before the result is rounded."""
+    attributes = ("gelu", [], "none") if gelu else ("none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, *attributes)
+
+
+def is_exact_gelu(activation: nn.Module) -> bool:
+    """Whether `activation` is transformers' "gelu": `torch.nn.functional.gelu`, and not by tanh."""
+    return type(activation) is GELUActivation and activation.act is nn.functional.gelu
+
+
 # Under what `AutoVideoProcessor.register` keeps stock's processor beside ours. The Auto class
 # looks for the name in a saved file among all that is registered, and takes the one under
 # "torchvision" where it is asked for no backend.
@@ -144,8 +165,10 @@ __all__ = [
     "capture_outputs",
     "cpu_computes_in_bfloat16",
     "get_relative_import_files",
+    "has_onednn_bfloat16",
     "is_batched",
     "is_everything_watched",
+    "is_exact_gelu",
     "is_exporting",
     "is_plain_eager",
     "is_transformed",
@@ -154,5 +177,6 @@ __all__ = [
     "maybe_autocast",
     "merge_with_config_defaults",
     "modules_below",
+    "onednn_linear",
     "parameters_of",
 ]
