@@ -10,25 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from .rows import Rows
+
 
 class Journal:
     """A file of one JSON line a window, after a first line with the settings that the windows were
     made with.
 
-    `resume=True` reads what is there; else the file begins anew. A last line that a kill cut short
-    is dropped. Raises ValueError where the file was made with other settings.
+    `resume=True` reads what is there into `scores` and `features`; else the file begins anew and
+    they are empty. A last line that a kill cut short is dropped. Raises ValueError where the file
+    was made with other settings.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, resume: bool):
         self.path = path
-        self.scores: list[np.ndarray] = []
-        self.features: list[np.ndarray] = []
+        self.scores, self.features = Rows(), Rows()
         settings = json.loads(json.dumps(settings))  # as they come back from the file
         if not (resume and path.is_file() and self._read(settings)):
             path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
     def _read(self, settings: dict[str, Any]) -> bool:
         """Take over what the file holds; False where it does not even hold its first line."""
@@ -53,13 +52,11 @@ class Journal:
         return True
 
     def add(self, rows: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> None:
-        """Append the next windows, `(scores, features)` each, and have them on disk."""
+        """Have the next windows on disk, `(scores, features)` each."""
         with self.path.open("a", encoding="utf-8") as file:
             for scores, features in rows:
-                self.scores.append(scores)
                 row = {"scores": _pack(scores)}
                 if features is not None:
-                    self.features.append(features)
                     row["features"] = _pack(features)
                 file.write(json.dumps(row) + "\n")
 

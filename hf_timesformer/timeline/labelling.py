@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from ..inference import REGRESSION, problem_type_of
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.decoding_source import DecodeLimits
 from ..video.frame_stream import STREAM_LIMITS, FrameStream
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .journal import Journal
+from .rows import Rows
 from .segments import SegmentRules, find_segments
 from .stream_classifier import StreamClassifier, WindowPrediction
 from .timeline import Timeline
@@ -101,9 +100,9 @@ def label_video(
         seconds=end,
         windows=windows,
         labels=[str(model.config.id2label[index]) for index in range(model.config.num_labels)],
-        scores=np.stack(kept.scores[:count]),
+        scores=kept.scores.first(count),
         is_regression=problem_type_of(model.config) == REGRESSION,
-        features=np.stack(kept.features[:count]) if settings.with_features else None,
+        features=kept.features.first(count) if settings.with_features else None,
         frame_rate=stream.frame_rate,
         gaps=stream.gaps,
         settings=looked | asdict(settings.rules),
@@ -120,13 +119,15 @@ class _Kept:
 
     def __init__(self, journal: Journal | None):
         self.journal = journal
-        self.scores = list(journal.scores) if journal is not None else []
-        self.features = list(journal.features) if journal is not None else []
+        self.scores = Rows() if journal is None else journal.scores
+        self.features = Rows() if journal is None else journal.features
 
     def add(self, predictions: list[WindowPrediction]) -> None:
         """Append windows, and write them to the journal, if there is one."""
-        self.scores.extend(one.scores for one in predictions)
-        self.features.extend(one.features for one in predictions if one.features is not None)
+        for one in predictions:
+            self.scores.append(one.scores)
+            if one.features is not None:
+                self.features.append(one.features)
         if self.journal is not None:
             self.journal.add((one.scores, one.features) for one in predictions)
 
