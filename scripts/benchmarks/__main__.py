@@ -14,6 +14,7 @@ PARTS = {
     "exported": "exported",
     "gpu": "gpu",
     "growth": "growth",
+    "joints": "joints",
     "label": "label",
     "model": "model",
     "packing": "packing",

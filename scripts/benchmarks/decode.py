@@ -25,7 +25,7 @@ import av
 import numpy as np
 import torch
 from machine import this_machine
-from results import keep
+from results import keep, keep_rows
 from torchvision.transforms.v2 import functional
 from transformers.pipelines.video_classification import read_video_pyav
 
@@ -65,7 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clock", choices=sorted(CLOCKS), default="wall", help="cpu: for a machine that is busy"
     )
     parser.add_argument("--json", type=Path, help="also write the results to this file")
-    parser.add_argument("--record", action="store_true", help="keep them in results/decode.json")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="keep them in results/decode.json, or decode_growth.json",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -212,6 +216,9 @@ def measure_growth(args: argparse.Namespace) -> None:
     print(json.dumps(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
+    if args.record:
+        command = "python scripts/benchmarks decode --growth"
+        keep_rows("decode_growth", this_machine(), rows, command)
     if args.png:
         draw_growth(rows, args.png)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from machine import this_machine
+from results import keep_rows
 
 from hf_timesformer import TimeSformerVideoProcessor
 from hf_timesformer.inference import choose_dtype, load_model_and_processor
@@ -51,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, help="of torch (default: one a core)")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--what", help="the network's name in the rows that --record keeps")
+    parser.add_argument("--record", action="store_true", help="keep them in results/label.json")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -61,7 +64,11 @@ def run(args: argparse.Namespace) -> None:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows.append(pool.apply(measure, (path, args)))
         print(as_text(rows[-1]), flush=True)
-    settings = {name: value for name, value in vars(args).items() if name not in ("videos", "json")}
+    if args.record:
+        command = "python scripts/benchmarks label"
+        keep_rows("label", this_machine(), as_rows(rows, args), command)
+    not_settings = ("videos", "json", "record")
+    settings = {name: value for name, value in vars(args).items() if name not in not_settings}
     report = {"machine": this_machine().as_dict(), "settings": settings, "videos": rows}
     print(json.dumps(report))
     if args.json:
@@ -105,6 +112,22 @@ def measure_one(path: Path, model, processor, settings: LabelSettings) -> dict[s
         "windows_a_second": round(len(timeline.scores) / seconds, 3),
         "peak_MiB": round((peak - before) / 1024, 1),
     }
+
+
+def as_rows(rows: list[dict], args: argparse.Namespace) -> list[dict]:
+    """A row of the table for each video and network."""
+    windows = f"{args.window:g} s every {args.stride:g} s, {args.num_frames} frames"
+    names = {
+        "decoding": "none (mean of pixels)",
+        "network": args.what or Path(args.model or "").name,
+    }
+    return [
+        {"video": row["video"], "network": name, "windows": windows}
+        | {key: value for key, value in row[part].items() if key != "windows"}
+        for row in rows
+        for part, name in names.items()
+        if part in row
+    ]
 
 
 @torch.inference_mode()

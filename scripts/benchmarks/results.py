@@ -77,6 +77,34 @@ def keep(name: str, machine: Machine, report: dict[str, Any], folder: Path = FOL
     path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def keep_rows(
+    name: str,
+    machine: Machine,
+    rows: list[dict[str, Any]],
+    command: str,
+    folder: Path = FOLDER,
+) -> None:
+    """Put rows, with today's date, into the table results/<name>.json, each in place of an older
+    one with the same words. Rows of another machine make way.
+    """
+    path = folder / f"{name}.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    content = {"machine": machine.as_dict() | {"instruction_sets": [*machine.instruction_sets]}}
+    rows_by_words = {}
+    if stored.get("machine") == content["machine"]:
+        rows_by_words = {_words(row): row for row in stored["measured"]}
+    for row in rows:
+        rows_by_words[_words(row)] = row | {"date": date.today().isoformat()}
+    content |= {"command": command, "measured": list(rows_by_words.values())}
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _words(row: dict[str, Any]) -> tuple[str, ...]:
+    """What was measured: the texts of a row, not its numbers."""
+    return tuple(value for key, value in row.items() if isinstance(value, str) and key != "date")
+
+
 def table(stored: dict[str, Any]) -> str:
     """Rows are works and ways to run them, columns machines: times as fast as the baseline (times
     the ViT row).

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import itertools
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from decoding_clips import encode, picture_sequence
 
 from hf_timesformer.evaluation.predictions import Predictions
 from hf_timesformer.evaluation.report import write_report
+from hf_timesformer.timeline.segments import Segment
+from hf_timesformer.timeline.timeline import Timeline
+from hf_timesformer.timeline.windows import Windows
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmarks"
@@ -152,6 +156,34 @@ def test_reports_of_other_benchmarks_stand_side_by_side(tmp_path: Path):
     ratios = {name: entry["report"]["ratio"] for name, entry in stored.items()}
     assert ratios == {"A": 3.0, "B": 2.0}
     assert all(entry["date"] for entry in stored.values())
+
+
+def test_rows_take_the_place_of_older_ones_of_the_same_words(tmp_path: Path):
+    results, machine = importlib.import_module("results"), importlib.import_module("machine")
+    render = importlib.import_module("tables").render
+    mine, other = machine.Machine("A", ("AVX2",), 2, "2"), machine.Machine("B", (), 4, "2")
+    day = date.today().isoformat()
+    for name, count in (("a", 1), ("b", 2), ("a", 3)):
+        results.keep_rows("joints", mine, [{"what": name, "found": count}], "run", tmp_path)
+    assert f"\n| a | 3 | {day} |\n| b | 2 | {day} |\n" in render("joints", tmp_path)
+    results.keep_rows("joints", other, [{"what": "c", "found": 4}], "run", tmp_path)
+    assert f":|\n| c | 4 | {day} |\n\nMeasured on B, 4 cores" in render("joints", tmp_path)
+
+
+def test_joints_that_are_missed_and_why():
+    """The network takes the first clip of c for b, and a border lies 1.5 s late."""
+    joints = importlib.import_module("joints")
+    ends, labels = (0, 5, 10, 15, 16.5, 21, 26), "abcbca"
+    pieces = [joints.Piece(*ends[i : i + 2], labels[i], "clip") for i in range(6)]
+    seen = "a" * 5 + "b" * 11 + "c" * 5 + "a" * 4  # by the windows from 0, 1, 2, ... s
+    scores = np.array([[letter == name for name in "abc"] for letter in seen], np.float32)
+    found = (0, 6.5, 14.5, 21, 26)
+    segments = [Segment(*found[i : i + 2], "abca"[i], 1.0) for i in range(4)]
+    timeline = Timeline("film", 26.0, Windows(2, 1, 4), list("abc"), scores, segments=segments)
+    row, missed = joints.judge(timeline, pieces, 1.0)
+    told = [(one.seconds, one.reason) for one in missed]
+    assert told == [(5, "border"), (10, "model"), (16.5, "short")]
+    assert (row["joints"], row["found"], row["false borders"]) == (5, 2, 1)
 
 
 def test_parts_of_a_record_make_one_table(tmp_path: Path):
