@@ -41,13 +41,20 @@ from .common import (
     share_of,
     user_errors,
 )
+from .label_videos import (
+    features_file,
+    find_videos,
+    further_files,
+    is_finished,
+    output_names,
+)
 
 
 if TYPE_CHECKING:
     from ..model.modeling_timesformer import TimeSformerForVideoClassification
     from ..timeline.labelling import LabelSettings
     from ..timeline.timeline import Timeline
-    from ..video.decoding_source import DecodeLimits
+    from ..video.decoding_limits import DecodeLimits
     from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 
 
@@ -185,7 +192,10 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{len(share)} of {len(videos)} videos are this process's share")
         for number in share:
             base = args.output_dir / names[number]
-            if args.resume and base.with_name(f"{base.name}.json").is_file():
+            looked = looked_at(videos[number], model, processor, settings, args)
+            if args.resume and is_finished(
+                base, further_files(base, args.overlay, args.features), looked
+            ):
                 print(f"{videos[number]}: finished before ({base.name}.json)")
                 continue
             try:
@@ -194,61 +204,6 @@ def main(argv: list[str] | None = None) -> None:
                 failed += 1
                 print(f"error: {error}", file=sys.stderr)
     sys.exit(int(failed > 0))
-
-
-def find_videos(given: list[str]) -> list[Path]:
-    """The videos that the command line names, in its order: files, the videos of folders, those of
-    `@LIST`s.
-
-    Raises ValueError for a folder or list without a video, and for an address.
-    """
-    from ..data.media_files import find_media, is_frame_folder
-
-    videos: list[Path] = []
-    for name in given:
-        if "://" in name and not Path(name).exists():
-            raise ValueError(
-                f"{name} is an address; a long video is read from a file: download it first "
-                "(`timesformer predict --allow_urls` looks at single clips of an address)"
-            )
-        if name.startswith("@"):
-            lines = Path(name[1:]).read_text(encoding="utf-8").splitlines()
-            found = [Path(line.strip()) for line in lines if line.strip()]
-        elif Path(name).is_dir():
-            if is_frame_folder([path for path in Path(name).iterdir() if path.is_file()]):
-                found = [Path(name)]
-            else:
-                media = find_media(Path(name))
-                media.report(name)
-                found = media.clips
-        else:
-            found = [Path(name)]
-        if not found:
-            raise ValueError(f"{name} holds no video, and no numbered pictures")
-        videos += found
-    return videos
-
-
-def output_names(videos: list[Path]) -> list[str]:
-    """A name for each video's files: its stem; where two have one stem, with as many folders as
-    tell them apart.
-    """
-    stems = [video.name if video.is_dir() else video.stem for video in videos]
-    names = stems
-    depth = 1
-    while len(set(names)) < len(names):
-        longest = max(len(video.parts) for video in videos)
-        if depth >= longest:
-            repeated = next(name for name in names if names.count(name) > 1)
-            raise ValueError(
-                f"{repeated} would be written twice: give each video once, and no two that differ in suffix"
-            )
-        depth += 1
-        names = [
-            "_".join([*video.parts[-depth:-1], stem]).strip("/")
-            for video, stem in zip(videos, stems)
-        ]
-    return names
 
 
 def check_outputs(args: argparse.Namespace, *, several: bool) -> None:
@@ -325,6 +280,30 @@ def warn_of_speed(args: argparse.Namespace, processor: "TimeSformerVideoProcesso
         )
 
 
+def about_model(model: "TimeSformerForVideoClassification", args: argparse.Namespace) -> dict:
+    """What of the model decides the scores."""
+    return {"model": args.model, "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def looked_at(
+    video: Path,
+    model: "TimeSformerForVideoClassification",
+    processor: "TimeSformerVideoProcessor",
+    settings: "LabelSettings",
+    args: argparse.Namespace,
+) -> dict:
+    """All settings of one video's timeline, as its JSON holds them; whether features are written is
+    none: they leave the scores as they are.
+    """
+    from ..timeline.labelling import describe_windows
+
+    looked = describe_windows(settings, processor, about_model(model, args))
+    del looked["with_features"]
+    if video.is_dir():
+        looked["frame_rate"] = args.frame_rate
+    return looked | dataclasses.asdict(settings.rules)
+
+
 def label_one(
     video: Path,
     base: Path,
@@ -337,7 +316,7 @@ def label_one(
     from ..timeline.labelling import label_video
     from ..timeline.outputs import write_film_of, write_outputs
 
-    about = {"model": args.model, "dtype": str(model.dtype).removeprefix("torch.")}
+    about = about_model(model, args)
     journal = base.with_name(f"{base.name}.windows.jsonl")
     begin = time.perf_counter()
     with progress_bar(video.name) as progress:
@@ -358,9 +337,7 @@ def label_one(
     if args.overlay:
         with progress_bar(f"{video.name}: film") as progress:
             print(f"wrote {write_film_of(base, timeline, args.overlay_short_side, progress)}")
-    features = None
-    if args.features is not None:
-        features = args.features if args.features.suffix else args.features / f"{base.name}.parquet"
+    features = None if args.features is None else features_file(base, args.features)
     # the JSON last: with it the video counts as finished
     for path in write_outputs(base, timeline, features):
         print(f"wrote {path}")

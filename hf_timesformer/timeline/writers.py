@@ -34,7 +34,10 @@ def write_json(path: Path, timeline: Timeline) -> Path:
             for (start, end), scores in zip(timeline.window_rows(), timeline.scores)
         ],
     }
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Whole or not at all: that it is there tells a later run that this one came to its end.
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
     return path
 
 

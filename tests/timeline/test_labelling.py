@@ -22,6 +22,7 @@ from tiny import tiny_model
 from hf_timesformer import TimeSformerVideoProcessor
 from hf_timesformer.cli import label
 from hf_timesformer.cli.common import share_of
+from hf_timesformer.timeline import film as film_module
 from hf_timesformer.timeline.film import caption, cut_film
 from hf_timesformer.timeline.journal import Journal
 from hf_timesformer.timeline.labelling import LabelSettings, ahead, label_video
@@ -212,6 +213,45 @@ class Killed(Exception):
     pass
 
 
+def test_a_kill_in_the_film_and_a_finished_video(film, model_folder, tmp_path, capsys, monkeypatch):
+    """The scores are not made again, the film is; a film that is missing is made, and other settings
+    are refused.
+    """
+    arguments = [film, "--model", model_folder, "--output_dir", tmp_path, "--dtype", "float32"]
+    arguments += ["--window", 4, "--stride", 4, "--resume"]
+    drawn, forwards = [], []
+
+    def draw_some(*given):
+        drawn.append(1)
+        if len(drawn) == 50:
+            raise Killed
+        return draw(*given)
+
+    def forward(self, pixels):
+        forwards.append(1)
+        return run_batch(self, pixels)
+
+    draw, run_batch = film_module._drawn, StreamClassifier._forward
+    monkeypatch.setattr(StreamClassifier, "_forward", forward)
+    with monkeypatch.context() as patch:
+        patch.setattr(film_module, "_drawn", draw_some)
+        with pytest.raises(Killed):
+            label.main([*map(str, arguments), "--overlay"])
+    forwards.clear()
+    assert not (tmp_path / "film.json").exists()
+    assert run(capsys, *arguments, "--overlay")[0] == 0
+    overlay = tmp_path / "film.overlay.mp4"
+    assert probe_video(overlay).total_num_frames == 200
+    assert not forwards
+    assert "finished before" in run(capsys, *arguments, "--overlay")[1]
+    overlay.unlink()
+    _, out, _ = run(capsys, *arguments, "--overlay")
+    assert "film.overlay.mp4 is not: the video is labelled again" in out
+    assert overlay.exists()
+    code, _, err = run(capsys, *arguments, "--threshold", 0.7)
+    assert (code, "film.json was made with threshold=0.5, now it is 0.7" in err) == (2, True)
+
+
 @pytest.mark.parametrize("done", [0, 1, 7, 18])
 def test_a_killed_run_goes_on(film, model_folder, tmp_path: Path, capsys, monkeypatch, done: int):
     arguments = [
@@ -318,6 +358,23 @@ def test_a_folder_of_pictures_and_an_address(model_folder, tmp_path: Path, capsy
     assert code == 2
     assert "'max_second'" in err
     assert "max_seconds" in err
+
+
+def test_folders_of_pictures_over_two_processes(model_folder, tmp_path, capsys, monkeypatch):
+    """What torchrun tells its processes: each takes its folder, with the frame rate."""
+    for name in "ab":
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (48, 32)).save(tmp_path / "in" / name / f"{number}.png")
+    arguments = [tmp_path / "in", "--model", model_folder, "--output_dir", tmp_path / "out"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, name in enumerate("ab"):
+        monkeypatch.setenv("RANK", str(rank))
+        code, out, _ = run(capsys, *arguments, "--frame_rate", 4, "--window", 1)
+        assert code == 0
+        assert f"{name}: 2.0 s in 2 windows" in out
+        content = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert content["frame_rate"] == 4
 
 
 def test_every_video_is_in_one_share(film, model_folder, tmp_path: Path, capsys, monkeypatch):
