@@ -10,7 +10,7 @@ from datasets.utils.file_utils import xopen
 from transformers.video_utils import VideoMetadata
 
 from ..video.decoding import decode_video
-from ..video.decoding_source import DecodeLimits, VideoDecodeError
+from ..video.decoding_limits import DecodeLimits, VideoDecodeError
 from ..video.frame_folder import rate_of_pictures
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 

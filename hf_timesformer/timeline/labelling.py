@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ..inference import REGRESSION, problem_type_of
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
-from ..video.decoding_source import DecodeLimits
+from ..video.decoding_limits import DecodeLimits
 from ..video.frame_stream import STREAM_LIMITS, FrameStream
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .journal import Journal
@@ -94,23 +94,32 @@ def label_video(
         if predictions:
             kept.add(predictions)
             progress(predictions[-1].end, stream.length)
-    count = windows.count(end)
+    return _finished(
+        source, model, settings.rules, kept, windows.count(end),
+        windows=windows, seconds=end, frame_rate=stream.frame_rate, gaps=stream.gaps,
+        settings=looked | asdict(settings.rules),
+    )  # fmt: skip
+
+
+def _finished(
+    source: str | os.PathLike,
+    model: TimeSformerForVideoClassification,
+    rules: SegmentRules,
+    kept: "_Kept",
+    count: int,
+    **fields: Any,
+) -> Timeline:
+    """The timeline of the first `count` windows with its segments; `fields` are its others."""
     timeline = Timeline(
         video=os.fspath(source),
-        seconds=end,
-        windows=windows,
         labels=[str(model.config.id2label[index]) for index in range(model.config.num_labels)],
         scores=kept.scores.first(count),
         is_regression=problem_type_of(model.config) == REGRESSION,
-        features=kept.features.first(count) if settings.with_features else None,
-        frame_rate=stream.frame_rate,
-        gaps=stream.gaps,
-        settings=looked | asdict(settings.rules),
+        features=kept.features.first(count) if len(kept.features) else None,
+        **fields,
     )
     if not timeline.is_regression:
-        timeline.segments = find_segments(
-            timeline.scores, timeline.cells, timeline.labels, settings.rules
-        )
+        timeline.segments = find_segments(timeline.scores, timeline.cells, timeline.labels, rules)
     return timeline
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers.video_utils import VideoMetadata
 
+from .decoding_limits import VideoDecodeError
 from .decoding_segment import FrameTimes, TimedVideoMetadata, check_segment, frames_in_segment
-from .decoding_source import VideoDecodeError
 from .timed_frames import choose_frames, cut_metadata
 
 

@@ -11,18 +11,12 @@ from av.error import InvalidDataError
 from transformers.video_utils import VideoMetadata
 
 from .decoding_index import IndexedVideo
+from .decoding_limits import LIBRARY_ERRORS, DecodeLimits, VideoDecodeError
 from .decoding_pictures import decode_pictures, describe_pictures, open_pictures
 from .decoding_pixels import FrameWriter
 from .decoding_scan import ScannedVideo, allowed_gap
 from .decoding_segment import TimedVideoMetadata, check_segment, known_times, segment_of_video
-from .decoding_source import (
-    LIBRARY_ERRORS,
-    DecodeLimits,
-    Source,
-    VideoDecodeError,
-    VideoFile,
-    open_source,
-)
+from .decoding_source import Source, VideoFile, open_source
 from .decoding_timeline import DamagedUnit, Timeline, decode_units
 
 

@@ -25,10 +25,11 @@ import av
 import numpy as np
 
 from .decoding_codecs import INTRA_CODECS, LEADING_CODECS, judge_of
+from .decoding_limits import LIBRARY_ERRORS, VideoDecodeError
 from .decoding_packets import HIDDEN, MAX_PASSED, START, PacketTable, packets_of, too_many_frames
 from .decoding_scan import ScannedVideo
 from .decoding_segment import FrameTimes
-from .decoding_source import LIBRARY_ERRORS, VideoDecodeError, VideoFile
+from .decoding_source import VideoFile
 from .decoding_timeline import Timeline, timeline_of_packets
 
 

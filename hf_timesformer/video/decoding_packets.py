@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import av
 import numpy as np
 
-from .decoding_source import LIBRARY_ERRORS, VideoDecodeError, VideoFile
+from .decoding_limits import LIBRARY_ERRORS, VideoDecodeError
+from .decoding_source import VideoFile
 
 
 # Marks of a packet, one bit each.

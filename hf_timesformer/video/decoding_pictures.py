@@ -18,9 +18,10 @@ import PIL.ImageOps
 import torch
 from transformers.video_utils import VideoMetadata
 
+from .decoding_limits import DecodeLimits, VideoDecodeError
 from .decoding_pixels import scaled_size
 from .decoding_segment import FrameTimes, TimedVideoMetadata, frames_in_segment
-from .decoding_source import DecodeLimits, Source, VideoDecodeError, describe_source, open_source
+from .decoding_source import Source, describe_source, open_source
 from .frame_folder import PICTURE_FORMATS, FrameFiles
 from .memory_frames import frames_to_tensor, to_channels, to_levels
 from .timed_frames import choose_frames, cut_metadata

@@ -10,7 +10,8 @@ from av.sidedata.sidedata import SideData
 from av.video.reformatter import Interpolation, VideoReformatter
 from transformers.utils import logging
 
-from .decoding_source import VideoDecodeError, VideoFile
+from .decoding_limits import VideoDecodeError
+from .decoding_source import VideoFile
 
 
 logger = logging.get_logger(__name__)

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from transformers.video_utils import VideoMetadata
 
-from .decoding_source import VideoDecodeError
+from .decoding_limits import VideoDecodeError
 
 
 # Containers round times to their own tick (Matroska: 1 ms), and 1/3 s has no exact float. So a

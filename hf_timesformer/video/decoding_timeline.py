@@ -24,9 +24,10 @@ import av
 import numpy as np
 
 from .decoding_codecs import SKIPPING_CODECS
+from .decoding_limits import LIBRARY_ERRORS, VideoDecodeError
 from .decoding_mpeg4 import PictureSplitter, PictureUnits
 from .decoding_packets import CORRUPT, DISCARD, HIDDEN, KEY, NO_TIME, START, PacketTable
-from .decoding_source import LIBRARY_ERRORS, VideoDecodeError, VideoFile
+from .decoding_source import VideoFile
 
 
 class Units(Protocol):

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import PIL.Image
 
-from .decoding_source import VideoDecodeError, describe_source
+from .decoding_limits import VideoDecodeError
+from .decoding_source import describe_source
 
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -23,18 +23,11 @@ import av
 import torch
 from av.video.reformatter import VideoReformatter
 
+from .decoding_limits import LIBRARY_ERRORS, Budget, DecodeLimits, VideoDecodeError
 from .decoding_pictures import Pictures, open_pictures, picture_to_frame
 from .decoding_pixels import FLAGS, display_matrix, orient, scaled_size
 from .decoding_segment import MAX_TOLERANCE
-from .decoding_source import (
-    LIBRARY_ERRORS,
-    Budget,
-    DecodeLimits,
-    Source,
-    VideoDecodeError,
-    VideoFile,
-    open_source,
-)
+from .decoding_source import Source, VideoFile, open_source
 
 
 # Containers without times for pictures: FFmpeg makes them up from the order in the file, which is

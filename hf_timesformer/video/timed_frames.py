@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from transformers.video_utils import VideoMetadata
 
+from .decoding_limits import VideoDecodeError
 from .decoding_segment import FrameTimes, TimedVideoMetadata
-from .decoding_source import VideoDecodeError
 from .sampling import sample_indices
 
 

@@ -262,30 +262,39 @@ class TimeSformerVideoProcessor(TimeSformerViewsMixin, BaseVideoProcessor):
             VideoDecodeError: a source that cannot be read or is over a limit, and a URL without
                 `allow_urls`.
         """
+        options: dict[str, Any] = {
+            "allow_urls": allow_urls,
+            "limits": limits,
+            "frame_rate": frame_rate,
+            "start": start,
+            "end": end,
+        }
         if isinstance(video_url_or_urls, (list, tuple)):
-            options: dict[str, Any] = {
-                "allow_urls": allow_urls,
-                "limits": limits,
-                "frame_rate": frame_rate,
-                "start": start,
-                "end": end,
-            }
             fetched = [
                 self.fetch_videos(source, sample_indices_fn, **options)
                 for source in video_url_or_urls
             ]
             return list(zip(*fetched))
-        source = video_url_or_urls
+        return self._fetch_one(video_url_or_urls, sample_indices_fn, **options)
+
+    def _fetch_one(
+        self,
+        source: Any,
+        sample_indices_fn: Callable[..., np.ndarray] | None,
+        *,
+        allow_urls: bool | None,
+        limits: DecodeLimits | Mapping[str, Any] | None,
+        frame_rate: float | None,
+        start: float | None,
+        end: float | None,
+    ) -> tuple[torch.Tensor, VideoMetadata]:
+        """One source of `fetch_videos`: frames `(T, 3, H, W)` and metadata."""
         indices: list[int] = []
 
         def choose(metadata: VideoMetadata) -> list[int]:
             every = range(metadata.total_num_frames)
-            indices.extend(
-                map(
-                    int,
-                    every if sample_indices_fn is None else sample_indices_fn(metadata=metadata),
-                )
-            )
+            chosen = every if sample_indices_fn is None else sample_indices_fn(metadata=metadata)
+            indices.extend(map(int, chosen))
             return indices
 
         if is_reader(source):

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ...video.decoding import VideoDecodeError, decode_video, probe_video
-from ...video.decoding_source import DecodeLimits, open_source
+from ...video.decoding_limits import DecodeLimits
+from ...video.decoding_source import open_source
 from ..record_video import DEFAULT_READING, ReadSettings, segment_of
 from ..records import SEGMENT_COLUMNS, VideoRecords
 from ..retries import read_with_retries
