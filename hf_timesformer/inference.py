@@ -25,11 +25,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load_model_and_processor(
     model: str, **overrides: Any
 ) -> tuple[TimeSformerForVideoClassification, TimeSformerVideoProcessor]:
-    """The model of a folder or Hub id and its processor, with those of the processor's settings
-    that are not None.
+    """A classifier with its processor.
 
-    Where the checkpoint's processor does not say how many frames it takes, the model's config does.
-    Raises OSError for a place without a model, ValueError for a model of another type.
+    Args:
+        model: a folder, or an id on the Hub.
+        overrides: settings of the processor in place of the saved ones, such as `num_crops=3`;
+            those that are None are left as saved.
+
+    Returns:
+        The model, in eval mode, and the processor. Where the saved processor does not say how many
+        frames it takes, the model's config does.
+
+    Raises:
+        OSError: there is no model in that place.
+        ValueError: it is a model of another type, or the folder does not exist.
     """
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise ValueError(f"there is no model folder {model!r}")
@@ -81,10 +90,19 @@ def make_views(
     allow_urls: bool = False,
     **settings: Any,
 ) -> torch.Tensor:
-    """Views of one video, `(views, frames, channels, height, width)`; raises VideoDecodeError.
+    """The views of one video, as `classify` takes them.
 
-    `source` is a path or the bytes of a file, with `allow_urls` also an address; `processor` and
-    its `settings` for this call say which frames and crops.
+    Args:
+        processor: says which frames and crops.
+        source: a path, or the bytes of a file.
+        allow_urls: take an http(s) address as well.
+        settings: of the processor, for this call alone, such as `num_clips=3`.
+
+    Returns:
+        float `(views, frames, channels, height, width)`.
+
+    Raises:
+        VideoDecodeError: the video cannot be read.
     """
     return look_at(processor, source, allow_urls=allow_urls, **settings)[0]
 
@@ -178,10 +196,17 @@ def name_scores(
 def classify(
     model: torch.nn.Module, pixel_values: torch.Tensor, *, top_k: int | None = None
 ) -> list[dict[str, Any]]:
-    """What the model says of one video, from its views `pixel_values` `(views, frames, channels,
-    height, width)`: the `top_k` likeliest classes, all without it.
+    """What the model says of one video.
 
-    The logits are averaged over the views. See `name_scores` for what comes back.
+    Args:
+        model: in eval mode, on any device.
+        pixel_values: the views of the video, float `(views, frames, channels, height, width)`;
+            the logits are averaged over the views.
+        top_k: how many classes, the likeliest first; None gives all.
+
+    Returns:
+        A dict for each class, `{"label": ..., "score": ...}`, as transformers' pipeline gives
+        them. The scores are probabilities, or the numbers of a regression.
     """
     return answer_from(mean_logits(model, [pixel_values]), model.config, top_k)
 

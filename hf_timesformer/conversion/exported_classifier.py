@@ -39,7 +39,7 @@ class ExportedClassifier(nn.Module):
         self.config: TimeSformerConfig = AutoConfig.from_pretrained(folder)
 
     def run(self, clips: torch.Tensor) -> torch.Tensor:
-        """`(n, frames, channels, height, width)`, fp32 on the CPU -> logits `(n, labels)`."""
+        """Logits `(n, labels)` of `clips` `(n, frames, channels, height, width)`, fp32 on the CPU."""
         raise NotImplementedError
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:

@@ -15,14 +15,16 @@ def load_exported(
 ) -> tuple[ExportedClassifier, TimeSformerVideoProcessor]:
     """The graph in `folder` and its processor.
 
-    Args: folder: what `timesformer export` wrote, for ONNX Runtime or OpenVINO. precision: "fp32",
-        "bf16" (OpenVINO) or "int8"; None takes the folder's own, fp32 where an ONNX folder holds
-        both, bf16 where OpenVINO can choose and the processor computes in it. overrides: the
-        processor's settings that are not None, such as `num_crops`.
+    Args:
+        folder: what `timesformer export` wrote, for ONNX Runtime or OpenVINO.
+        precision: "fp32", "bf16" (OpenVINO) or "int8"; None takes the folder's own, fp32 where an
+            ONNX folder holds both, bf16 where OpenVINO can choose and the processor computes in it.
+        overrides: the processor's settings that are not None, such as `num_crops`.
 
-    Raises: FileNotFoundError: where the folder holds no graph, or none of that precision.
+    Raises:
+        FileNotFoundError: where the folder holds no graph, or none of that precision.
         ValueError: for `num_frames`, which a graph fixes, and for a precision that its format does
-        not have.
+            not have.
     """
     folder = Path(folder)
     if overrides.get("num_frames") is not None:

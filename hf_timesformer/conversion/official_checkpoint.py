@@ -56,16 +56,21 @@ def convert_checkpoint(
     Attention type, frames, size and labels are as the weights say. A file without a classifier
     gives a `TimeSformerModel`, which `--model ... --new_head` starts from.
 
-    Args: path: a file that the official code or mmaction2 wrote, with or without wrappers
-        (`model_state`, `state_dict`, `model`; `module.` and `model.` before every name).
+    Args:
+        path: a file that the official code or mmaction2 wrote, with or without wrappers
+            (`model_state`, `state_dict`, `model`; `module.` and `model.` before every name).
         label_names: names of the classes, in order (`data.labels.read_class_names` reads them from
-        a file). num_attention_heads: where they are not of 64 channels, as in all released files:
-        weights do not tell. sampling, sampling_rate: "clip" or "segments", and one frame in how
-        many. Where they are None: as the training configuration inside the file says, else as the
-        released checkpoints with these labels and frames have it.
+            a file).
+        num_attention_heads: where they are not of 64 channels, as in all released files: weights do
+            not tell.
+        sampling, sampling_rate: "clip" or "segments", and one frame in how many. Where they are
+            None: as the training configuration inside the file says, else as the released
+            checkpoints with these labels and frames have it.
 
-    Raises: FileNotFoundError: there is no such file. ValueError: it holds more than tensors and
-        plain values, or no TimeSformer, or other labels than named.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds more than tensors and plain values, or no TimeSformer, or other labels
+            than named.
     """
     content = read_checkpoint(path)
     weights = unwrap(content, str(path))
@@ -173,6 +178,10 @@ def _processor(
 def read_checkpoint(path: str | os.PathLike) -> Any:
     """The content of a `.pyth`, by `torch.load(weights_only=True)` and nothing else: it runs no
     code of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -197,6 +206,9 @@ def unwrap(content: Any, source: str) -> State:
     checkpoint may have.
 
     `{"state_dict": {"module.model.cls_token": ...}}` -> `{"cls_token": ...}`.
+
+    Raises:
+        ValueError: no weights by name are in it.
     """
     while wrapper := _wrapper_of(content):
         content = content[wrapper]

@@ -109,16 +109,25 @@ def export_onnx(
     *,
     int8: bool = False,
 ) -> list[Path]:
-    """Write `model.onnx` (fp32), `model_int8.onnx` where asked for, the config and the processor's
-    settings into `folder`.
+    """Write a classifier as graphs for ONNX Runtime.
 
-    The graph takes `pixel_values` float `(batch, frames, channels, height, width)`, any batch, the
-    processor's frames and crop size, and gives `logits (batch, labels)`. int8: weights and
-    activations of all linear layers, activations quantised as they come (ONNX Runtime's dynamic
-    quantisation). Returns the graphs' paths.
+    A graph takes `pixel_values` float `(batch, frames, channels, height, width)`, any batch, the
+    processor's frames and crop size, and gives `logits` `(batch, labels)`.
 
-    Raises: ImportError: without the extra `onnx`. ValueError: for crops whose sides are no
-        multiples of the patch size, and for quantised weights.
+    Args:
+        model: the classifier; it is left as it is.
+        processor: says frames and crops, and is saved beside the graphs.
+        folder: made where it is missing.
+        int8: write a second graph whose linear layers have weights and activations in int8; the
+            activations are quantised as they come (ONNX Runtime's dynamic quantisation).
+
+    Returns:
+        The paths of `model.onnx` (fp32) and, where asked for, `model_int8.onnx`.
+
+    Raises:
+        ImportError: without the extra `onnx`.
+        ValueError: for crops whose sides are no multiples of the patch size, and for quantised
+            weights.
     """
     require("onnxscript", EXTRA)
     folder = Path(folder)

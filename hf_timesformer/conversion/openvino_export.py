@@ -41,10 +41,13 @@ def export_openvino(
     The graph takes `pixel_values` float `(batch, frames, channels, height, width)`: any batch, the
     processor's frames and crop size.
 
-    Args: model: the classifier; it is left as it is. processor: says frames and crops, and is saved
-        beside the graph. folder: made where it is missing. calibration_clips: clips
-        `(n, frames, channels, height, width)` as the processor makes them; with them all linear
-        layers become int8 (NNCF), whose ranges are those seen in these clips. A few dozen will do.
+    Args:
+        model: the classifier; it is left as it is.
+        processor: says frames and crops, and is saved beside the graph.
+        folder: made where it is missing.
+        calibration_clips: clips `(n, frames, channels, height, width)` as the processor makes them;
+            with them all linear layers become int8 (NNCF), whose ranges are those seen in these
+            clips. A few dozen will do.
 
     Returns:
         The path of the graph.
@@ -87,10 +90,11 @@ def export_openvino(
 class OpenVinoClassifier(ExportedClassifier):
     """A folder that `export_openvino` wrote, called as the model is.
 
-    Args: folder: it holds the graph, the config and the processor's settings. precision: "fp32",
-        "bf16", or None for bf16 where this processor computes in it. A graph of int8 is int8, and
-        this says what its other layers compute in. threads: of OpenVINO; as many as it likes where
-        None.
+    Args:
+        folder: it holds the graph, the config and the processor's settings.
+        precision: "fp32", "bf16", or None for bf16 where this processor computes in it. A graph of
+            int8 is int8, and this says what its other layers compute in.
+        threads: of OpenVINO; as many as it likes where None.
 
     Raises:
         ImportError: without the extra.

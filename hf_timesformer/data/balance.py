@@ -12,9 +12,10 @@ def draw_shares(records: Dataset, *, balanced: bool) -> np.ndarray | None:
     A record of weight 2 is drawn twice as often as one of weight 1 (of the same class, where
     `balanced`).
 
-    Args: records: with the columns of `records.video_features`; those without a `weight` weigh 1.
+    Args:
+        records: with the columns of `records.video_features`; those without a `weight` weigh 1.
         balanced: every class gets the same share. A record of several labels gets the mean of what
-        they would give it; records without a label are a class of their own.
+            they would give it; records without a label are a class of their own.
 
     Returns:
         float64 `(records,)`, 1 in all.

@@ -30,7 +30,10 @@ from .targets import NO_CLIP, SINGLE_LABEL, UNREADABLE, collate_targets, target_
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """Which frames a clip takes; the names and meanings of `timed_frames.sample_video`."""
+    """Which frames a clip takes: `num_frames` of them, by the policy `sampling` ("clip", with one
+    frame in `sampling_rate`, at `target_fps` frames a second where given; or "segments"), as
+    `sample_indices` has it.
+    """
 
     num_frames: int
     sampling: str = "clip"
@@ -45,8 +48,14 @@ class FrameSampling:
         )
 
     def indices(self, metadata: Any, generator: np.random.Generator | None = None) -> np.ndarray:
-        """Frame numbers `(num_frames,)` for a video of that metadata; at random where a generator
-        is given.
+        """Choose the frames of one clip.
+
+        Args:
+            metadata: of the video, as `probe_video` gives it.
+            generator: draws the place of the clip, as in training; None takes the middle.
+
+        Returns:
+            Frame numbers `(num_frames,)`.
         """
         return sample_video(
             metadata,
@@ -62,12 +71,15 @@ class TrainingClips(torch.utils.data.Dataset):
     """Randomly sampled and augmented clips by `ClipKey`; a clip that cannot be read is replaced and
     reported.
 
-    Args: source: where the records come from. sampling: which frames a clip takes. augmentation:
-        what is done to them. label_ids: the model's number for each class of the data
-        (`labels.match_labels`). seed: with the key it decides all that is drawn for a clip.
+    Args:
+        source: where the records come from.
+        sampling: which frames a clip takes.
+        augmentation: what is done to them.
+        label_ids: the model's number for each class of the data (`labels.match_labels`).
+        seed: with the key it decides all that is drawn for a clip.
         repeats: how many augmented views are made of a clip that is decoded once (Hoffer et al.
-        2020, "Augment Your Batch"); with more than 1, an item is a list of them. reading: of
-        files.
+            2020, "Augment Your Batch"); with more than 1, an item is a list of them.
+        reading: of files.
     """
 
     def __init__(
@@ -192,9 +204,10 @@ def read_for_evaluation(
 ) -> dict[str, Any]:
     """One record as an item for `ClipCollator`.
 
-    Returns: `pixel_values`, float32 `(T, 3, H, W)`, or `(views, T, 3, H, W)` where the processor
-        makes several views; `labels`; `video_id`; and `faults`, empty unless the video cannot be
-        read. Then it has one entry, `labels` is `UNREADABLE`, and the pixels are zero.
+    Returns:
+        `pixel_values`, float32 `(T, 3, H, W)`, or `(views, T, 3, H, W)` where the processor
+        makes several views; `labels`; `video_id`; and `faults`, empty unless the video cannot
+        be read. Then it has one entry, `labels` is `UNREADABLE`, and the pixels are zero.
     """
     item = {"video_id": record["video_id"], "faults": []}
     try:
@@ -223,11 +236,13 @@ class ClipCollator:
     The last two only where the items have them; those of plain data sets have `pixel_values` and
     `labels`.
 
-    Args: num_classes: classes of the model. mixup_alpha: where not 0, training clips are mixed in
-        pairs, in the workers. Class numbers then become soft labels `(B, num_classes)`.
+    Args:
+        num_classes: classes of the model.
+        mixup_alpha: where not 0, training clips are mixed in pairs, in the workers. Class numbers
+            then become soft labels `(B, num_classes)`.
         cutmix_alpha: where not 0, a rectangle of each clip comes from another one (CutMix). With
-        both, each batch is mixed in one way or the other. problem_type: as in `targets`, which has
-        the shapes of `labels`; None is one class a clip.
+            both, each batch is mixed in one way or the other.
+        problem_type: as in `targets`, which has the shapes of `labels`; None is one class a clip.
     """
 
     def __init__(

@@ -161,11 +161,23 @@ def _find_shards(location: str, split: str, class_names: list[str] | None) -> Fo
 def load_videos(
     dataset: str, data_dir: str | Path, split: str, **options: Any
 ) -> Dataset | IterableDataset:
-    """The clips of one `split` ("train", "validation", "test") as a `datasets` data set.
+    """The clips of one split as a `datasets` data set: one row a video, not yet decoded.
 
-    `dataset` is the layout of `data_dir`: "folder", "csv", "kinetics", ... (`--dataset` of
-    `timesformer train`), and `options` are what its reader takes. It is the data set of
-    `find_videos` alone, with the same errors."""
+    Args:
+        dataset: how the clips are laid out: "folder", "csv", "hub", "kinetics", ..., as
+            `--dataset` of `timesformer train`.
+        data_dir: the folder, the table, or the id on the Hub.
+        split: "train", "validation" or "test".
+        options: what the reader of that layout takes, such as `fold=2` for UCF101.
+
+    Returns:
+        A `Dataset`, or an `IterableDataset` for tar shards and what is streamed. It is the data
+        set of `find_videos` alone.
+
+    Raises:
+        ValueError: there is no such layout, split or option, or the annotations make no sense.
+        FileNotFoundError: a file that the layout needs is missing.
+    """
     return find_videos(dataset, data_dir, split, **options).videos
 
 

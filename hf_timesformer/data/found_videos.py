@@ -13,14 +13,18 @@ from .targets import LABEL_COLUMNS, REGRESSION, SINGLE_LABEL
 class FoundVideos:
     """One split of a data set.
 
-    Attributes: videos: the records as a `datasets` object, with the columns of
-        `records.video_features`. class_names: names of the classes in order; of a regression the
-        name of what is predicted. num_expected: videos that the annotations list; None for tar
-        shards that no manifest describes. num_found: videos that are on disk; None for the same.
-        shards: names of the tar shards, where there are any. shard_sizes: the videos in each shard,
-        where the manifest says it. problem_type: one of `targets`' three kinds. describe: of a
-        stream, reads the label, and the weight where there is one, of each clip, shard by shard in
-        the order of the files, without the videos. Raises ValueError where that cannot be had.
+    Attributes:
+        videos: the records as a `datasets` object, with the columns of `records.video_features`.
+        class_names: names of the classes in order; of a regression the name of what is predicted.
+        num_expected: videos that the annotations list; None for tar shards that no manifest
+            describes.
+        num_found: videos that are on disk; None for the same.
+        shards: names of the tar shards, where there are any.
+        shard_sizes: the videos in each shard, where the manifest says it.
+        problem_type: one of `targets`' three kinds.
+        describe: of a stream, reads the label, and the weight where there is one, of each clip,
+            shard by shard in the order of the files, without the videos. Raises ValueError where
+            that cannot be had.
         class_counts: clips of each class, where the manifest says it.
     """
 

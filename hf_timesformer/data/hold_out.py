@@ -37,13 +37,15 @@ def hold_out(
     Segments of one video are never parted, nor are records of one group. Of each class about
     `fraction` of the clips is held out, at least one where it has two groups, and never all.
 
-    Args: records: one split with the columns of `records.video_features`. fraction: share to hold
-        out, between 0 and 1. seed: which clips it is follows from this alone. group_by: what tells
-        the group of a clip. `group`: the column of that name. `none`: nothing but the video itself.
-        Otherwise a regular expression that is searched in `video_id`; its first group in
-        parentheses, or else all that it matches, is the clip's group. None: the column `group`
-        where there is one; otherwise names of UCF101's and Kinetics' kind are recognised, which is
-        said in the log.
+    Args:
+        records: one split with the columns of `records.video_features`.
+        fraction: share to hold out, between 0 and 1.
+        seed: which clips it is follows from this alone.
+        group_by: what tells the group of a clip. `group`: the column of that name. `none`: nothing
+            but the video itself. Otherwise a regular expression that is searched in `video_id`; its
+            first group in parentheses, or else all that it matches, is the clip's group. None: the
+            column `group` where there is one; otherwise names of UCF101's and Kinetics' kind are
+            recognised, which is said in the log.
 
     Returns:
         The records to train on, and those held out; both in their order.

@@ -37,9 +37,10 @@ def match_labels(
         id2label: the model's names by number, as `config.id2label` has them.
         cure: what to do about classes that the model does not know, for the error message.
 
-    Raises: ValueError: the model does not know a class (its nearest names are listed), several of
-        its names are the same once case, `_` and quotes are set aside, or two classes of the data
-        are one of the model.
+    Raises:
+        ValueError: the model does not know a class (its nearest names are listed), several of its
+            names are the same once case, `_` and quotes are set aside, or two classes of the data
+            are one of the model.
     """
     names = [str(id2label[number]) for number in range(len(id2label))]
     if len(names) == len(class_names) and has_no_names(names):
@@ -128,8 +129,9 @@ def parse_class_names(text: str, source: str) -> list[str]:
         text: content of the file.
         source: its name, for error messages.
 
-    Raises: ValueError: the text is empty or no such JSON, numbers do not go from 0 on without a
-        gap, or a name stands twice.
+    Raises:
+        ValueError: the text is empty or no such JSON, numbers do not go from 0 on without a gap, or
+            a name stands twice.
     """
     stripped = text.lstrip()
     if stripped[:1] in ("[", "{"):
@@ -202,8 +204,9 @@ def name_numbers(
         source: where the numbers are from, for error messages.
         folders_may_name: whether the clips of one folder are of one class.
 
-    Raises: ValueError: a number has no name in the file; without a file, the numbers do not go from
-        0 on without a gap.
+    Raises:
+        ValueError: a number has no name in the file; without a file, the numbers do not go from 0
+            on without a gap.
     """
     numbers = sorted({number for _, number in listed})
     if names_file is not None:

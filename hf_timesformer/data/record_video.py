@@ -19,8 +19,9 @@ from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 class ReadSettings:
     """How video files are read.
 
-    Attributes: frame_rate: frames a second of folders of pictures, which tell none. limits: what
-        one video may cost; None is the decoder's own.
+    Attributes:
+        frame_rate: frames a second of folders of pictures, which tell none.
+        limits: what one video may cost; None is the decoder's own.
     """
 
     frame_rate: float | None = None
@@ -32,8 +33,14 @@ class ReadSettings:
         frame_rate: float | None = None,
         limits: DecodeLimits | Mapping[str, Any] | None = None,
     ) -> "ReadSettings":
-        """From what a person wrote; limits may be a dict of some of them. ValueError for another
-        name.
+        """From what a person wrote.
+
+        Args:
+            frame_rate: frames a second of folders of pictures, which tell none.
+            limits: what one video may cost, a `DecodeLimits` or a dict of some of them.
+
+        Raises:
+            ValueError: the dict has a name that is no limit.
         """
         return cls(frame_rate, DecodeLimits.of(limits))
 
@@ -43,7 +50,9 @@ class ReadSettings:
         return cls.given(processor.frame_rate, processor.limits)
 
     def for_video(self, video: Any) -> dict[str, Any]:
-        """The same as keywords of `decode_video` and `probe_video`; files have their own rate."""
+        """The same as keywords of `decode_video` and `probe_video` for this `video`: files have a
+        frame rate of their own.
+        """
         return {"frame_rate": rate_of_pictures(video, self.frame_rate), "limits": self.limits}
 
 
@@ -59,10 +68,13 @@ def decode_record(
 ) -> tuple[torch.Tensor, VideoMetadata]:
     """`decode_video` of the video of a record, or of the segment of it that the record is.
 
-    Args: record: with `video`, and perhaps the columns of a segment. indices, short_side: as
-        `decode_video` takes them; `indices` count within the segment. reading: of files.
+    Args:
+        record: with `video`, and perhaps the columns of a segment.
+        indices, short_side: as `decode_video` takes them; `indices` count within the segment.
+        reading: of files.
 
-    Returns: uint8 frames `(T, 3, H, W)` and the metadata.
+    Returns:
+        uint8 frames `(T, 3, H, W)` and the metadata.
 
     Raises:
         VideoDecodeError: it cannot be read.

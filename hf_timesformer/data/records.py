@@ -41,12 +41,14 @@ SEGMENT_COLUMNS = ("start", "end", "start_frame", "end_frame")
 class VideoRecords:
     """Videos and labels of one split, as a reader of a data set collects them.
 
-    Attributes: class_names: names of the classes in order; of a regression the name of what is
-        predicted. problem_type: one of `targets`' three. It says what `labels` has for each video:
-        a class number, a list of class numbers, or a float. video_ids, videos, labels, extras: one
-        entry for each video that is on disk; `extras` are its entries in `OPTIONAL_COLUMNS`.
-        missing: videos that the annotations list and the disk lacks. repeated: videos that the
-        annotations list again; they count once.
+    Attributes:
+        class_names: names of the classes in order; of a regression the name of what is predicted.
+        problem_type: one of `targets`' three. It says what `labels` has for each video: a class
+            number, a list of class numbers, or a float.
+        video_ids, videos, labels, extras: one entry for each video that is on disk; `extras` are
+            its entries in `OPTIONAL_COLUMNS`.
+        missing: videos that the annotations list and the disk lacks.
+        repeated: videos that the annotations list again; they count once.
     """
 
     class_names: list[str]

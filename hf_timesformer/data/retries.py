@@ -29,8 +29,9 @@ def read_with_retries(read: Callable[[], Result], name: str) -> Result:
         read: called up to four times; it must start anew each time.
         name: what is read, for the log.
 
-    Raises: Exception: what `read` raised at last; at once where no file system is to blame, or the
-        file is not there.
+    Raises:
+        Exception: what `read` raised at last; at once where no file system is to blame, or the file
+            is not there.
     """
     for pause in PAUSES:
         try:

@@ -18,9 +18,11 @@ MAX_STAND_INS = 64
 class ClipKey(NamedTuple):
     """One place in one epoch.
 
-    Attributes: epoch: from 0. index: a row of a map-style data set, or a place in a stream. stream:
-        number of the stream; of a row that comes several times in an epoch, how often it has come
-        before.
+    Attributes:
+        epoch: from 0.
+        index: a row of a map-style data set, or a place in a stream.
+        stream: number of the stream; of a row that comes several times in an epoch, how often it
+            has come before.
     """
 
     epoch: int
@@ -37,7 +39,9 @@ class ClipSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def make_sampler(self, seed: int) -> Sampler[ClipKey]: ...
+    def make_sampler(self, seed: int) -> Sampler[ClipKey]:
+        """The keys of an epoch, in an order that follows from the `seed`."""
+        ...
 
     def candidates(self, key: ClipKey) -> Iterator[Mapping[str, Any]]:
         """The record of that key, then those that may stand in for it; `id` in each is unique in
@@ -48,8 +52,10 @@ class ClipSource(Protocol):
 class RecordSource:
     """Rows of a map-style data set; the next rows stand in for one that cannot be read.
 
-    Args: records: the data set. shares: how often each row is drawn in training, as a share of all
-        draws: float `(rows,)`, 1 in all (`balance.draw_shares`). None: each once an epoch.
+    Args:
+        records: the data set.
+        shares: how often each row is drawn in training, as a share of all draws: float `(rows,)`, 1
+            in all (`balance.draw_shares`). None: each once an epoch.
     """
 
     def __init__(self, records: Dataset, *, shares: np.ndarray | None = None):
@@ -111,7 +117,8 @@ def deal_by_shares(shares: np.ndarray, generator: np.random.Generator) -> np.nda
         line     0 0.4   1.0                    3.0
         comb          0.7       1.7       2.7              offset 0.7: rows 2, 0 and 0
 
-    Args: shares: float `(rows,)`, 1 in all.
+    Args:
+        shares: float `(rows,)`, 1 in all.
 
     Returns:
         The row of each place, those of one row beside each other: int64 `(rows,)`.

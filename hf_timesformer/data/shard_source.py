@@ -243,11 +243,13 @@ class ShardSource:
 class _StreamReader:
     """The clips of one stream, read in the order of its shards and given out in another one.
 
-    Args: read_shard: from the number of a shard to its records, from the first one on. pieces: what
-        of each shard the stream has, as `cut_line` returns it. order: for each index of a key, the
-        place in the stream of the clip that comes then. first: index from which on clips will be
-        asked for; those before are dropped as they are read. back: how many indices before the
-        latest one may still be asked for.
+    Args:
+        read_shard: from the number of a shard to its records, from the first one on.
+        pieces: what of each shard the stream has, as `cut_line` returns it.
+        order: for each index of a key, the place in the stream of the clip that comes then.
+        first: index from which on clips will be asked for; those before are dropped as they are
+            read.
+        back: how many indices before the latest one may still be asked for.
     """
 
     def __init__(

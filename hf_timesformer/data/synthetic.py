@@ -25,12 +25,20 @@ MOTIONS: dict[str, tuple[int, int, int]] = {
 def motion_frames(
     name: str, rng: np.random.Generator, *, num_frames: int = 32, size: int = 64
 ) -> np.ndarray:
-    """One clip of a square or disc that moves as `MOTIONS[name]` says: uint8 RGB
-    `(num_frames, size, size, 3)`.
+    """One clip of a square or disc that moves as `MOTIONS[name]` says.
 
     Shape, colours, speed and place vary from clip to clip and tell nothing about the class: single
     frames of any two classes look alike, so only a model that compares frames can do better than
-    chance. `rng` draws them.
+    chance.
+
+    Args:
+        name: one of `MOTIONS`: "left", "right", "up", "down", "grow", "shrink".
+        rng: draws shape, colours, speed and place.
+        num_frames: frames of the clip.
+        size: side of the frames in pixels.
+
+    Returns:
+        uint8 RGB `(num_frames, size, size, 3)`.
     """
     dx, dy, growth = MOTIONS[name]
     back, fore = rng.uniform(0, 100, 3), rng.uniform(140, 255, 3)
@@ -61,8 +69,17 @@ def make_motion_dataset(
     size: int = 64,
     seed: int = 0,
 ) -> Path:
-    """Write `<folder>/<split>/<class>/<clip>.mp4`, `splits[split]` clips for each class of
-    `MOTIONS`, of `num_frames` frames of `size` times `size` pixels; `seed` decides all of them.
+    """Write clips of `motion_frames` as a data set of folders: `<split>/<class>/<clip>.mp4`.
+
+    Args:
+        folder: made where it is missing.
+        splits: clips of each class in each split, such as `{"train": 20, "test": 8}`.
+        num_frames: frames of each clip.
+        size: side of the frames in pixels.
+        seed: decides all clips.
+
+    Returns:
+        The folder.
     """
     folder = Path(folder)
     rng = np.random.default_rng(seed)

@@ -66,8 +66,8 @@ def target_of(record: Mapping[str, Any], label_ids: Sequence[int]) -> int | list
 def collate_targets(
     targets: Sequence[int | list[int] | float], num_classes: int, problem_type: str
 ) -> torch.Tensor:
-    """The `labels` of a batch from those of its items; the table at the top of this file has the
-    shapes.
+    """The `labels` of a batch from those of its items: `(B,)`, or `(B, classes)` of several labels;
+    the table at the top of this file has more.
 
     `NO_CLIP` and `UNREADABLE`, which are ints, stay themselves among class numbers, and become NaN
     and infinity in every element of a row of floats.

@@ -7,11 +7,18 @@ import numpy as np
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1, top-5 and mean class accuracy from `logits` `(videos, classes)` and the class indices
-    `labels` `(videos,)`.
+    """Top-1, top-5 and mean class accuracy, as the official code and Diving-48's authors count them.
 
-    Raises ValueError for no videos, a label without a column, or logits that are not finite. Among
-    equal logits the lower class index comes first.
+    Args:
+        logits: `(videos, classes)`, or anything in their order. Among equal ones the lower class
+            number comes first.
+        labels: class numbers `(videos,)`.
+
+    Returns:
+        `top1_accuracy`, `top5_accuracy` and `mean_class_accuracy`, from 0 to 1.
+
+    Raises:
+        ValueError: no videos, a label without a column, or logits that are not finite.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
@@ -41,12 +48,20 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
 def multi_label_metrics(
     logits: np.ndarray, labels: np.ndarray, *, threshold: float = 0.5
 ) -> dict[str, float]:
-    """Mean average precision and F1, from logits and 0/1 labels, both `(videos, classes)`.
+    """Mean average precision and F1, where a video may have several labels.
 
-    `mean_average_precision` is the mean over the classes that some video has; `f1_micro` and
-    `f1_macro` (over the same classes) are those of the classes with a probability above
-    `threshold`. Raises ValueError for no videos, other shapes, logits that are not finite, or a
-    threshold that is no probability.
+    Args:
+        logits: `(videos, classes)`.
+        labels: 0 or 1, `(videos, classes)`.
+        threshold: the probability, from 0 to 1, above which a class counts as named in F1.
+
+    Returns:
+        `mean_average_precision`, the mean over the classes that some video has, and `f1_micro` and
+        `f1_macro` over the same classes, from 0 to 1.
+
+    Raises:
+        ValueError: no videos, other shapes, logits that are not finite, or a threshold that is no
+            probability.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels) > 0.5
     if logits.ndim != 2 or labels.shape != logits.shape or not len(labels):
@@ -92,8 +107,14 @@ def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
 
 
 def regression_metrics(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Mean absolute error, and the root of the mean squared one, of `predictions` and `targets`
-    `(videos,)`; ValueError for none.
+    """Mean absolute error, and the root of the mean squared one, in the unit of the targets.
+
+    Args:
+        predictions: `(videos,)`.
+        targets: `(videos,)`.
+
+    Raises:
+        ValueError: there are no videos.
     """
     predictions, targets = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
     if predictions.shape != targets.shape or predictions.ndim != 1 or not len(targets):

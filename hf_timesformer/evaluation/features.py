@@ -153,8 +153,9 @@ def extract(
 ) -> Iterator[int | Fault]:
     """Write the features of the videos that the folder does not have yet; yields as it goes on.
 
-    Args: share: this process's rows of a map-style data set; of a stream `[i, n]`, the i-th of n
-        shares of its shards.
+    Args:
+        share: this process's rows of a map-style data set; of a stream `[i, n]`, the i-th of n
+            shares of its shards.
 
     Yields:
         the number of videos that a batch added, or a Fault for a video that cannot be read.

@@ -23,8 +23,15 @@ Returns:
 
 
 class VideoClassificationMetric(evaluate.Metric):
-    """`evaluate.Metric` of `classification_metrics`; holds what it was given in memory unless told
-    otherwise.
+    """`classification_metrics` as an `evaluate.Metric` that needs no network.
+
+    `metric.compute(predictions=..., references=...)` takes logits `(videos, classes)` and class
+    numbers `(videos,)`.
+
+    Args:
+        config_name: as in `evaluate`; there is but one configuration.
+        keep_in_memory: hold what was given in memory, in place of files. The default, unless several
+            processes share the metric, which they can only through files.
     """
 
     def __init__(

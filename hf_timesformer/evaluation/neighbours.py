@@ -46,12 +46,21 @@ def knn_accuracy(
     k: int = 20,
     standardize: bool = True,
 ) -> float:
-    """The share of the videos of `held_out` that their `k` nearest neighbours in `known` name
-    right, both as `read_features` gives them.
+    """The share of the held-out videos whose class their nearest neighbours name right, by cosine.
 
-    `standardize` gives every dimension the mean 0 and the spread 1 over the known videos first:
-    without it a few dimensions that are large everywhere decide the cosine. Of both, `features` is
-    `(n, hidden)` and `label_name` `(n,)`. Raises ValueError for videos without a class.
+    Args:
+        known: what `read_features` gives of the videos with known classes: `features`
+            `(n, hidden)` and `label_name` `(n,)`.
+        held_out: the same of the others.
+        k: how many neighbours vote.
+        standardize: give every dimension the mean 0 and the spread 1 over the known videos first;
+            without it a few dimensions that are large everywhere decide the cosine.
+
+    Returns:
+        A share from 0 to 1.
+
+    Raises:
+        ValueError: videos without a class.
     """
     for features in (known, held_out):
         if any(name is None for name in features["label_name"]):

@@ -40,9 +40,17 @@ def write_predictions(path: Path, predictions: Predictions, class_names: list[st
 
 
 def read_predictions(path: str | Path) -> tuple[Predictions, list[str]]:
-    """The predictions and class names of a `predictions.parquet`, or of a folder that holds one.
+    """What `timesformer evaluate` wrote to `predictions.parquet`.
 
-    Raises ValueError for a file that is none, OSError where there is no file.
+    Args:
+        path: the file, or a folder that holds one of that name.
+
+    Returns:
+        The predictions, and the names of the classes.
+
+    Raises:
+        ValueError: the file holds no predictions.
+        OSError: there is no file.
     """
     path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     table = pyarrow.parquet.read_table(path)

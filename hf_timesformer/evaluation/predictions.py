@@ -41,7 +41,8 @@ class Predictions:
 
     `logits` `(videos, classes)`, the mean over each video's views; `labels` as `data.targets` has
     them for batches of the `problem_type`: class numbers `(videos,)`, 0/1 `(videos, classes)` or
-    numbers `(videos,)`; `views` `(videos,)`, how many views each mean is of.
+    numbers `(videos,)`; `views` `(videos,)`, how many views each mean is of; `video_ids` in their
+    order; `failures`, the videos that could not be read and why; `seconds`, how long it took.
     """
 
     video_ids: list[str]
@@ -71,9 +72,11 @@ def predict_dataset(
     Nothing is padded: of a map-style data set every `num_processes`-th record goes to a rank, of an
     IterableDataset every `num_processes`-th shard.
 
-    Args: label_ids: the model's number for each class of the data set (`labels.match_labels`); None
-        where they are the same. whole_videos: as many clips of each video as cover it, whatever the
-        processor's `num_clips`. batch_size: videos that run together; of whole videos, clips.
+    Args:
+        label_ids: the model's number for each class of the data set (`labels.match_labels`); None
+            where they are the same.
+        whole_videos: as many clips of each video as cover it, whatever the processor's `num_clips`.
+        batch_size: videos that run together; of whole videos, clips.
         dtype: the precision of autocast.
     """
     problem_type = target_kind(videos.column_names or list(videos.features))

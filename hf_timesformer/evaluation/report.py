@@ -134,7 +134,11 @@ def describe_protocol(
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
-    """Counts `(classes, classes)`: rows are true classes, columns predicted ones."""
+    """How many videos of each class were taken for which, from `predictions` of one label a video.
+
+    Returns:
+        Counts `(classes, classes)`: rows are the true classes, columns the predicted ones.
+    """
     matrix = np.zeros((predictions.logits.shape[1],) * 2, np.int64)
     np.add.at(matrix, (predictions.labels, predictions.logits.argmax(axis=1)), 1)
     return matrix

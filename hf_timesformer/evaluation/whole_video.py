@@ -87,8 +87,10 @@ def views_of_whole_video(
 class WholeVideos(torch.utils.data.IterableDataset):
     """Pieces of videos, each video in one worker of the `DataLoader` and its pieces in order.
 
-    Args: videos: the records. rows: those of a map-style data set that are read; None for a stream,
-        whose shards `datasets` deals out.
+    Args:
+        videos: the records.
+        rows: those of a map-style data set that are read; None for a stream, whose shards
+            `datasets` deals out.
     """
 
     def __init__(

@@ -78,11 +78,18 @@ def save_for_hub(
 def complete_folder(
     folder: str | Path, repo_id: str, *, code: bool = False, new_card: bool = False, **card: Any
 ) -> None:
-    """Add to a saved model's folder what publishing it as `repo_id` needs: the code and the card,
-    where they miss.
+    """Add to a saved model's folder what publishing it needs, where it is missing: code and card.
 
-    `code` adds the code even where plain transformers runs the model, `new_card` replaces a card
-    that is there; the rest goes to `fill_model_card`. Raises as that does.
+    Args:
+        folder: what `save_pretrained` wrote.
+        repo_id: where it will be published; the card names it.
+        code: add the code even where plain transformers runs the model.
+        new_card: write the card anew where there is one.
+        card: what goes to `fill_model_card`.
+
+    Raises:
+        FileNotFoundError: the folder has no `config.json`.
+        ValueError: a file of the run, from which the card is filled, cannot be read.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -189,17 +196,29 @@ def push_folder(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> CommitInfo:
-    """Publish the model in `folder` as `repo_id`, creating the repository where it does not exist
-    yet.
+    """Publish the model in a folder, in one commit.
 
-    All files appear in one commit, and weights of an earlier push that this one does not replace go
-    in the same commit, so no reader ever meets a mixture of two models. An upload that breaks
-    leaves the repository as it was; run it again, and what already arrived is not sent twice.
-    `private` is for a new repository; `revision` is the branch, `commit_message` the
-    commit's text, `endpoint` another Hub than the public one. `token` defaults to that of
-    `hf auth login` or `HF_TOKEN`. Raises as `files_to_publish`,
-    ValueError for a file that holds a token, HfHubHTTPError where the Hub refuses, ConnectionError
-    for an upload that breaks.
+    Weights of an earlier push that this one does not replace go in the same commit, so no reader
+    ever meets a mixture of two models. An upload that breaks leaves the repository as it was; run it
+    again, and what already arrived is not sent twice.
+
+    Args:
+        folder: the model, as `complete_folder` left it.
+        repo_id: the repository, made where it does not exist.
+        private: of a repository that is made; None is the Hub's default.
+        revision: the branch; None is `main`.
+        commit_message: the commit's text.
+        token: by default that of `hf auth login` or `HF_TOKEN`.
+        endpoint: another Hub than the public one.
+
+    Returns:
+        What the Hub says of the commit.
+
+    Raises:
+        FileNotFoundError: weights or config are missing.
+        ValueError: weights are damaged, code does not fit, or a file holds a token.
+        HfHubHTTPError: the Hub refuses.
+        ConnectionError: the upload breaks.
     """
     folder = Path(folder)
     files = files_to_publish(folder)

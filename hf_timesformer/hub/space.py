@@ -23,10 +23,17 @@ def requirements() -> list[str]:
 
 
 def export_space(folder: str | Path, *, model: str) -> Path:
-    """Write a Gradio Space that serves our page with the Hub model `model`; returns the folder.
+    """Write a Gradio Space that serves our page with a model.
 
-    Raises ValueError for a model that is a folder of this machine, and for a folder that is not
-    empty.
+    Args:
+        folder: where the Space's files go; it must be empty or missing.
+        model: the model's id on the Hub.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the model is a folder of this machine, or the folder is not empty.
     """
     folder = Path(folder)
     if Path(model).exists():

@@ -47,23 +47,26 @@ class TimeSformerConfig(PreTrainedConfig):
 
     Args:
         image_size (`int` or `[height, width]`): frame size in pixels that the position embeddings
-        are made for. patch_size (`int` or `[height, width]`): patch size in pixels; must divide
-        `image_size`. num_channels (`int`): colour channels. num_frames (`int`): clip length that
-        the time embeddings are made for. Other lengths and sizes run as well. hidden_size,
-        num_hidden_layers, num_attention_heads, intermediate_size, hidden_act: the transformer.
-        hidden_dropout_prob, attention_probs_dropout_prob (`float`): dropout. initializer_range
-        (`float`): standard deviation of the truncated normal initialisation. layer_norm_eps
-        (`float`): epsilon of every LayerNorm. qkv_bias (`bool`): whether query, key and value have
-        biases. attention_type (`str`): one of the paper's five schemes (section 3, Figure 2):
-        `"space_only"` (S),
-            `"joint_space_time"` (ST), `"divided_space_time"` (T+S), `"sparse_local_global"` (L+G),
-            `"axial"` (T+W+H).
+            are made for.
+        patch_size (`int` or `[height, width]`): patch size in pixels; must divide `image_size`.
+        num_channels (`int`): colour channels.
+        num_frames (`int`): clip length that the time embeddings are made for. Other lengths and
+            sizes run as well.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act: the
+            transformer.
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`): dropout.
+        initializer_range (`float`): standard deviation of the truncated normal initialisation.
+        layer_norm_eps (`float`): epsilon of every LayerNorm.
+        qkv_bias (`bool`): whether query, key and value have biases.
+        attention_type (`str`): one of the paper's five schemes (section 3, Figure 2):
+            `"space_only"` (S), `"joint_space_time"` (ST), `"divided_space_time"` (T+S),
+            `"sparse_local_global"` (L+G), `"axial"` (T+W+H).
         drop_path_rate (`float`): stochastic depth of the last block; it grows linearly from 0 in
-        the first. position_interpolation (`"nearest"` or `"bicubic"`): how embeddings are resized
-        for another grid or length
-            (the official code: nearest). With `"bicubic"` time is resized linearly.
-        position_embedding_type (`"space_time"`, `"space"` or `"none"`): the paper's ablation
-        (Table 4).
+            the first.
+        position_interpolation (`"nearest"` or `"bicubic"`): how embeddings are resized for another
+            grid or length (the official code: nearest). With `"bicubic"` time is resized linearly.
+        position_embedding_type (`"space_time"`, `"space"` or `"none"`): the paper's ablation (Table
+            4).
         classifier_hidden_size (`int`, *optional*): width of the paper's one-hidden-layer
             classifier; a linear one (as in all released weights) where it is `None`.
 

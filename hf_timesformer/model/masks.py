@@ -25,8 +25,8 @@ KEEPING_DEVICES = ("cuda",)
 def kept(
     make: Callable[..., torch.Tensor], *sizes: Hashable, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """`make(*sizes, dtype, device)`, the same tensor each time where that is safe; nobody may write
-    into it.
+    """`make(*sizes, dtype, device)` of any shape `(...)`, the same tensor each time where that is
+    safe; nobody may write into it.
 
     It is made anew while anything but plain eager PyTorch runs: what compilers, exporters, fake
     tensors and function transforms make is theirs, and what a CUDA graph records has no numbers

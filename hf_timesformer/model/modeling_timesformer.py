@@ -175,9 +175,16 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
     def resize_embeddings(
         self, num_frames: int | None = None, image_size: int | list[int] | None = None
     ) -> None:
-        """Make the embeddings for clips of `num_frames` frames of `image_size` pixels, by
-        interpolation; None keeps what is there. Raises ValueError for a size that no network has,
-        and for embeddings that `device_map` has put aside.
+        """Make the embeddings for clips of another length or size, by interpolation, for good.
+
+        Args:
+            num_frames: frames of a clip; None keeps the time embeddings as they are.
+            image_size: sides of the frames in pixels, one number or `[height, width]`; None keeps
+                the position embeddings as they are.
+
+        Raises:
+            ValueError: for a size that no network has, and for embeddings that `device_map` has put
+                aside.
         """
         config, embeddings = self.config, self.base_model.embeddings
         if any(parameter.is_meta for parameter in embeddings.parameters(recurse=False)):

@@ -90,7 +90,7 @@ def is_plain_eager() -> bool:
 
 
 def is_batched(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` is many at once in a backward pass: `torch.autograd.grad(...,
+    """Whether `tensor` `(...)` is many at once in a backward pass: `torch.autograd.grad(...,
     is_grads_batched=True)`."""
     return torch._C._functorch.is_legacy_batchedtensor(tensor) or is_transformed()
 
@@ -102,8 +102,8 @@ def is_exporting() -> bool:
 
 
 def parameters_of(module: nn.Module) -> Iterable[torch.Tensor | None]:
-    """The module's own parameters, without those of its children. `torch.func.functional_call`
-    puts tensors there."""
+    """The module's own parameters, of any shape `(...)`, without those of its children.
+    `torch.func.functional_call` puts tensors there."""
     return module._parameters.values()
 
 

@@ -80,7 +80,11 @@ def load_vit(vit: VitSource) -> tuple[dict, State]:
 
 
 def from_timm(state: State, source: str) -> tuple[dict, State]:
-    """Weights with timm's names."""
+    """Weights with timm's names.
+
+    Raises:
+        ValueError: the names are not timm's.
+    """
     if "pos_embed" not in state or "blocks.0.attn.qkv.weight" not in state:
         raise ValueError(
             f"from_vit: {source!r} has no ViT's weights under timm's names (blocks.0.attn.qkv.weight, ...)."
@@ -125,7 +129,11 @@ def fields_of(renamed: State, source: str) -> dict:
 
 
 def from_transformers(model: PreTrainedModel) -> tuple[dict, State]:
-    """Weights of a ViT, DeiT or DINOv2 of transformers, with or without a head."""
+    """Weights of a ViT, DeiT or DINOv2 of transformers, with or without a head.
+
+    Raises:
+        ValueError: it is no plain ViT, DeiT or DINOv2.
+    """
     config, model = model.config, model.base_model
     if config.model_type not in ("vit", "deit", "dinov2") or getattr(
         config, "use_swiglu_ffn", False
@@ -244,7 +252,11 @@ def start_steps(state: State, earlier_steps: tuple[str, ...]) -> State:
 
 def load_shared(model: nn.Module, state: State) -> None:
     """Load `state`, in which only what no ViT has is missing: the extra dense layers and the time
-    embeddings."""
+    embeddings.
+
+    Raises:
+        ValueError: something else is missing, or unknown.
+    """
     incompatible = model.load_state_dict(state, strict=False)
     missing = [
         n

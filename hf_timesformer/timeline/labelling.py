@@ -56,13 +56,18 @@ def label_video(
     """The timeline of one video. Memory does not grow with its length, but for the scores
     themselves.
 
-    Args: source: path of the video, or a folder of numbered pictures. model: in eval mode, on its
-        device, in its dtype. processor: that of the model. settings: windows and rules. journal: a
-        file that keeps what is done; with `resume` the windows in it are not run again. about: what
-        else decides the scores (the model's name, ...): it stands in the journal and in the
-        timeline. progress: called with the seconds that are done and the length that the container
-        claims, None if it does not. frame_rate: frames a second of a folder of pictures, which do
-        not tell. limits: what the video may cost.
+    Args:
+        source: path of the video, or a folder of numbered pictures.
+        model: in eval mode, on its device, in its dtype.
+        processor: that of the model.
+        settings: windows and rules.
+        journal: a file that keeps what is done; with `resume` the windows in it are not run again.
+        about: what else decides the scores (the model's name, ...): it stands in the journal and in
+            the timeline.
+        progress: called with the seconds that are done and the length that the container claims,
+            None if it does not.
+        frame_rate: frames a second of a folder of pictures, which do not tell.
+        limits: what the video may cost.
 
     Raises VideoDecodeError where nothing of the video can be decoded, ValueError for a journal of
     other settings.

@@ -46,7 +46,10 @@ def shown_classes(timeline: Timeline) -> list[str]:
 
 
 def draw_timeline(timeline: Timeline) -> Image.Image:
-    """The picture; `seconds_at` maps a click on it to a time. Needs matplotlib (extra `viz`)."""
+    """A `timeline` as a picture: frames, scores over time, segments. Needs matplotlib (extra `viz`).
+
+    `seconds_at` maps a click on it to a time.
+    """
     from matplotlib.figure import Figure  # optional dependency
 
     figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI)

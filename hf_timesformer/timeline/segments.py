@@ -103,12 +103,16 @@ class SegmentRules:
 def find_segments(
     scores: np.ndarray, cells: np.ndarray, labels: list[str], rules: SegmentRules
 ) -> list[Segment]:
-    """The segments of a video in order of time.
+    """The segments of a video in order of time, from scores of any source.
 
     Args:
         scores: probabilities `(windows, labels)`.
         cells: the borders of the windows' cells `(windows + 1,)`, in seconds.
         labels: the names of the classes.
+        rules: how scores become segments.
+
+    Raises:
+        ValueError: borders or labels do not fit the scores.
     """
     if len(cells) != len(scores) + 1 or scores.shape[1] != len(labels):
         raise ValueError(

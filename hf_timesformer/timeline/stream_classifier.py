@@ -57,15 +57,18 @@ class StreamClassifier:
     or, frame by frame, `stream.push(frame, seconds)` and at the end `stream.finish()`; each returns
     the predictions of the windows that were completed by it.
 
-    Args: model: in eval mode, on its device, in its dtype. processor: its frames a clip, sizes,
-        crops and normalisation are used; its sampling is not: a window takes the frames that are
-        shown at the middles of its `num_frames` equal parts. window, stride: a window of so many
-        seconds begins every so many seconds, the first with the first frame. batch_size: windows
-        that run together. Predictions come once so many are complete. max_delay: for live sources.
-        A window that is complete more than so many seconds after it happened, by `clock`, is
-        dropped and counted in `dropped`; None drops none. clock: seconds that pass; the first frame
-        is taken to be pushed in the moment it was taken. with_features: predictions carry CLS of
-        the last block. first: number of the first window to run; earlier ones are passed over.
+    Args:
+        model: in eval mode, on its device, in its dtype.
+        processor: its frames a clip, sizes, crops and normalisation are used; its sampling is not:
+            a window takes the frames that are shown at the middles of its `num_frames` equal parts.
+        window, stride: a window of so many seconds begins every so many seconds, the first with the
+            first frame.
+        batch_size: windows that run together. Predictions come once so many are complete.
+        max_delay: for live sources. A window that is complete more than so many seconds after it
+            happened, by `clock`, is dropped and counted in `dropped`; None drops none.
+        clock: seconds that pass; the first frame is taken to be pushed in the moment it was taken.
+        with_features: predictions carry CLS of the last block.
+        first: number of the first window to run; earlier ones are passed over.
 
     A frame is what the processor takes: a PIL image, an array or tensor of `(H, W, 3)` or
     `(3, H, W)`, values 0 to
@@ -117,8 +120,18 @@ class StreamClassifier:
 
     @torch.inference_mode()
     def push(self, frame: Any, seconds: float) -> list[WindowPrediction]:
-        """Take the next frame, shown from `seconds` on; the predictions that became ready. Raises
-        ValueError for a time before that of the last frame."""
+        """Take the next frame.
+
+        Args:
+            frame: uint8 RGB `(H, W, 3)`.
+            seconds: when it is shown; it is shown until the next one is.
+
+        Returns:
+            The predictions that became ready.
+
+        Raises:
+            ValueError: a time before that of the last frame.
+        """
         if self._origin is None:
             self.begin_at(seconds)
         assert self._origin is not None  # begin_at has set it

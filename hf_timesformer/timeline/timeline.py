@@ -16,7 +16,7 @@ class Timeline:
     `scores` float32 `(windows, labels)`, `features` `(windows, hidden)` or None, `seconds` the
     length of the video; `frame_rate` frames a second, None where unknown; `gaps` stretches that
     could not be decoded, `(from, to)` in seconds, `to` None for the end; `settings` is how it was
-    made, for the files.
+    made, for the files; `is_regression`, whether the scores are numbers and not probabilities.
     """
 
     video: str

@@ -48,15 +48,15 @@ class Windows:
             raise ValueError(f"num_frames must be at least 1, got {self.num_frames}")
 
     def start(self, number: int) -> float:
-        """Where that window begins, in seconds."""
+        """Where the window of that `number` begins, in seconds."""
         return number * self.stride
 
     def end(self, number: int) -> float:
-        """Where that window ends, in seconds."""
+        """Where the window of that `number` ends, in seconds."""
         return number * self.stride + self.window
 
     def moments(self, number: int) -> np.ndarray:
-        """The times that the window looks at: float64 `(num_frames,)`, in seconds."""
+        """The times that the window of that `number` looks at: float64 `(num_frames,)`, in seconds."""
         return (
             self.start(number) + (np.arange(self.num_frames) + 0.5) * self.window / self.num_frames
         )
@@ -78,11 +78,11 @@ class Windows:
                     latest = moment
 
     def count(self, seconds: float) -> int:
-        """How many windows a video of that length has: the last is the first that reaches its end."""
+        """How many windows a video of so many `seconds` has: the last is the first that reaches its end."""
         return 1 + max(0, ceil((seconds - self.window) / self.stride - SAME))
 
     def cells(self, seconds: float) -> np.ndarray:
-        """The borders of the windows' cells in a video of that length: float64 `(windows + 1,)`,
+        """The borders of the windows' cells in a video of so many `seconds`: float64 `(windows + 1,)`,
         from 0 to its end.
         """
         middles = self.window / 2 + np.arange(self.count(seconds)) * self.stride

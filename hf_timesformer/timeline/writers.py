@@ -77,8 +77,15 @@ def write_scores_csv(path: Path, timeline: Timeline) -> Path:
 
 
 def write_webvtt(path: Path, timeline: Timeline) -> Path:
-    """Subtitles that any player shows: a cue for each segment; for a regression, the numbers of
+    """Write subtitles that any player shows: a cue for each segment; for a regression, the numbers of
     each window's cell.
+
+    Args:
+        path: the `.vtt` file.
+        timeline: what `label_video` gave.
+
+    Returns:
+        The path.
     """
     cues = [
         (segment.start, segment.end, f"{segment.label} {segment.score:.0%}")
@@ -113,11 +120,18 @@ def _cue_text(text: str) -> str:
 
 
 def write_label_studio(path: Path, timeline: Timeline) -> Path:
-    """A task with predictions for Label Studio's `<Video name="video">` with
+    """Write a task with predictions for Label Studio's `<Video name="video">` with
     `<TimelineLabels name="timeline">`.
 
     Frames count from 1 and both ends are included. They are those of the video's own frame rate:
     the labelling page must say `frameRate` as the task's data does.
+
+    Args:
+        path: the JSON file.
+        timeline: what `label_video` gave.
+
+    Returns:
+        The path.
     """
     rate = timeline.frame_rate or DEFAULT_RATE
     result = [

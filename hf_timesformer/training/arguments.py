@@ -203,8 +203,8 @@ class DataArguments(DatasetArguments):
 
 @dataclass
 class VideoTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with what fine-tuning on clips needs beyond them, and defaults that suit
-    it.
+    """transformers' `TrainingArguments` with what fine-tuning on clips needs beyond them, and
+    defaults that suit it.
     """
 
     freeze: str = field(

@@ -110,14 +110,21 @@ def _soft(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
 def fit_classifier(
     features: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight `(classes, d)` and bias `(classes,)` of the linear discriminants of `features (N, d)`,
-    in float64.
+    """A linear classifier by arithmetic instead of by steps: linear discriminants.
 
     Clips of class `c` are taken as normally distributed about its mean, all classes with one
     covariance, shrunk by `SHRINKAGE` towards its mean variance (Friedman 1989, "Regularized
     Discriminant Analysis"): directions in which the views and clips of one class differ count for
-    little. `targets (N, classes)` may be soft. The logits are scaled by the factor up to 1 that
-    minimises the cross-entropy to the targets, smoothed by `label_smoothing`.
+    little. The logits are scaled by the factor up to 1 that minimises the cross-entropy to the
+    targets.
+
+    Args:
+        features: of the clips, `(N, d)`.
+        targets: share of each class in each clip, `(N, classes)`; may be soft.
+        label_smoothing: of the targets in that cross-entropy, a share from 0 to 1.
+
+    Returns:
+        Weight `(classes, d)` and bias `(classes,)`, in float64.
     """
     features, targets = features.double(), targets.double()
     # a class without clips gets a mean, too: that of all

@@ -69,15 +69,22 @@ def parameter_groups(
 ) -> list[dict]:
     """Optimizer groups of the trainable parameters, each with its own `lr` and `weight_decay`.
 
-    What `names_without_decay` lists has no weight decay, unless `decay_all`. Layer `n` of `L`
-    learns at `learning_rate * layer_decay ** (L - n)` (Bao et al. 2022, BEiT), the embeddings below
-    layer 1; the classifier at `head_learning_rate` where given. What an image ViT does not have
-    (time embeddings and the earlier attention steps: those that `freeze="spatial"` lets learn)
-    starts from `temporal_learning_rate` where given, in place of `learning_rate`. A rate of 0 is a
-    rate.
+    Args:
+        model: may be wrapped by DDP, FSDP or torch.compile.
+        learning_rate: of all that has no rate of its own below. Layer `n` of `L` learns at
+            `learning_rate * layer_decay ** (L - n)`, the embeddings below layer 1.
+        head_learning_rate: of the classifier. A rate of 0 is a rate.
+        temporal_learning_rate: of what an image ViT does not have (time embeddings and the earlier
+            attention steps: those that `freeze="spatial"` lets learn), in place of `learning_rate`.
+        weight_decay: of all parameters but those that `names_without_decay` lists.
+        decay_all: of these, too, as the official code does.
+        layer_decay: factor from each layer to the one below (Bao et al. 2022, BEiT); 1 is none.
 
-    `model` may be wrapped by DDP, FSDP or torch.compile. Raises ValueError where nothing learns, or
-    where FSDP has merged parameters that may need rates of their own.
+    Returns:
+        Groups as `torch.optim` takes them.
+
+    Raises:
+        ValueError: nothing learns, or FSDP has merged parameters that may need rates of their own.
     """
     exempt = set() if decay_all else names_without_decay(model)
     named = [(plain_name(name), parameter) for name, parameter in model.named_parameters()]

@@ -26,7 +26,11 @@ logger = logging.getLogger(__name__)
 def find_splits(
     data: DataArguments, args: VideoTrainingArguments
 ) -> tuple[FoundVideos, FoundVideos | None]:
-    """The clips to train on and, unless held out later or not wanted, those to evaluate on."""
+    """The clips to train on and, unless held out later or not wanted, those to evaluate on.
+
+    Raises:
+        ValueError: there is no validation split, and clips of tar shards cannot be held out.
+    """
     # all find the same: one writes it down
     missing_file = data.missing_file if args.process_index == 0 else None
     options = data.reader_options
@@ -102,7 +106,11 @@ def draw_clips(found: FoundVideos, count: int, seed: int) -> FoundVideos:
 def make_source(
     found: FoundVideos, data: DataArguments, args: VideoTrainingArguments, training: bool
 ) -> ClipSource:
-    """Rows on disk or tar shards as the source that the batches are read from."""
+    """Rows on disk or tar shards as the source that the batches are read from.
+
+    Raises:
+        ValueError: arguments of the run that do not go with tar shards.
+    """
     shares = None
     if training and (data.balanced_sampling or "weight" in found.videos.features):
         shares = draw_shares(found.labels_and_weights(), balanced=data.balanced_sampling)

@@ -55,6 +55,9 @@ def settle_evaluation(
 ) -> VideoTrainingArguments:
     """A copy of `args` without evaluations where there are no clips for them, and with a metric
     that there is.
+
+    Raises:
+        ValueError: early stopping without clips to evaluate on.
     """
     args = copy.copy(args)
     if not has_validation:

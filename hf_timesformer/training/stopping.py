@@ -20,7 +20,12 @@ EXIT_CODE = 128 + signal.SIGTERM  # what a shell shows for a process that SIGTER
 
 
 class RunStopped(Exception):
-    """SIGTERM has ended the training; `checkpoint` is what was saved last, if anything."""
+    """SIGTERM has ended the training.
+
+    Args:
+        step: the last step that was done.
+        checkpoint: what was saved last, None if nothing was to be saved.
+    """
 
     def __init__(self, step: int, checkpoint: Path | None):
         self.step, self.checkpoint = step, checkpoint

@@ -42,16 +42,22 @@ class VideoTrainer(
     PublishMixin,
     Trainer,
 ):
-    """Trainer whose epochs follow from the seed alone, that counts broken clips and the time spent
-    waiting for data.
+    """transformers' `Trainer`, whose epochs follow from the seed alone, and which counts broken clips
+    and the time spent waiting for data.
 
-    `model` and `args` (`VideoTrainingArguments`) as Trainer takes them; TypeError for other
-    arguments. `train_dataset` and `eval_dataset` are `TrainingClips` and `EvaluationClips`, or any
-    data sets that Trainer takes, whose items hold `pixel_values` and `labels`. `class_weights`
-    `(classes,)` multiply the loss of each class.
+    On SIGTERM `train` saves a checkpoint and raises `RunStopped`.
 
-    On SIGTERM `train` saves a checkpoint and raises `RunStopped`. Raises ValueError for an argument
-    that would do nothing, or something else, with clips (see `refused_arguments`).
+    Args:
+        model: as Trainer takes it.
+        args: a `VideoTrainingArguments`.
+        class_weights: `(classes,)`, factors of the loss of each class; None weighs all alike.
+        kwargs: what Trainer takes. `train_dataset` and `eval_dataset` are `TrainingClips` and
+            `EvaluationClips`, or any data sets that Trainer takes, whose items hold `pixel_values`
+            and `labels`.
+
+    Raises:
+        TypeError: `args` are of another class.
+        ValueError: for an argument that would do nothing, or something else, with clips.
     """
 
     # compute_loss divides by the clips of the whole step, over all its batches

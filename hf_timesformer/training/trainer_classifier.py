@@ -65,13 +65,16 @@ class ClassifierFitMixin:
             self._sampler = sampler  # of the clips that are trained on, whose epochs follow
 
     def fitting_batches(self, passes: int, *, with_views: bool = True) -> Iterator[dict[str, Any]]:
-        """The clips of the `passes` epochs after the last, which training itself does not see, then,
-        where `with_views`, their evaluation views.
+        """Batches to fit a classifier to: clips as in training, of epochs that training does not see.
 
         Where the trainer has a processor, the views are the crop of every clip that an evaluation
         would cut from its middle: objects look smaller there than in random crops of enlarged frames
         (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"), and a classifier
         fitted to the latter alone is off for the former.
+
+        Args:
+            passes: how many epochs, counted from the first one after training.
+            with_views: add the evaluation views of the clips at the end.
         """
         first = math.ceil(self.args.num_train_epochs)
         clips, processor = self.train_dataset, self.processing_class

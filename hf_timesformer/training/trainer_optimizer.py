@@ -22,7 +22,11 @@ class OptimizerMixin:
     lr_scheduler: Any
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimizer of `--optim`, or of `optimizer_cls_and_kwargs`, over `parameter_groups`."""
+        """The optimizer of `--optim`, or of `optimizer_cls_and_kwargs`, over `parameter_groups`.
+
+        Raises:
+            ValueError: an optimizer that chooses rates for parameters by itself.
+        """
         if self.optimizer is not None:
             return self.optimizer
         model = self.model if model is None else model

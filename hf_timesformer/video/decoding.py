@@ -34,12 +34,23 @@ def probe_video(
 ) -> VideoMetadata:
     """Count the frames of a video from its packets and read its rate and size, without decoding it.
 
-    Width and height are those that the container declares, before rotation. With `start` or `end`
-    (seconds) the segment is described as a video of its own, as `decode_video` sees it, which
-    `limits`, `allow_urls` and `frame_rate` are told in the same way.
+    Args:
+        source: a path, the bytes of a file, or a binary file object; also a folder of numbered
+            pictures.
+        limits: what the video may cost, by default `DecodeLimits()`.
+        allow_urls: fetch an http(s) address.
+        start, end: seconds; the part between them is described as a video of its own, as
+            `decode_video` sees it.
+        frame_rate: frames a second of a folder of pictures, which has none of its own.
 
-    Raises: VideoDecodeError: the source cannot be read as a video, is over a limit, or has no frame
-        in the segment. ValueError: `start` and `end` make no segment.
+    Returns:
+        A `VideoMetadata`: frames, frames a second, seconds. Width and height are those that the
+        container declares, before rotation.
+
+    Raises:
+        VideoDecodeError: the source cannot be read as a video, is over a limit, or has no frame in
+            the segment.
+        ValueError: `start` and `end` make no segment.
     """
     check_segment(start, end)
     with open_pictures(source, limits or DecodeLimits(), frame_rate) as pictures:
@@ -66,23 +77,30 @@ def decode_video(
     """Decode the frames with the given numbers (presentation order, from 0; any order, repeats
     allowed).
 
-    Args: source: a path, the bytes of a file, or a binary file object (read from its beginning). A
-        folder of numbered pictures is a video, too, and so is a list of them
-        (`FrameFiles.from_list`). indices: frame numbers, or a function from the video's metadata
-        (`TimedVideoMetadata`) to frame numbers. short_side: scale so that the shorter side has this
-        many pixels (antialiased bilinear); None keeps the pixels as they are, bit-equal to a full
-        decode. size_change: what becomes of frames of another size than the first: "scale" them, or
-        "refuse" the video. limits: what the video may cost in bytes, pixels, frames and seconds, by
-        default `DecodeLimits()`. allow_urls: fetch an http(s) address. start, end: seconds; the
-        video is then the part between them. frame_rate: frames a second of a folder or list of
-        pictures, which has none of its own.
+    Args:
+        source: a path, the bytes of a file, or a binary file object (read from its beginning). A
+            folder of numbered pictures is a video, too, and so is a list of them
+            (`FrameFiles.from_list`).
+        indices: frame numbers, or a function from the video's metadata (`TimedVideoMetadata`) to
+            frame numbers.
+        short_side: scale so that the shorter side has this many pixels (antialiased bilinear); None
+            keeps the pixels as they are, bit-equal to a full decode.
+        size_change: what becomes of frames of another size than the first: "scale" them, or
+            "refuse" the video.
+        limits: what the video may cost in bytes, pixels, frames and seconds, by default
+            `DecodeLimits()`.
+        allow_urls: fetch an http(s) address.
+        start, end: seconds; the video is then the part between them.
+        frame_rate: frames a second of a folder or list of pictures, which has none of its own.
 
-    Returns: uint8 RGB frames `(T, 3, H, W)`, as displayed (rotated), and the `VideoMetadata` with
+    Returns:
+        uint8 RGB frames `(T, 3, H, W)`, as displayed (rotated), and the `VideoMetadata` with
         `frames_indices` set.
 
-    Raises: VideoDecodeError: the video cannot be read, is damaged before a frame asked for, is over
-        a limit, or has no frame in the segment. ValueError: `short_side`, or `start` and `end`,
-        make no sense.
+    Raises:
+        VideoDecodeError: the video cannot be read, is damaged before a frame asked for, is over a
+            limit, or has no frame in the segment.
+        ValueError: `short_side`, or `start` and `end`, make no sense.
     """
     check_segment(start, end)
     if size_change not in ("scale", "refuse"):
@@ -179,7 +197,9 @@ def closed(metadata: TimedVideoMetadata) -> TimedVideoMetadata:
 
 
 def checked_numbers(indices: Iterable[int], metadata: VideoMetadata, video: VideoFile) -> list[int]:
-    """`indices` as a list of ints; an index that is no integer or no frame of the video is refused."""
+    """`indices` as a list of ints. Raises TypeError for one that is no integer, VideoDecodeError for
+    one that is no frame of the video.
+    """
     numbers = [operator.index(index) for index in indices]
     count = metadata.total_num_frames
     for number in numbers:

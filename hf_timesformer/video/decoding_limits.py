@@ -25,11 +25,15 @@ LIBRARY_ERRORS = (
 
 
 class VideoDecodeError(ValueError):
-    """A video that cannot be decoded as asked. `source` names it, `reason` is a short stable word:
+    """A video that cannot be decoded as asked. A `ValueError`.
 
-    `not-found`, `not-a-file`, `read` (the file system failed), `url`, `fetch`, `container`,
-    `no-video-stream`, `codec`, `damaged`, `limit`, `index`, `segment`, `frame-size` or `pictures`;
-    `unknown` where torch re-raised it from a worker by its text alone.
+    Args:
+        source: names the video.
+        reason: a short word that stays the same between versions: `not-found`, `not-a-file`,
+            `read` (the file system failed), `url`, `fetch`, `container`, `no-video-stream`,
+            `codec`, `damaged`, `limit`, `index`, `segment`, `frame-size` or `pictures`; `unknown`
+            where torch raised it again, in another process, from its text alone.
+        message: what was wrong and where; the error's text is source and message.
     """
 
     def __init__(self, source: str, reason: str = "unknown", message: str | None = None):
@@ -64,7 +68,13 @@ class DecodeLimits:
 
     @classmethod
     def of(cls, given: "DecodeLimits | Mapping[str, Any] | None") -> "DecodeLimits | None":
-        """Limits, or a dict of some of them, as limits; None stays None.
+        """Limits as they are, or from a dict of some of them.
+
+        Args:
+            given: a `DecodeLimits`, a dict such as `{"max_seconds": 600}`, or None.
+
+        Returns:
+            The limits, with the defaults for what the dict leaves out; None for None.
 
         Raises:
             ValueError: the dict has a name that is no limit.

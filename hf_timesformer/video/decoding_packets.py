@@ -164,8 +164,9 @@ def scan_packets(
 ) -> PacketTable:
     """All packets of the stream; a damaged end just ends the table.
 
-    Raises: VideoDecodeError: no packet can be read, none is shown, or there are more than the limit
-        of frames.
+    Raises:
+        VideoDecodeError: no packet can be read, none is shown, or there are more than the limit of
+            frames.
     """
     table = PacketTable(container, stream, video, judge)
     try:

@@ -130,8 +130,9 @@ def open_pictures(
 ) -> Iterator[Pictures | None]:
     """Yield the pictures that `source` consists of, or None where it is for FFmpeg to open.
 
-    Raises VideoDecodeError for a folder that is no video, and for a first picture that cannot be
-    read.
+    Raises:
+        VideoDecodeError: a folder that is no video, or a first picture that cannot be read.
+        ValueError: a frame rate that is not positive, or one for a file, which has its own.
     """
     if frame_rate is not None and not frame_rate > 0:
         raise ValueError(

@@ -66,7 +66,12 @@ class FrameWriter:
         self.missing.update(number for number in numbers if number in self.places)
 
     def write(self, number: int, frame: av.VideoFrame) -> None:
-        """Convert `frame` and copy it to every place that asks for frame `number`."""
+        """Convert `frame` and copy it to every place that asks for frame `number`.
+
+        Raises:
+            VideoDecodeError: the frame has another size than the first, and that is to be
+                refused.
+        """
         self.learn_size(frame)
         if self._size != (frame.height, frame.width):
             self._check_size_change(number, frame)

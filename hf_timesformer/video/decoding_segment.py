@@ -86,6 +86,9 @@ class TimedVideoMetadata(VideoMetadata):
 
         May read through the file, so it is there only while `decode_video` asks its `indices`
         function.
+
+        Raises:
+            ValueError: `decode_video` is over.
         """
         if self._times is None:
             raise ValueError(

@@ -121,8 +121,9 @@ class VideoFile:
 
         Accepts the demuxers of `CONTAINERS` only, with no protocol and no nested resource.
 
-        Raises: VideoDecodeError: no accepted container, too damaged to open, or no video stream
-            that can be decoded.
+        Raises:
+            VideoDecodeError: no accepted container, too damaged to open, or no video stream that
+                can be decoded.
         """
         reader = Reader(self.file, self.size, self.check)
         try:
@@ -202,8 +203,9 @@ def _video_stream(
 def open_source(source: Source, limits: DecodeLimits, allow_urls: bool) -> Iterator[VideoFile]:
     """Open `source` for `VideoFile.open_stream`; closes only what it opened itself.
 
-    Raises: VideoDecodeError: missing, no regular file, an address that is not allowed, or over the
-        limit of size.
+    Raises:
+        VideoDecodeError: missing, no regular file, an address that is not allowed, or over the
+            limit of size.
     """
     name = describe_source(source)
     check = Budget(name, limits)

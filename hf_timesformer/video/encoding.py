@@ -27,11 +27,18 @@ def write_video(
     pix_fmt: str = "yuv420p",
     options: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write uint8 RGB `frames` of shape `(T, H, W, 3)` as a video file at `path`; the container
-    follows from its suffix.
+    """Write frames as a video file.
 
-    `fps` frames a second. `codec`, `pix_fmt` and `options` are FFmpeg's: its name of the encoder,
-    of the pixel format, and what the encoder is told (`{"crf": "18"}`).
+    Args:
+        path: the file; its suffix says which container.
+        frames: uint8 RGB `(T, H, W, 3)`.
+        fps: frames a second.
+        codec: the encoder, by FFmpeg's name.
+        pix_fmt: the pixel format, by FFmpeg's name.
+        options: what the encoder is told, such as `{"crf": "18"}`.
+
+    Returns:
+        The path.
     """
     path = Path(path)
     with av.open(str(path), mode="w") as container:
@@ -60,13 +67,17 @@ def encode_video(
     """The video as H.264 in mp4: as many frames, at the mean rate (`UNKNOWN_RATE` where it is not
     known), as displayed, without sound.
 
-    Args: path: the video, or a folder of numbered pictures. metadata: of it or of the segment, as
-        `probe_video` gives it; its frames are encoded, and no more. short_side: size of the shorter
-        side in pixels; None keeps the size. key_frame_every: frames from one key frame to the next:
-        a reader that wants a frame decodes from the key frame before it, so that fewer make a file
-        that is larger and cheaper to enter anywhere. fast_decode: leave out what makes decoding
-        dear (x264's `fastdecode`: no deblocking, no CABAC, no weighted prediction), for a larger
-        file. reading: settings of `decode_video`, such as `start` and `end`.
+    Args:
+        path: the video, or a folder of numbered pictures.
+        metadata: of it or of the segment, as `probe_video` gives it; its frames are encoded, and no
+            more.
+        short_side: size of the shorter side in pixels; None keeps the size.
+        key_frame_every: frames from one key frame to the next: a reader that wants a frame decodes
+            from the key frame before it, so that fewer make a file that is larger and cheaper to
+            enter anywhere.
+        fast_decode: leave out what makes decoding dear (x264's `fastdecode`: no deblocking, no
+            CABAC, no weighted prediction), for a larger file.
+        reading: settings of `decode_video`, such as `start` and `end`.
 
     Raises:
         VideoDecodeError: the video is damaged.

@@ -55,12 +55,14 @@ class StreamedFrame:
 class FrameStream:
     """The frames of one video for the times that are asked for, in order; iterate once.
 
-    Args: source: a path, the bytes of a file, or a binary file object; also a folder of numbered
-        pictures, which needs a `frame_rate`, or an animated WebP. times: seconds from the
-        first frame, ascending, finitely many or not; None gives every frame. short_side: scale so
-        that the shorter side has this many pixels; None keeps the pixels as they are. Either way a
-        frame is what `decode_video` gives of the same frame. limits: what one video may cost;
-        `max_seconds` of work from one frame to the next.
+    Args:
+        source: a path, the bytes of a file, or a binary file object; also a folder of numbered
+            pictures, which needs a `frame_rate`, or an animated WebP.
+        times: seconds from the first frame, ascending, finitely many or not; None gives every
+            frame.
+        short_side: scale so that the shorter side has this many pixels; None keeps the pixels as
+            they are. Either way a frame is what `decode_video` gives of the same frame.
+        limits: what one video may cost; `max_seconds` of work from one frame to the next.
 
     `gaps` lists stretches that could not be decoded, as `(from, to)` in seconds; `to` is None where
     nothing follows. The last frame before a gap stands for what is missing. A picture of another

@@ -19,7 +19,11 @@ logger = logging.get_logger(__name__)
 
 
 def metadata_of_each(videos: list, given: Any) -> list[VideoMetadata | None]:
-    """One entry a video; None where nothing was given."""
+    """One entry a video; None where nothing was given.
+
+    Raises:
+        ValueError: there are more or fewer entries than videos.
+    """
     if given is None:
         return [None] * len(videos)
     metadata = make_batched_metadata(videos, given)
@@ -31,7 +35,11 @@ def metadata_of_each(videos: list, given: Any) -> list[VideoMetadata | None]:
 
 
 def one_for_each(name: str, given: Any, num_videos: int) -> list[float | None]:
-    """Seconds for each video, from one number for all or from as many as there are videos."""
+    """Seconds for each video, from one number for all or from as many as there are videos.
+
+    Raises:
+        ValueError: there are more or fewer numbers than videos.
+    """
     if not isinstance(given, (list, tuple)):
         return [given] * num_videos
     if len(given) != num_videos:

@@ -139,6 +139,9 @@ class TimeSformerViewsMixin:
     def convert_to_rgb(self, video: torch.Tensor) -> torch.Tensor:
         """Grey `(T, 1, H, W)` or RGBA `(T, 4, H, W)` frames to RGB `(T, 3, H, W)`; transparency
         becomes white.
+
+        Raises:
+            ValueError: frames of another number of channels.
         """
         if video.shape[-3] not in (1, 3, 4):
             raise ValueError(

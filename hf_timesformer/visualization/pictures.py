@@ -38,7 +38,8 @@ class Explanation:
 
     `frames` uint8 `(t, height, width, 3)`; `seconds` `(t,)` their times, None where the rate is
     unknown; `scores` `(labels,)`, probabilities or a regression's numbers; `attention` `(t, h, w)`,
-    the share of each patch, which with that of CLS sums to one.
+    the share of each patch, which with that of CLS, `cls_share`, sums to one; `title` says what it
+    said and how sure it was.
     """
 
     frames: np.ndarray
@@ -58,13 +59,23 @@ def explain(
     head: int | None = None,
     query: Sequence[int] | None = None,
 ) -> Explanation:
-    """Classify one centre view of `video` and roll its attention out, from CLS or from the patch
-    `query`.
+    """Classify one centre view of a video and see what the network looked at, by attention
+    rollout (Abnar and Zuidema 2020).
 
-    `model` in eval mode with its `processor`; `video` is what the processor takes, `query` a `(row,
-    column, frame)` of patches; `layers` and `head` restrict the attention that is shown. Raises
-    VideoDecodeError for a video that cannot be read, ValueError for a layer, head or patch that
-    there is not.
+    Args:
+        model: in eval mode.
+        processor: that of the model.
+        video: what the processor takes.
+        layers: numbers of the blocks whose attention is shown; None is all.
+        head: number of the head that is shown; None is their mean.
+        query: a patch `(row, column, frame)` whose attention is shown in place of that of CLS.
+
+    Returns:
+        An `Explanation`, which `contact_sheet` and `write_attention_video` draw.
+
+    Raises:
+        VideoDecodeError: the video cannot be read.
+        ValueError: there is no such layer, head or patch.
     """
     inputs = processor(
         videos=[video],
@@ -172,8 +183,15 @@ def contact_sheet(explanation: Explanation) -> Image.Image:
 def write_attention_video(
     path: str | Path, explanation: Explanation, *, fps: float | None = None
 ) -> Path:
-    """Frames beside their attention as an `.mp4`; `fps` by default so that it lasts as long as the
-    clip it shows.
+    """Write the frames beside their attention as an `.mp4`.
+
+    Args:
+        path: the file.
+        explanation: what `explain` gave.
+        fps: frames a second; None makes the film last as long as the clip that it shows.
+
+    Returns:
+        The path.
     """
     frames = np.concatenate(
         (explanation.frames, overlay(explanation.frames, explanation.attention)), axis=2

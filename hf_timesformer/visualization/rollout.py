@@ -32,8 +32,8 @@ Layer = dict[str, torch.Tensor]  # step -> weights (batch*groups, l, l), (batch,
 
 @dataclass
 class Recorded:
-    """One forward pass: logits `(batch, labels)`, the grid, and each layer's attention weights by
-    step.
+    """One forward pass: `logits` `(batch, labels)`, the `scheme`, the `grid` of patches, and of each
+    of the `layers` the attention weights by step.
     """
 
     logits: torch.Tensor
@@ -203,14 +203,21 @@ def attention_rollout(
     layers: Sequence[int] | None = None,
     residual: float = 0.5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shares of the input tokens in CLS' final state (or in that of the patch `query`): they sum to
-    one. `recorded` is what `record_attention` gives; attention rollout is of Abnar and Zuidema,
-    2020 (the paper of rollout below).
+    """How much of each input token is in CLS' final state, or in that of one patch: attention rollout
+    (Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers").
 
-    Returns `cls (batch,)`, the share of CLS itself, and `patches (batch, h, w, t)`. `layers`
-    restricts the rollout to some blocks, by number; `residual` is the weight of the skip
-    connection, 0.5 in the paper of rollout. Raises ValueError for a query or layer that there is
-    not.
+    Args:
+        recorded: what `record_attention` gave.
+        query: a patch `(row, column, frame)` in place of CLS.
+        layers: numbers of the blocks that count; None is all.
+        residual: weight of the skip connection, from 0 to 1; 0.5 in their paper.
+
+    Returns:
+        The share of CLS itself, `(batch,)`, and those of the patches, `(batch, h, w, t)`; they sum
+        to one.
+
+    Raises:
+        ValueError: there is no such patch or layer.
     """
     grid, count = recorded.grid, len(recorded.layers)
     chosen = range(count) if layers is None else sorted(set(layers))

@@ -39,12 +39,14 @@ WHOLE = Part()
 class PackSettings:
     """How videos become shards.
 
-    Attributes: videos_per_shard: videos in each shard but the last. short_side: larger videos are
-        re-encoded to this size; None keeps files as they are. Segments of a video and folders of
-        pictures are always encoded. seed: order of the videos in the shards. key_frame_every,
-        fast_decode: of the encoder, see `encode_video`. For clips at random places these read almost
-        twice as fast as a key frame every 64 frames and no `fast_decode`, in files a sixth larger
-        (scripts/benchmarks/packing.py).
+    Attributes:
+        videos_per_shard: videos in each shard but the last.
+        short_side: larger videos are re-encoded to this size; None keeps files as they are.
+            Segments of a video and folders of pictures are always encoded.
+        seed: order of the videos in the shards.
+        key_frame_every, fast_decode: of the encoder, see `encode_video`. For clips at random places
+            these read almost twice as fast as a key frame every 64 frames and no `fast_decode`, in
+            files a sixth larger (scripts/benchmarks/packing.py).
     """
 
     videos_per_shard: int = 256

@@ -118,7 +118,11 @@ def _add(one: list[int] | None, other: list[int] | None) -> list[int] | None:
 
 
 def join_indexes(indexes: list[dict[str, Any]]) -> dict[str, Any]:
-    """The contents of several `shards.json` as one."""
+    """The contents of several `shards.json` as one.
+
+    Raises:
+        ValueError: the parts were packed with different settings or classes.
+    """
     first = indexes[0]
     for other in indexes[1:]:
         for name in ("settings", "classes", "problem_type"):

@@ -30,11 +30,12 @@ def run_in_workers(
 
     When this process is killed, the workers end too.
 
-    Args: function: what is done to each item; it and the items must be picklable. items: read only
-        as fast as the workers take them. num_workers: processes; with 0 all is done in this
-        process, which a fatal item then ends. preload: names of modules that are imported once, in
-        the process that all workers are forked from; without it each worker spends the seconds of
-        `function`'s imports itself.
+    Args:
+        function: what is done to each item; it and the items must be picklable.
+        items: read only as fast as the workers take them.
+        num_workers: processes; with 0 all is done in this process, which a fatal item then ends.
+        preload: names of modules that are imported once, in the process that all workers are forked
+            from; without it each worker spends the seconds of `function`'s imports itself.
 
     Yields:
         Each item with its result, or with `PROCESS_DIED` where it killed its process.

@@ -20,8 +20,9 @@ def names_of_numbers(
         lines: path and class number of every clip of all splits, so that the splits agree.
         name_files: names of files of class names, in `data_dir` or a folder in it.
 
-    Raises: ValueError: the file names fewer classes than the lists have; or, without a file, the
-        numbers do not go from 0 on without a gap: then there would be classes without a clip.
+    Raises:
+        ValueError: the file names fewer classes than the lists have; or, without a file, the
+            numbers do not go from 0 on without a gap: then there would be classes without a clip.
     """
     listed = [(PurePosixPath(name.replace("\\", "/")).parent.name, label) for name, label in lines]
     return name_numbers(listed, find_annotations(data_dir, name_files), f"the lists in {data_dir}")

@@ -19,6 +19,9 @@ def read_diving48(data_dir: Path, split: str, *, extensions: Sequence[str] = ())
     `<vid_name>.mp4`.
 
     The class index is the place in the vocabulary; a class is named by its four attributes.
+
+    Raises:
+        ValueError: the split is validation, or a label is outside the vocabulary.
     """
     split = canonical_split(split)
     if split == "validation":

@@ -51,6 +51,9 @@ def read_folder(data_dir: Path, split: str, *, extensions: Sequence[str] = ()) -
 
     `extensions` are suffixes of clips beyond the usual ones. The log counts every file that is not
     used, by reason.
+
+    Raises:
+        ValueError: there are no class folders, or not this split.
     """
     folders = find_split_folders(data_dir)
     split = canonical_split(split)

@@ -26,10 +26,12 @@ def read_hmdb51(
     for train, 2 for test, 0 for neither, which is most of the large classes. Classes are sorted by
     name.
 
-    Args: data_dir: the folder; lists and videos may lie anywhere in it. split: train or test: the
-        authors made no validation split. fold: which of the authors' three divisions into train and
-        test; results are given as the mean of all three. extensions: suffixes of clips beyond the
-        usual ones.
+    Args:
+        data_dir: the folder; lists and videos may lie anywhere in it.
+        split: train or test: the authors made no validation split.
+        fold: which of the authors' three divisions into train and test; results are given as the
+            mean of all three.
+        extensions: suffixes of clips beyond the usual ones.
 
     Raises:
         ValueError: there are no lists of that fold, or one cannot be read.

@@ -104,7 +104,11 @@ def _problem_type(feature: Any, name: str) -> str:
 
 
 def label_of(value: Any, number_of: Mapping[str, int], columns: Columns, where: str) -> Any:
-    """A label as our records have it: a class number, a list of them, or a float."""
+    """A label as our records have it: a class number, a list of them, or a float.
+
+    Raises:
+        ValueError: the row has no label.
+    """
     # how the Hub writes a label that is not told
     is_withheld = columns.problem_type == SINGLE_LABEL and value == -1
     if value is None or is_withheld:

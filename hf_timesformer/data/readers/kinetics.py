@@ -34,6 +34,9 @@ def read_kinetics(data_dir: Path, split: str, *, extensions: Sequence[str] = ())
 
     A clip that cannot be read is taken from a folder `replacement_for_corrupted...` where that has
     it. A list without labels, as many have of the test split, is passed over.
+
+    Raises:
+        ValueError: there is no list of that split, or it has no labels.
     """
     split = canonical_split(split)
     files = kinetics_files(data_dir)

@@ -27,6 +27,9 @@ def read_ssv2(data_dir: Path, split: str, *, extensions: Sequence[str] = ()) -> 
     The class index is that of `labels.json`; a video's class is its template without the brackets.
     The labels of the test split are those of `test-answers.csv` (lines `id;label`), which came with
     a later release of the labels.
+
+    Raises:
+        ValueError: a template is not in `labels.json`.
     """
     split = canonical_split(split)
     class_names = read_class_names(

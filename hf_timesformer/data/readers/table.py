@@ -38,12 +38,15 @@ METADATA = tuple(f"metadata.{suffix}" for suffix in ("csv", "jsonl", "parquet"))
 def read_table(data_dir: Path, split: str, *, group_column: str | None = None) -> VideoRecords:
     """One split of the clips that a table lists; the docstring of this file has its columns.
 
-    Args: data_dir: the table, or a folder with one a split, or with the `metadata.csv` of a
-        VideoFolder. split: one of `table_splits`. group_column: header of the column of groups, if
-        it is another than `group`.
+    Args:
+        data_dir: the table, or a folder with one a split, or with the `metadata.csv` of a
+            VideoFolder.
+        split: one of `table_splits`.
+        group_column: header of the column of groups, if it is another than `group`.
 
-    Raises: ValueError: there is no table, no such split, or a row that makes no sense; with the
-        file and the line.
+    Raises:
+        ValueError: there is no table, no such split, or a row that makes no sense; with the file
+            and the line.
     """
     split = canonical_split(split)
     tables = _read_tables(data_dir, group_column)

@@ -73,8 +73,9 @@ def read_table_file(path: Path, group_column: str | None = None) -> Table:
     them. Without a header each line is a path and a label, with a comma, a semicolon, a tab or a
     space between.
 
-    Raises: ValueError: the file cannot be read, holds no row, or has no column of paths. It names
-        the file and the line.
+    Raises:
+        ValueError: the file cannot be read, holds no row, or has no column of paths. It names the
+            file and the line.
     """
     suffix = path.suffix.lower().lstrip(".")
     if suffix not in SUFFIXES:

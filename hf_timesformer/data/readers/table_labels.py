@@ -61,8 +61,9 @@ def make_label_reader(column: str, rows: Sequence[Row], root: Path, source: str)
         root: where a file of class names may lie (`CLASS_FILES`).
         source: name of the table, for error messages.
 
-    Raises: ValueError: class numbers leave a gap, a name is not in the file of class names, or
-        numbers are no classes.
+    Raises:
+        ValueError: class numbers leave a gap, a name is not in the file of class names, or numbers
+            are no classes.
     """
     if column == "target":
         return LabelReader(REGRESSION, ["target"], _read_number)

@@ -21,10 +21,12 @@ def read_ucf101(
     the number), to 03; `classInd.txt` names the classes, counted from 1 (`3 Archery`). A video's id
     is its name without the suffix.
 
-    Args: data_dir: the folder; the videos may lie anywhere in it, also converted to another format.
-        split: train or test: the authors made no validation split. fold: which of the authors'
-        three divisions into train and test; results are given as the mean of all three. extensions:
-        suffixes of clips beyond the usual ones.
+    Args:
+        data_dir: the folder; the videos may lie anywhere in it, also converted to another format.
+        split: train or test: the authors made no validation split.
+        fold: which of the authors' three divisions into train and test; results are given as the
+            mean of all three.
+        extensions: suffixes of clips beyond the usual ones.
 
     Raises:
         ValueError: a file of annotations is missing or does not fit the others.

@@ -123,9 +123,13 @@ def stream_shards(
     The order is that of the shards and, in them, of the files; `state_dict` and `load_state_dict`
     resume it.
 
-    Args: shards: paths or addresses. class_names: in order. counts: shard name -> videos; lets a
-        shard that ends too early be noticed even where it is cut between files. problem_type: what
-        a `.json` tells: `label` (or a `.cls` does), `labels`, or `target`, as `targets` has it.
+    Args:
+        shards: paths or addresses.
+        class_names: in order.
+        counts: shard name -> videos; lets a shard that ends too early be noticed even where it is
+            cut between files.
+        problem_type: what a `.json` tells: `label` (or a `.cls` does), `labels`, or `target`, as
+            `targets` has it.
         columns: further columns of `records.OPTIONAL_COLUMNS` that the `.json` of each video tells.
     """
     index = {name: label for label, name in enumerate(class_names)}
