@@ -50,7 +50,7 @@ RELEASED = "facebook/timesformer-base-finetuned-k400"
 # Tests of their own run these: `export` quantises, `prepare` starts workers, `publish` needs a Hub.
 PARSED_ONLY = {"app", "demo", "export", "prepare", "publish"}
 # Blocks that name what only such a command makes, or that train for minutes.
-PARSED_PAGES = {"docs/deploy.md", "docs/many_gpus.md", "docs/multi_node.md", "README.md"}
+PARSED_PAGES = {"docs/deploy.md", "docs/many_gpus.md", "docs/packing.md", "README.md"}
 # Known to be there, and no business of ours.
 OTHER_PROGRAMS = {"pip", "hf", "accelerate", "torchrun", "sbatch", "bash", "python"}
 
@@ -164,6 +164,8 @@ def test_shell_block(page: str, code: str, here: Path, capsys: pytest.CaptureFix
     ids=lambda text: text[:30],
 )
 def test_python_block(page: str, code: str, here: Path, capsys: pytest.CaptureFixture) -> None:
+    for package in re.findall(r"torchao|bitsandbytes", code, re.I):  # no extra of ours
+        pytest.importorskip(package.lower())
     exec(compile(code, page, "exec"), {"__name__": "__main__"})
     assert "print" not in code or capsys.readouterr().out
     for _, language, example in BLOCKS:  # blocks that need a camera
@@ -278,6 +280,8 @@ LAUNCHERS_OPTIONS = {
     "--nproc_per_node",
     "--multi_gpu",
     "--num_processes",
+    "--cluster",
+    "--growth",
     "--write",
     "--json",
     "--png",
@@ -331,12 +335,17 @@ def test_a_table_says_where_and_when(tables, tmp_path: Path) -> None:
     (tmp_path / "speed.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="neither the file nor a column says its date"):
         tables.with_tables(page, tmp_path)
-    (tmp_path / "speed.json").write_text(json.dumps(stored | {"date": "2026-11-27"}))
-    table = "| work | times |\n|---|---:|\n| x | 1.5 |\n| y |  |\n\nMeasured on M, 2026-11-27."
-    assert f"-->\n\n{table}\n\n<!-- end -->\nb" in tables.with_tables(page, tmp_path)
-    records = {"machine": "M", "date": "D", "growth": [{"video": "a", "ours": {"peak_MiB": 3}}]}
+    stored["date"] = "2026-11-27"
+    (tmp_path / "speed.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="does not say which command wrote it"):
+        tables.with_tables(page, tmp_path)
+    table = "| work | times |\n|---|---:|\n| x | 1.5 |\n| y |  |\n\nMeasured on M, 2026-11-27"
+    for how, said in (({"command": "c"}, ", by `c`."), ({"copied": "By hand."}, ". By hand.")):
+        (tmp_path / "speed.json").write_text(json.dumps(stored | how))
+        assert f"-->\n\n{table}{said}\n\n<!-- end -->\nb" in tables.with_tables(page, tmp_path)
+    records = {"machine": "M", "date": "D", "command": "c", "g": [{"video": "a", "us": {"MiB": 3}}]}
     (tmp_path / "speed.json").write_text(json.dumps(records))
-    table = "| video | ours, peak MiB |\n|---|---:|\n| a | 3 |\n\nMeasured on M, D."
+    table = "| video | us, MiB |\n|---|---:|\n| a | 3 |\n\nMeasured on M, D, by `c`."
     assert table in tables.with_tables(page, tmp_path)
 
 

@@ -12,6 +12,7 @@ import sys
 PARTS = {
     "decode": "decode",
     "exported": "exported",
+    "formats": "formats",
     "gpu": "gpu",
     "growth": "growth",
     "joints": "joints",

@@ -19,6 +19,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import av
@@ -212,7 +213,12 @@ def measure_growth(args: argparse.Namespace) -> None:
             row[name] = measure_alone(path, name, chosen[0].tolist(), args.short_side)
         rows.append(row)
         print(format_growth(row), flush=True)
-    report = {"machine": this_machine().as_dict(), "growth": rows}
+    report = {
+        "machine": this_machine().as_dict(),
+        "date": date.today().isoformat(),
+        "command": "python scripts/benchmarks decode --growth",
+        "growth": rows,
+    }
     print(json.dumps(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")

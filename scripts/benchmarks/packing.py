@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import torch
 from datasets import Dataset
 from decode import find_videos
 from machine import this_machine
+from page_tables import cluster
+from tables import plain_table
 
 from hf_timesformer.data.augmentation import ClipAugmentation
 from hf_timesformer.data.clips import ClipKey, FrameSampling, TrainingClips
@@ -37,10 +40,6 @@ CROP = 224
 KEY_FRAMES = (64, 32, 16, 8)
 RATES = (32, 8)  # source frames from one frame of a clip to the next
 MEAN, STD = [0.45] * 3, [0.225] * 3
-
-H100_CLIPS_PER_SECOND = 195  # in training, clips of 8 frames of 224 pixels: an assumption
-GPUS = (1, 8, 64)
-BEFORE, DEFAULT = "key 64", "key 32, fast_decode"  # what `prepare --pack` wrote, and writes
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,8 @@ def run(args: argparse.Namespace) -> None:
     """Encode, measure, or compute."""
     torch.set_num_threads(1)
     if args.cluster:
-        print(cluster_table(json.loads(args.cluster.read_text(encoding="utf-8"))))
+        stored = json.loads(args.cluster.read_text(encoding="utf-8"))
+        print(plain_table("cluster", cluster(stored)))
         return
     videos = find_videos(args.videos, args.limit)
     if args.prepare:
@@ -159,6 +159,8 @@ def measure(videos: Sequence[Path], folder: Path, rounds: int) -> dict[str, Any]
             results[name][column] = round(1000 * statistics.mean(times), 2)
     return {
         "machine": str(this_machine()),
+        "date": date.today().isoformat(),
+        "command": "python scripts/benchmarks packing",
         "clips": len(videos),
         "bytes_as_downloaded": original,
         "milliseconds_a_view_and_core": results,
@@ -213,30 +215,4 @@ def table(report: dict[str, Any]) -> str:
     for name, row in results.items():
         cells = " | ".join(str(row.get(column, "")) for column in columns)
         lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines)
-
-
-# Several GPUs
-
-
-def cluster_table(report: dict[str, Any], column: str = "1 in 32") -> str:
-    """What training on several GPUs needs of the processors and the storage, in Markdown.
-
-    Assumes that every GPU takes `H100_CLIPS_PER_SECOND`, that decoding scales with the cores, and
-    that a whole file is read for each clip, once where two views are made of it.
-    """
-    lines = [
-        "| clips | GPUs | clips/s | cores | cores, two views of each | MB/s read | MB/s, two views |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name in ("as downloaded", BEFORE, DEFAULT):
-        row = report["milliseconds_a_view_and_core"][name]
-        for count in GPUS:
-            rate = count * H100_CLIPS_PER_SECOND
-            cores = [rate * row[f"{column}, {views}"] / 1000 for views in ("1 view", "2 views")]
-            reading = rate * row["bytes_a_clip"] / 1e6
-            lines.append(
-                f"| {name} | {count} | {rate} | {cores[0]:.0f} | {cores[1]:.0f} "
-                f"| {reading:.0f} | {reading / 2:.0f} |"
-            )
     return "\n".join(lines)

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -447,7 +448,8 @@ def keep(path: Path | None, name: str, way: str, result: dict[str, Any]) -> None
     if path is None:
         return
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": {}}
-    report["machine"] = str(this_machine())
+    report |= {"machine": str(this_machine()), "date": date.today().isoformat()}
+    report["command"] = "python scripts/benchmarks small_set"
     report["results"].setdefault(name, {})[way] = result
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -14,9 +14,11 @@ machines, or a table as it stands:
      "command": "python scripts/benchmarks model",
      "columns": ["work", "times as fast"], "rows": [["T+S 8x224, logits", 1.98]]}
 
-Where the rows come from several machines or days, `machine` or `date` is a column in its place.
+Where the rows come from several machines or days, `machine` or `date` is a column in its place. Rows
+that a person copied from what a program printed have `copied` in place of `command`: it says so.
 A file of records, `{"machine": {...}, "date": ..., "growth": [{...}, ...]}`, has a row for each record
-of its list and a column for each field, `ours, milliseconds` for one within another.
+of its list and a column for each field, `ours, milliseconds` for one within another. What is shown of
+other files is in `page_tables.py`.
 """
 
 import json
@@ -24,6 +26,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from page_tables import TABLES
 from results import FOLDER, table
 
 
@@ -45,10 +48,13 @@ def with_tables(text: str, folder: Path = FOLDER) -> str:
 
 def render(name: str, folder: Path = FOLDER) -> str:
     """One table in Markdown, with the line that says where and when."""
-    path = folder / f"{name}.json"
+    file, make = TABLES.get(name, (name, None))
+    path = folder / f"{file}.json"
     if not path.is_file():
         raise ValueError(f"table {name}: there is no {path.name} in {folder}")
     stored = json.loads(path.read_text(encoding="utf-8"))
+    if make is not None:
+        return plain_table(name, make(stored))
     if "rows" in stored:
         return plain_table(name, stored)
     lists = [value for value in stored.values() if isinstance(value, list)]
@@ -90,6 +96,8 @@ def plain_table(name: str, stored: dict[str, Any]) -> str:
     for fact in ("machine", "date"):
         if fact not in stored and fact not in columns:
             raise ValueError(f"table {name}: neither the file nor a column says its {fact}")
+    if not {"command", "copied"} & stored.keys():
+        raise ValueError(f"table {name}: the file does not say which command wrote it (`command`)")
     uneven = [row for row in rows if len(row) != len(columns)]
     if uneven:
         raise ValueError(f"table {name}: {uneven[0]} has not the {len(columns)} columns")
@@ -102,9 +110,9 @@ def plain_table(name: str, stored: dict[str, Any]) -> str:
     facts = [f"on {stored['machine']}"] if "machine" in stored else []
     facts += [stored["date"]] if "date" in stored else []
     facts += [f"by `{stored['command']}`"] if "command" in stored else []
-    caption = f"\n\nMeasured {', '.join(facts)}." if facts else ""
-    note = f" {stored['note']}" if "note" in stored else ""
-    return "\n".join(lines) + caption + note
+    sentences = [f"Measured {', '.join(facts)}."] if facts else []
+    sentences += [stored[key] for key in ("note", "copied") if stored.get(key)]
+    return "\n".join([*lines, *(["", " ".join(sentences)] if sentences else [])])
 
 
 def _is_figure(cell: object) -> bool:
