@@ -290,16 +290,26 @@ def report(folder: Path, num_classes: int) -> float:
 
 
 def summary(folder: Path, seconds: float) -> str:
-    """What was made, and what to try next."""
+    """What was made, and what to try next; pictures only where they were drawn."""
+    made = {
+        "overview.png": "all pictures on one sheet",
+        "clips/, joined.mp4": "the videos",
+        "model/": "model, processor, train_results.json",
+        "model/training_curve.png": "how it learned",
+        "model/eval_test/confusion_matrix.png": "which motions it takes for which",
+        "attention/": "what it looks at, as a picture and a film",
+        "timeline/": "what happens when in joined.mp4",
+        "timeline/joined.png": "the same as a picture",
+        "*.log": "what the commands said",
+    }
+    lines = [
+        f"  {name:<38} {what}"
+        for name, what in made.items()
+        if not name.endswith(".png") or (folder / name).is_file()
+    ]
+    listed = "\n".join(lines)
     return f"""It took {seconds:.0f} seconds. What it made is in {folder}:
-  overview.png                           all pictures on one sheet
-  clips/, joined.mp4                     the videos
-  model/                                 model, processor, train_results.json
-  model/training_curve.png               how it learned
-  model/eval_test/confusion_matrix.png   which motions it takes for which
-  attention/                             what it looks at, as a picture and a film
-  timeline/joined.png                    what happens when in joined.mp4
-  *.log                                  what the commands said
+{listed}
 
 Try next:
   timesformer predict {folder}/joined.mp4 --model {folder}/model --num_clips 6

@@ -133,10 +133,10 @@ def save_results(
     )
     trainer.save_metrics("train", metrics)
     if args.process_index == 0:
-        draw_curve(trainer.state.log_history, Path(args.output_dir) / "training_curve.png")
-        logger.info(
-            "model, processor, train_results.json and training_curve.png are in %s", args.output_dir
-        )
+        curve = Path(args.output_dir) / "training_curve.png"
+        drawn = draw_curve(trainer.state.log_history, curve)
+        made = f"train_results.json and {curve.name}" if drawn else "train_results.json"
+        logger.info("model, processor, %s are in %s", made, args.output_dir)
     if args.push_to_hub:
         trainer.push_to_hub()
 
