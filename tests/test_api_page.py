@@ -179,7 +179,7 @@ def test_what_the_pages_name_is_public() -> None:
         "visualization.rollout.attention_rollout",  # named there
         "visualization.pictures.write_attention_video",  # imported by the notebook
         "visualization.pictures.Explanation",  # what that takes
-        "video.decoding_source.VideoDecodeError",  # what `decode_video` raises
+        "video.decoding_limits.VideoDecodeError",  # what `decode_video` raises
     ):
         assert f"hf_timesformer.{name}" in names, name
 
