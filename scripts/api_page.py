@@ -228,8 +228,10 @@ def as_markdown(doc: str) -> str:
     parts = []
     for block in re.split(r"\n\s*\n", doc):
         title, _, rest = block.partition("\n")
-        if re.fullmatch(r"(Args|Returns|Raises|Yields):", title):
+        if re.fullmatch(r"(Args|Attributes|Raises):", title):
             parts.append(f"**{title}**\n\n{_as_list(textwrap.dedent(rest))}")
+        elif re.fullmatch(r"(Returns|Yields):", title):
+            parts.append(f"**{title}** {' '.join(rest.split())}")
         elif block.startswith("    "):
             parts.append(f"```text\n{textwrap.dedent(block)}\n```")
         elif block.startswith("* "):

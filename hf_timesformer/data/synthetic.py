@@ -32,7 +32,7 @@ def motion_frames(
     chance.
 
     Args:
-        name: one of `MOTIONS`: "left", "right", "up", "down", "grow", "shrink".
+        name: one of `MOTIONS`: "left", "right", "up", "down", "growing", "shrinking".
         rng: draws shape, colours, speed and place.
         num_frames: frames of the clip.
         size: side of the frames in pixels.

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1, top-5 and mean class accuracy, as the official code and Diving-48's authors count them.
+    """Top-1 and top-5 accuracy, as in the paper's tables, and mean class accuracy.
 
     Args:
         logits: `(videos, classes)`, or anything in their order. Among equal ones the lower class

@@ -30,8 +30,8 @@ class VideoClassificationMetric(evaluate.Metric):
 
     Args:
         config_name: as in `evaluate`; there is but one configuration.
-        keep_in_memory: hold what was given in memory, in place of files. The default, unless several
-            processes share the metric, which they can only through files.
+        keep_in_memory: hold what was given in memory, in place of files. The default, unless
+            several processes share the metric, which they can only through files.
     """
 
     def __init__(

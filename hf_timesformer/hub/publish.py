@@ -198,9 +198,9 @@ def push_folder(
 ) -> CommitInfo:
     """Publish the model in a folder, in one commit.
 
-    Weights of an earlier push that this one does not replace go in the same commit, so no reader
-    ever meets a mixture of two models. An upload that breaks leaves the repository as it was; run it
-    again, and what already arrived is not sent twice.
+    Weights of an earlier push that this one does not replace are deleted by the same commit, so
+    no reader ever meets a mixture of two models. An upload that breaks leaves the repository as it
+    was; run it again, and what already arrived is not sent twice.
 
     Args:
         folder: the model, as `complete_folder` left it.

@@ -46,7 +46,7 @@ def shown_classes(timeline: Timeline) -> list[str]:
 
 
 def draw_timeline(timeline: Timeline) -> Image.Image:
-    """A `timeline` as a picture: frames, scores over time, segments. Needs matplotlib (extra `viz`).
+    """A `timeline` as a picture: scores over time, and segments. Needs matplotlib (extra `viz`).
 
     `seconds_at` maps a click on it to a time.
     """

@@ -78,12 +78,13 @@ class Windows:
                     latest = moment
 
     def count(self, seconds: float) -> int:
-        """How many windows a video of so many `seconds` has: the last is the first that reaches its end."""
+        """How many windows a video of so many `seconds` has: the last one is the first that reaches
+        its end."""
         return 1 + max(0, ceil((seconds - self.window) / self.stride - SAME))
 
     def cells(self, seconds: float) -> np.ndarray:
-        """The borders of the windows' cells in a video of so many `seconds`: float64 `(windows + 1,)`,
-        from 0 to its end.
+        """The borders of the windows' cells in a video of so many `seconds`: float64
+        `(windows + 1,)`, from 0 to its end.
         """
         middles = self.window / 2 + np.arange(self.count(seconds)) * self.stride
         borders = (middles[1:] + middles[:-1]) / 2

@@ -77,8 +77,8 @@ def write_scores_csv(path: Path, timeline: Timeline) -> Path:
 
 
 def write_webvtt(path: Path, timeline: Timeline) -> Path:
-    """Write subtitles that any player shows: a cue for each segment; for a regression, the numbers of
-    each window's cell.
+    """Write subtitles that any player shows: a cue for each segment; for a regression, the numbers
+    of each window's cell.
 
     Args:
         path: the `.vtt` file.

@@ -53,11 +53,13 @@ class DecodeLimits:
     """How much one video may cost before it is refused. A local file may be of any size: what is
     read of it counts.
 
-    max_bytes: bytes that are held in memory (a video given as bytes, or downloaded)
-    max_read_bytes: bytes that are read of a local file for one wanted frame
-    max_pixels: pixels of a frame, decoded or scaled
-    max_frames: frames of the video
-    max_seconds: seconds of work for one wanted frame (CPU time; for a download, time by the wall)
+    Attributes:
+        max_bytes: bytes that are held in memory (a video given as bytes, or downloaded).
+        max_read_bytes: bytes that are read of a local file for one wanted frame.
+        max_pixels: pixels of a frame, decoded or scaled.
+        max_frames: frames of the video.
+        max_seconds: seconds of work for one wanted frame (CPU time; for a download, time by the
+            wall).
     """
 
     max_bytes: int = 2 * 1024**3

@@ -203,8 +203,8 @@ def attention_rollout(
     layers: Sequence[int] | None = None,
     residual: float = 0.5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much of each input token is in CLS' final state, or in that of one patch: attention rollout
-    (Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers").
+    """How much of each input token is in CLS' final state, or in that of one patch: attention
+    rollout (Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers").
 
     Args:
         recorded: what `record_attention` gave.
