@@ -3,9 +3,11 @@ are numbered.
 
 Why not by an index, as in mp4:
 
-Matroska, WebM: their cues tell where key frames lie, not how many pictures lie between two.
-AVI: `idx1` lists every chunk, but only a second time: players go by the chunks themselves, and where
-    a file is damaged the two differ. Most have MPEG-4, whose packets may hold two pictures or none.
+Matroska, WebM: their cues tell where key frames lie, not how many pictures lie between two: 4 cues
+    of 40 pictures in a test. A frame's number would be a guess from its time.
+AVI: `idx1` lists every chunk, but only a second time: players go by the chunks themselves, and the
+    two may differ: one entry may be missing while its picture plays. Only a scan tells. Most have
+    MPEG-4, whose packets may hold two pictures or none.
 Transport streams, raw streams: there is nothing but packets.
 
 The scan takes little more than FFmpeg's own reading (40 minutes of H.264 in Matroska, 60,000

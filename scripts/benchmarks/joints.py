@@ -67,8 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=float, default=2.0)
     parser.add_argument("--stride", type=float, default=1.0)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--film", type=Path, help="keep the film as this .mp4")
-    parser.add_argument("--journal", type=Path, help="goes on there, if it was killed")
+    parser.add_argument(
+        "--film", type=Path, help="keep the film as this .mp4; taken as it is where it is there"
+    )
+    parser.add_argument("--journal", type=Path, help="with --film: a killed run goes on there")
     parser.add_argument("--what", help="what this run is, in the row that --record keeps")
     parser.add_argument("--record", action="store_true", help="keep a row in results/joints.json")
 
@@ -80,9 +82,15 @@ def run(args: argparse.Namespace) -> None:
     settings = LabelSettings(args.window, args.stride)
     with tempfile.TemporaryDirectory() as folder:
         film = args.film or Path(folder, "film.mp4")
-        pieces = join(in_random_order(args.folder, args.seed), args.seconds, film)
+        pieces = joined(args, film)
         timeline = label_video(
-            film, model, processor, settings, journal=args.journal, resume=args.journal is not None
+            film,
+            model,
+            processor,
+            settings,
+            journal=args.journal,
+            resume=args.journal is not None,
+            about={"model": args.model, "dtype": str(model.dtype).removeprefix("torch.")},
         )
     row, missed = judge(timeline, pieces, args.stride)
     print(row)
@@ -92,6 +100,16 @@ def run(args: argparse.Namespace) -> None:
     if args.record:
         what = {"what": args.what or args.folder.name, "window": args.window, "stride": args.stride}
         keep_rows("joints", this_machine(), [what | row], "python scripts/benchmarks joints")
+
+
+def joined(args: argparse.Namespace, film: Path) -> list[Piece]:
+    """The pieces of the film: of one that is made now, or of one that a run before left."""
+    told = film.with_suffix(".pieces.json")
+    if film.is_file() and told.is_file():
+        return [Piece(**piece) for piece in json.loads(told.read_text(encoding="utf-8"))]
+    pieces = join(in_random_order(args.folder, args.seed), args.seconds, film)
+    told.write_text(json.dumps([asdict(piece) for piece in pieces]), encoding="utf-8")
+    return pieces
 
 
 def in_random_order(folder: Path, seed: int) -> Iterator[Path]:

@@ -101,6 +101,28 @@ def test_decoding_begins_at_the_key_frame_before(folder, monkeypatch, sequential
     assert max(fed) <= 25  # a group of 10, or two where a frame leads its key frame
 
 
+def test_an_index_of_key_frames_or_one_that_leaves_a_picture_out_is_not_gone_by(folder):
+    """Why Matroska and AVI are scanned: cues do not tell how many pictures there are, and `idx1`
+    may tell another number than there are chunks.
+    """
+    frames = picture_sequence(40, 64, 96)
+    mkv = encode(folder / "cues.mkv", frames, "libx264", options={"g": "10"})
+    avi = encode(folder / "whole.avi", frames, "mjpeg", pix_fmt="yuvj420p")
+    data = avi.read_bytes()
+    at = data.find(b"idx1") + 4
+    size = int.from_bytes(data[at : at + 4], "little")
+    assert size == 40 * 16
+    entries = data[at + 4 : at + 4 + 20 * 16] + data[at + 4 + 21 * 16 :]  # without the 21st
+    lying = folder / "lying.avi"
+    lying.write_bytes(data[:at] + (size - 16).to_bytes(4, "little") + entries)
+    for path, listed in ((mkv, 4), (lying, 39)):
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            assert sum(packet.size > 0 for packet in container.demux(stream)) == 40
+            assert len(stream.index_entries) == listed
+        assert_equals_reference(path, [[0, 19, 20, 21, 39]])
+
+
 @pytest.fixture(scope="module")
 def long_clip(folder: Path) -> Path:
     """20 seconds of noise, a key frame every 20 frames, that no encoder makes small."""
