@@ -92,7 +92,7 @@ def keep_rows(
     content = {"machine": machine.as_dict() | {"instruction_sets": [*machine.instruction_sets]}}
     rows_by_words = {}
     if stored.get("machine") == content["machine"]:
-        rows_by_words = {_words(row): row for row in stored["measured"]}
+        rows_by_words = {_words(row): row for row in stored.get("measured", [])}
     for row in rows:
         rows_by_words[_words(row)] = row | {"date": date.today().isoformat()}
     content |= {"command": command, "measured": list(rows_by_words.values())}
