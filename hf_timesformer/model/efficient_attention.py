@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .attention import TimeSformerSelfAttention, at_least_float32
-from .efficient_linear import fuse, linear
+from .efficient_linear import activated_linear, fuse, linear
 from .schemes import STRIDES, Grid, group, is_known, key_mask, sides_of, ungroup
 from .upstream import is_exporting
 
@@ -21,6 +21,15 @@ QUERY, KEY_VALUE = slice(0, 1), slice(1, 3)
 def project(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """`layer(inputs)`, `(..., d) -> (..., e)`, by the faster product."""
     return linear(inputs, layer.weight, layer.bias)
+
+
+def project_activated(
+    layer: nn.Linear, activation: nn.Module, inputs: torch.Tensor
+) -> torch.Tensor:
+    """`activation(layer(inputs))`, `(..., d) -> (..., e)`, by the faster product."""
+    if type(layer) is nn.Linear:
+        return activated_linear(inputs, layer.weight, layer.bias, activation)
+    return activation(project(layer, inputs))
 
 
 def attend(attention: TimeSformerSelfAttention, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -22,8 +22,9 @@ from .efficient_attention import (
     attend_groups,
     early_projection,
     project,
+    project_activated,
 )
-from .efficient_linear import activated_linear, linear, weight_gradient
+from .efficient_linear import linear, weight_gradient
 from .schemes import STRIDES, Grid, group, is_known, sides_of, ungroup
 from .upstream import is_batched
 from .way import Way
@@ -154,8 +155,7 @@ def feed_forward(
     layernorm, activation = layer.layernorm_after, layer.intermediate.activation
     into, back = layer.intermediate.dense, layer.output.dense
     if not recomputes:
-        wide = activated_linear(layernorm(hidden_states), into.weight, into.bias, activation)
-        return project(back, wide)
+        return project(back, project_activated(into, activation, layernorm(hidden_states)))
 
     def normalise(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """The LayerNorm of `inputs (..., d)`, of the same shape; weight and bias `(d,)`."""
