@@ -33,7 +33,10 @@ from . import app_timeline
 
 KEEP_SECONDS = 3600
 EXAMPLE_FRAMES = 32
-LAUNCH = {"max_file_size": "200mb", "footer_links": []}
+# The pictures begin below their label and buttons, which would lie on them on a narrow screen.
+CSS = "#sheet .image-container, #timeline .image-container {padding-top: 2.5rem}"
+LAUNCH = {"max_file_size": "200mb", "footer_links": [], "css": CSS}
+PICTURE_BUTTONS = ["download", "fullscreen"]
 
 
 def new_folder(parent: str) -> str:
@@ -122,7 +125,7 @@ def make_page(args: argparse.Namespace) -> gradio.Blocks:
                 video = gradio.File(
                     label="Drop a video here", file_types=["video"], elem_id="video", height=160
                 )
-                example = gradio.Button("Make an example clip and look at it", elem_id="example")
+                example = gradio.Button("Make an example clip", elem_id="example")
             answer = gradio.Label(
                 label="Answer", num_top_classes=args.top_k, elem_id="answer", min_width=300
             )
@@ -147,6 +150,7 @@ def add_pictures() -> tuple[gradio.Image, gradio.Video]:
         elem_id="sheet",
         format="png",
         interactive=False,
+        buttons=PICTURE_BUTTONS,
     )
     film = gradio.Video(
         label="The same as a film",
@@ -174,6 +178,7 @@ class TimelinePart(Part):
             format="png",
             interactive=False,
             visible=False,
+            buttons=PICTURE_BUTTONS,
         )
         segments = gradio.Radio(label="Segments", elem_id="segments", visible=False)
         piece = gradio.Video(

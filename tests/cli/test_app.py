@@ -144,6 +144,15 @@ def test_an_example_by_the_keyboard_on_a_phone(page: str) -> None:
         browser.wait_for("document.querySelectorAll('#answer meter').length == 3")
         assert browser.run("return window.seen.length") > 0, "no progress was shown"
         assert browser.run("return document.documentElement.scrollWidth") <= 390
+        # where the picture begins, then where its label and its buttons end
+        top, *ends = browser.run(
+            "const sheet = document.querySelector('#sheet'), box = one => one.getBoundingClientRect();"
+            "const boxes = [...sheet.querySelectorAll('label, button')].map(box);"
+            "const small = boxes.filter(b => b.height > 0 && b.height < 99);"  # one holds the picture
+            "return [box(sheet.querySelector('img')).top, ...small.map(b => b.bottom)]"
+        )
+        assert ends
+        assert max(ends) <= top, "the label or a button lies on the picture"
         browser.screenshot(ARTIFACTS / "page_phone.png")
 
 

@@ -233,3 +233,24 @@ def test_every_format_is_exported_once_and_compared_with_the_model(monkeypatch, 
     calibration = ["--calibration_dir", "clips/train", "--calibration_clips", "16"]
     openvino = ["--format", "openvino"]
     assert calls == [["--int8"], openvino, [*openvino, "--int8", *calibration]]
+
+
+def test_a_form_that_cannot_run_is_named_and_the_others_are_timed(monkeypatch, tmp_path: Path):
+    formats, page_tables = map(importlib.import_module, ("formats", "page_tables"))
+
+    def missing():
+        raise ImportError("No module named 'torchao'\nmore")
+
+    made = {formats.BASELINE: lambda: torch.nn.Flatten(), "torchao, int8": missing}
+    monkeypatch.setattr(formats, "forms", lambda folder, args: made)
+    monkeypatch.setattr(formats, "make_clip", lambda work: torch.zeros(1, 2))
+    args = argparse.Namespace(threads=1, layers=1, repeats=1)
+    report = formats.measure(tmp_path, args)
+    assert report["times_as_fast"] == {formats.BASELINE: 1}
+    assert report["left_out"] == {"torchao, int8": "ImportError: No module named 'torchao'"}
+    report["seconds"] |= {"OpenVINO, int8": report["seconds"][formats.BASELINE] - 1}
+    report["times_as_fast"]["OpenVINO, int8"] = 3.0
+    machine = {"name": "M", "instruction_sets": [], "cores": 2, "torch": "2"}
+    table = page_tables.formats({"M": {"machine": machine, "date": "D", "report": report}})
+    assert [row[0] for row in table["rows"]] == ["OpenVINO, int8", formats.BASELINE]
+    assert table["rows"][0][2] == "3.00"
