@@ -1,6 +1,7 @@
 """A timeline as a picture: the scores of the classes over time, and under them the segments."""
 
 import io
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,11 @@ def draw_timeline(timeline: Timeline) -> Image.Image:
     if not timeline.is_regression:
         lines.set_ylim(0, 1.02)
     lines.set_ylabel("value" if timeline.is_regression else "score")
-    lines.legend(loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=5, fontsize=8, frameon=False)
+    # at most five names a row, in rows of equal length: six names are two rows of three
+    count = max(1, len(shown[:MAX_CLASSES]))
+    columns = ceil(count / ceil(count / 5))
+    above = (0.5, 0.98)
+    lines.legend(loc="lower center", bbox_to_anchor=above, ncols=columns, fontsize=8, frameon=False)
     if len(shown) > MAX_CLASSES:
         hidden = f"{len(shown) - MAX_CLASSES} more classes have no line here: see the tables"
         lines.text(0.995, 0.97, hidden, transform=lines.transAxes, ha="right", va="top", fontsize=7)
