@@ -282,6 +282,7 @@ LAUNCHERS_OPTIONS = {
     "--num_processes",
     "--cluster",
     "--growth",
+    "--record",
     "--write",
     "--json",
     "--png",
