@@ -15,7 +15,6 @@ import argparse
 import functools
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from machine import this_machine
+from machine import peak_memory, this_machine
 from results import keep, keep_rows
 from torchvision.transforms.v2 import functional
 from transformers.pipelines.video_classification import read_video_pyav
@@ -246,16 +245,16 @@ def _measure_here(
     reader = GROWTH_READERS[name]()
     if reader is None:
         return None
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     times = []
     for _ in range(4):  # the first warms the caches
         begin = time.perf_counter()
         reader(path, np.array(indices), short_side)
         times.append(1000 * (time.perf_counter() - begin))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_memory()
     return {
         "milliseconds": round(statistics.median(times[1:]), 1),
-        "peak_MiB": round((peak - before) / 1024, 1),
+        "peak_MiB": round(peak - before, 1),
     }
 
 

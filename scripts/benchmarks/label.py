@@ -14,12 +14,11 @@ length. The same video at several lengths: `ffmpeg -stream_loop N -c copy`.
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from pathlib import Path
 
 import torch
-from machine import this_machine
+from machine import peak_memory, this_machine
 from results import keep_rows
 
 from hf_timesformer import TimeSformerVideoProcessor
@@ -99,18 +98,18 @@ def measure(path: Path, args: argparse.Namespace) -> dict:
 
 def measure_one(path: Path, model, processor, settings: LabelSettings) -> dict[str, float]:
     """`label_video` once; the peak is that of the process so far, above what it was before."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     begin = time.perf_counter()
     timeline = label_video(path, model, processor, settings)
     seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_memory()
     return {
         "seconds_of_video": round(timeline.seconds, 1),
         "seconds": round(seconds, 2),
         "times_real_time": round(timeline.seconds / seconds, 1),
         "windows": len(timeline.scores),
         "windows_a_second": round(len(timeline.scores) / seconds, 3),
-        "peak_MiB": round((peak - before) / 1024, 1),
+        "peak_MiB": round(peak - before, 1),
     }
 
 

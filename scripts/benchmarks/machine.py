@@ -4,6 +4,8 @@ versions.
 
 import os
 import platform
+import re
+import resource
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,6 +69,20 @@ def read_cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     first = path.read_text(encoding="utf-8").split("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def peak_memory() -> float:
+    """The most memory that this process has had so far, in MiB.
+
+    Where the system tells it (Linux), that of this process alone: `getrusage` of a process that was
+    just started begins with the memory of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if peak:
+            return int(peak[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def load_average() -> float:
