@@ -137,7 +137,7 @@ def _straight_to_onednn(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
         return False
     return (
         ONEDNN_BFLOAT16
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_grad_enabled()
         and not is_exporting()
         and is_plain_eager()

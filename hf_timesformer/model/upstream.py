@@ -131,7 +131,7 @@ def onednn_linear(
     """oneDNN's own linear layer on a CPU, without gradients, what inductor takes for frozen
     weights: `(..., d)`, `(e, d)`, `(e,)` or None -> `(..., e)`; `gelu`: with the exact GELU
     applied before the result is rounded."""
-    attributes = ("gelu", [], "none") if gelu else ("none", [], "")
+    attributes: tuple[str, list, str] = ("gelu", [], "none") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, *attributes)
 
 
