@@ -8,7 +8,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_timesformer import TimeSformerConfig
-from .efficient_linear import ONEDNN_BFLOAT16, USES_ONEDNN
+from .efficient_linear import ONEDNN_BFLOAT16, USES_ONEDNN, call
 from .masks import additive, blocks_mask, kept, window_mask
 from .schemes import (
     STRIDES,
@@ -133,7 +133,7 @@ class TimeSformerSelfAttention(nn.Module):
         CLS joins every group, and what it gathers there is averaged over the groups. The weights
         of `local`, a matrix of all tokens by all tokens, are made only `with_weights`.
         """
-        return self.attend(self.qkv(tokens), grid, with_weights)
+        return self.attend(call(self.qkv, tokens), grid, with_weights)
 
     def attend(
         self, qkv: torch.Tensor, grid: Grid, with_weights: bool = False, brief: bool = False

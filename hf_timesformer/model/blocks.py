@@ -15,6 +15,7 @@ from .attention import TimeSformerSelfAttention
 from .configuration_timesformer import TimeSformerConfig
 from .drop_path import TimeSformerDropPath
 from .efficient_inference import run_block_in_place
+from .efficient_linear import call
 from .efficient_training import run_block
 from .schemes import SCHEMES, Grid
 from .way import PLAIN, Way
@@ -37,7 +38,7 @@ class TimeSformerDense(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(..., in_features) -> (..., out_features)`."""
-        return self.dropout(self.activation(self.dense(hidden_states)))
+        return self.dropout(self.activation(call(self.dense, hidden_states)))
 
 
 class TimeSformerAttention(nn.Module):
@@ -118,7 +119,7 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         for step in self.earlier_steps:
             layernorm, attention, dense = self.early_modules(step)
             update, _ = attention(layernorm(patches), grid, with_weights=with_weights)
-            patches = patches + self.drop_path(dense(update))
+            patches = patches + self.drop_path(call(dense, update))
         return torch.cat((cls, patches), dim=1)
 
     def early_modules(self, step: str) -> tuple[nn.LayerNorm, TimeSformerAttention, nn.Linear]:

@@ -1,6 +1,7 @@
 """Attention by [`linear`] from above the layers, two linear maps in a row as one, and CLS alone.
 
-For ways other than the plain one (way.py), in which all layers are known to be plain `nn.Linear`.
+For ways other than the plain one (way.py): there each layer is a plain `nn.Linear`, whose weights
+may be read, or such a layer with an adapter around it, which may only be called.
 """
 
 import math
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from .attention import TimeSformerSelfAttention, at_least_float32
-from .efficient_linear import activated_linear, fuse, linear
+from .efficient_linear import activated_linear, call, fuse, linear
 from .schemes import STRIDES, Grid, group, is_known, key_mask, sides_of, ungroup
 from .upstream import is_exporting
 
@@ -18,16 +19,22 @@ from .upstream import is_exporting
 QUERY, KEY_VALUE = slice(0, 1), slice(1, 3)
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Whether `layer` is its weight and its bias. With an adapter around it, it is not, though the
+    adapter has a `weight`, too: that of the layer alone."""
+    return type(layer) is nn.Linear
+
+
 def project(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """`layer(inputs)`, `(..., d) -> (..., e)`, by the faster product."""
-    return linear(inputs, layer.weight, layer.bias)
+    return linear(inputs, layer.weight, layer.bias) if is_plain(layer) else call(layer, inputs)
 
 
 def project_activated(
     layer: nn.Linear, activation: nn.Module, inputs: torch.Tensor
 ) -> torch.Tensor:
     """`activation(layer(inputs))`, `(..., d) -> (..., e)`, by the faster product."""
-    if type(layer) is nn.Linear:
+    if is_plain(layer):
         return activated_linear(inputs, layer.weight, layer.bias, activation)
     return activation(project(layer, inputs))
 
@@ -52,7 +59,7 @@ def early_projection(
     output: nn.Linear, extra: nn.Linear | nn.Identity, tokens: int, fuses: bool
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """The output projection of an early step and its extra linear layer, as one map
-    `(..., d) -> (..., d)`.
+    `(..., d) -> (..., d)` where neither has an adapter.
 
     Two maps of `tokens` rows cost `2 * tokens * d^2` multiply-adds, making one of them and using
     it `d^3 + tokens * d^2`: less from `tokens == d` on. An exported network may have been folded
@@ -60,7 +67,7 @@ def early_projection(
     """
     if isinstance(extra, nn.Identity):
         return lambda context: project(output, context)
-    if fuses and tokens >= output.in_features:
+    if fuses and is_plain(output) and is_plain(extra) and tokens >= output.in_features:
         weight, bias = fuse(output, extra)
         return lambda context: linear(context, weight, bias)
     return lambda context: project(extra, project(output, context))
@@ -87,7 +94,16 @@ def projection_of(
 def attend_from_cls(
     attention: TimeSformerSelfAttention, patches: torch.Tensor, cls: torch.Tensor, grid: Grid
 ) -> torch.Tensor:
-    """What CLS alone gathers in a last step: patches `(b, n, d)`, `cls (b, 1, d)` -> `(b, 1, d)`.
+    """What CLS alone gathers in a last step: patches `(b, n, d)`, `cls (b, 1, d)` -> `(b, 1, d)`."""
+    if is_plain(attention.qkv):
+        return _mix_tokens(attention, patches, cls, grid)
+    return attend(attention, torch.cat((cls, patches), dim=1), grid)[:, :1]
+
+
+def _mix_tokens(
+    attention: TimeSformerSelfAttention, patches: torch.Tensor, cls: torch.Tensor, grid: Grid
+) -> torch.Tensor:
+    """As `attend_from_cls`, from the weights of the projection.
 
     With a single query neither keys nor values of the patches are needed. An example with one
     head, one group and `d = 2`:

@@ -14,7 +14,15 @@ import torch
 from torch import nn
 
 from .attention import TimeSformerSelfAttention
-from .efficient_attention import KEY_VALUE, QUERY, attend, early_projection, project, projection_of
+from .efficient_attention import (
+    KEY_VALUE,
+    QUERY,
+    attend,
+    early_projection,
+    is_plain,
+    project,
+    projection_of,
+)
 from .efficient_training import (
     LARGE_GROUPS,
     Block,
@@ -97,14 +105,30 @@ def _attend_in_windows(layer: Block, step: str, patches: torch.Tensor, rows: int
     layernorm, attention, to_update = _early_parts(layer, step, patches)
     heads = CPU_HEADS if patches.device.type == "cpu" else attention.num_heads
     for clips in patches.split(max(1, rows // math.prod(patches.shape[1:4]))):
-        context = torch.empty_like(clips, memory_format=torch.contiguous_format)
-        context = context.unflatten(-1, (attention.num_heads, -1))  # (b, h, w, t, heads, c)
-        for first in range(0, attention.num_heads, heads):
-            some = slice(first, first + heads)
-            for columns, part in _windows_of(attention, layernorm, clips, some, rows):
-                context[:, :, columns, :, some] = part.unflatten(-1, (-1, attention.head_dim))
-        for part, gathered in zip(_strips(clips, rows), _strips(context.flatten(-2), rows)):
+        if is_plain(attention.qkv):
+            context = _gather_by_heads(attention, layernorm, clips, heads, rows)
+        else:
+            tokens = layernorm(clips).flatten(1, 3)
+            context = attend(attention, tokens, sides_of(clips)).view_as(clips)
+        for part, gathered in zip(_strips(clips, rows), _strips(context, rows)):
             part += to_update(gathered)
+
+
+def _gather_by_heads(
+    attention: TimeSformerSelfAttention,
+    layernorm: nn.LayerNorm,
+    clips: torch.Tensor,
+    heads: int,
+    rows: int,
+) -> torch.Tensor:
+    """What `local` gathers for `clips (b, h, w, t, d)`, of the same shape, `heads` after `heads`."""
+    context = torch.empty_like(clips, memory_format=torch.contiguous_format)
+    context = context.unflatten(-1, (attention.num_heads, -1))  # (b, h, w, t, heads, c)
+    for first in range(0, attention.num_heads, heads):
+        some = slice(first, first + heads)
+        for columns, part in _windows_of(attention, layernorm, clips, some, rows):
+            context[:, :, columns, :, some] = part.unflatten(-1, (-1, attention.head_dim))
+    return context.flatten(-2)
 
 
 def _windows_of(

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.grad import conv2d_weight
+from torch.overrides import TorchFunctionMode
 
 from .upstream import (
     has_onednn_bfloat16,
     is_exact_gelu,
     is_exporting,
     is_plain_eager,
+    is_transformed,
     maybe_autocast,
     onednn_linear,
 )
@@ -91,6 +93,27 @@ def activated_linear(
     return activation(linear(inputs, weight, bias))
 
 
+def call(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """`layer(inputs)`, `(..., d) -> (..., e)`, of which plain linear layers multiply by [`linear`].
+
+    `layer` is called as any module is: whatever is put around it, in it or on it runs, and sees
+    what it would see.
+    """
+    if is_transformed() or not _may_convolve(inputs):
+        return layer(inputs)
+    with _ProductsByLinear():
+        return layer(inputs)
+
+
+class _ProductsByLinear(TorchFunctionMode):
+    """While it is on, `torch.nn.functional.linear` is [`linear`]."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is nn.functional.linear and not kwargs and not types:
+            return linear(*args)
+        return function(*args, **(kwargs or {}))
+
+
 def weight_gradient(outputs: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """Gradient of [`linear`]'s weight, `(e, d)`, from that of its outputs `(..., e)` and its
     inputs `(..., d)`."""
@@ -116,18 +139,22 @@ def _better_by_convolution(inputs: torch.Tensor, other: torch.Tensor, out_featur
 
     `other`: the weight `(out_features, d)`, or the gradient of the outputs `(..., out_features)`.
     """
-    if inputs.device.type != "cpu" or not inputs.dtype == other.dtype == torch.float32:
+    if not (_may_convolve(inputs) and _may_convolve(other)):
         return False
-    if not USES_ONEDNN:
+    rows, channels = math.prod(inputs.shape[:-1]), inputs.shape[-1]
+    return rows >= ONEDNN_ROWS and rows * channels * out_features >= ONEDNN_PRODUCTS
+
+
+def _may_convolve(tensor: torch.Tensor) -> bool:
+    """Whether products of `tensor (..., d)` may go to oneDNN, here and in this call."""
+    if not (USES_ONEDNN and tensor.device.type == "cpu" and tensor.dtype == torch.float32):
+        return False
+    if type(tensor) not in PLAIN_TENSORS:
         return False
     if is_exporting() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return False
-    rows, channels = math.prod(inputs.shape[:-1]), inputs.shape[-1]
-    if rows < ONEDNN_ROWS or rows * channels * out_features < ONEDNN_PRODUCTS:
-        return False
-    plain = type(inputs) in PLAIN_TENSORS and type(other) in PLAIN_TENSORS
     # compilers cannot read these settings
-    return plain and (torch.compiler.is_compiling() or _onednn_computes())
+    return torch.compiler.is_compiling() or _onednn_computes()
 
 
 def _straight_to_onednn(inputs: torch.Tensor, weight: torch.Tensor) -> bool:

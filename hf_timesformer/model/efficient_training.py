@@ -21,6 +21,7 @@ from .efficient_attention import (
     attend_from_cls,
     attend_groups,
     early_projection,
+    is_plain,
     project,
     project_activated,
 )
@@ -181,9 +182,9 @@ def linear_after(
 
     `function` must do nothing but compute: it is called again in the backward pass, and what it
     needs that may have a gradient must be among its arguments. A layer that does not learn needs
-    no input for its gradients, so there is nothing to save.
+    no input for its gradients, so there is nothing to save; what an adapter keeps is its own affair.
     """
-    if not layer.weight.requires_grad:
+    if not (is_plain(layer) and layer.weight.requires_grad):
         return project(layer, function(inputs, *tensors))
     return _LinearAfter.apply(function, inputs, layer.weight, layer.bias, *tensors)
 

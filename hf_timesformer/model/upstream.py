@@ -6,6 +6,7 @@ release that renames one fails there, and does not turn into a wrong answer or a
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,6 +49,53 @@ def modules_below(network: nn.Module) -> list[nn.Module]:
     for module in found:  # the list grows while it is walked
         found.extend([child for child in module._modules.values() if child is not None])
     return found[1:]
+
+
+# PEFT's LoRA around a linear layer, and the parts of one: it maps token by token, as the layer does.
+# Of its variants DoRA does so too; others choose by token, or draw.
+LORA_LAYER = ("peft.tuners.lora.layer", "Linear")
+LORA_VARIANTS = {("peft.tuners.lora.variants", "DoraLinearVariant")}
+LORA_PARTS = {
+    ("torch.nn.modules.linear", "Linear"),
+    ("torch.nn.modules.linear", "Identity"),
+    ("torch.nn.modules.dropout", "Dropout"),
+    ("torch.nn.modules.container", "ModuleDict"),
+    ("torch.nn.modules.container", "ParameterDict"),
+    ("peft.tuners.lora.dora", "DoraLinearLayer"),
+}
+
+
+def apart_from_adapters(network: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """All modules of `network` but itself, as `modules_below` lists them, where in the place of a
+    LoRA adapter is the layer that it was put around; and the adapters with all their parts."""
+    found: list[Any] = [network]
+    adapters: list[nn.Module] = []
+    for module in found:  # the list grows while it is walked
+        for child in module._modules.values():
+            if child is None:
+                continue
+            parts = _parts_of_lora(child)
+            if parts is not None:
+                adapters.extend([child, *parts])
+                child = child._modules["base_layer"]
+            found.append(child)
+    return found[1:], adapters
+
+
+def _parts_of_lora(module: Any) -> list[nn.Module] | None:
+    """The modules of a LoRA adapter, without the layer that it was put around; None where `module`
+    is anything else, or does more than such an adapter does."""
+    if _name_of(type(module)) != LORA_LAYER or type(module).forward.__module__ != LORA_LAYER[0]:
+        return None
+    if any(_name_of(type(v)) not in LORA_VARIANTS for v in module.lora_variant.values()):
+        return None
+    children = [child for name, child in module._modules.items() if name != "base_layer"]
+    parts = [part for child in children for part in [child, *modules_below(child)]]
+    return parts if all(_name_of(type(part)) in LORA_PARTS for part in parts) else None
+
+
+def _name_of(kind: type) -> tuple[str, str]:
+    return kind.__module__, kind.__qualname__
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -161,6 +209,7 @@ __all__ = [
     "NOTE_TAKERS",
     "OutputRecorder",
     "STOCK_BACKEND",
+    "apart_from_adapters",
     "can_return_tuple",
     "capture_outputs",
     "cpu_computes_in_bfloat16",

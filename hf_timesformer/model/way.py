@@ -12,6 +12,10 @@ it is entered only where nobody can tell the difference, but for the time and th
 | COMPILED  | yes              | yes             | no              | no       | by `torch.compile`                  |
 | TRAINING  | yes              | yes             | yes             | no       | with gradients or stochastic depth  |
 | INFERENCE | yes              | yes             | -               | yes      | otherwise                           |
+
+LoRA adapters (PEFT's) keep no pass from a fast way: they map token by token, as the layers that
+they were put around. Each way calls such a pair as the module that it is, and neither makes one map
+of it and another layer nor computes it again.
 """
 
 from collections.abc import Callable
@@ -27,6 +31,7 @@ from .attention import TimeSformerSelfAttention, eager_attention_forward
 from .drop_path import TimeSformerDropPath
 from .upstream import (
     EXPORT_TENSORS,
+    apart_from_adapters,
     is_everything_watched,
     is_exporting,
     is_transformed,
@@ -66,7 +71,17 @@ class Pass:
     network: Any  # a TimeSformerModel, whose file imports this one
     tokens: torch.Tensor  # (b, 1 + n, d)
     records: bool
-    modules: list[nn.Module]  # all but the network itself: hooks there see the same in every way
+    # All but the network itself: hooks there see the same in every way. Of an adapter and the layer
+    # that it was put around, the layer is in `modules`, the rest in `adapters`.
+    modules: list[nn.Module]
+    adapters: list[nn.Module]
+
+
+def _look_at(network: Any, tokens: torch.Tensor, records: bool) -> Pass:
+    modules = modules_below(network)
+    if len(modules) <= len(network.built_of):
+        return Pass(network, tokens, records, modules, [])
+    return Pass(network, tokens, records, *apart_from_adapters(network))
 
 
 def choose_way(network: nn.Module, tokens: torch.Tensor, records: bool = False) -> Way:
@@ -74,7 +89,7 @@ def choose_way(network: nn.Module, tokens: torch.Tensor, records: bool = False) 
 
     `records`: whether hidden states or attention weights are asked for.
     """
-    this = Pass(network, tokens, records, modules_below(network))
+    this = _look_at(network, tokens, records)
     if _first_reason(this) is not None:
         return PLAIN
     if is_exporting():
@@ -87,7 +102,7 @@ def choose_way(network: nn.Module, tokens: torch.Tensor, records: bool = False) 
 def why_plain(network: nn.Module, tokens: torch.Tensor, records: bool = False) -> str | None:
     """The first reason to run `tokens (b, 1 + n, d)` module by module, in words; None where there
     is none."""
-    return _first_reason(Pass(network, tokens, records, modules_below(network)))
+    return _first_reason(_look_at(network, tokens, records))
 
 
 def _first_reason(this: Pass) -> str | None:
@@ -117,7 +132,7 @@ def _has_other_tensors(this: Pass) -> bool:
     kinds = TENSORS + EXPORT_TENSORS if is_exporting() else TENSORS
     if type(this.tokens) not in kinds:
         return True
-    for module in this.modules:
+    for module in (*this.modules, *this.adapters):
         for parameter in parameters_of(module):
             if parameter is not None and type(parameter) not in kinds:
                 return True
@@ -125,7 +140,7 @@ def _has_other_tensors(this: Pass) -> bool:
 
 
 def _drops_out(this: Pass) -> bool:
-    for module in this.modules:
+    for module in (*this.modules, *this.adapters):
         if type(module) is nn.Dropout and module.training and module.p > 0:
             return True
         if type(module) is TimeSformerSelfAttention and module.training and module.dropout > 0:
@@ -151,12 +166,12 @@ REASONS: tuple[tuple[str, Callable[[Pass], bool]], ...] = (
     ("hidden states or attention weights are recorded", lambda this: this.records),
     ("torch.jit traces the call", lambda this: torch.jit.is_tracing()),
     ("torch.func or forward-mode differentiation transforms it", lambda this: is_transformed()),
-    # LoRA, layers of a quantiser, FSDP, parametrizations, a part of one's own, ...
+    # Adapters other than LoRA, layers of a quantiser, FSDP, parametrizations, a part of one's own, ...
     ("a module is not what the network was built of", _is_rebuilt),
     # ... on any module below the base model. Offloading and module.compile() count as well.
     (
         "a module has hooks or a forward of its own",
-        lambda this: any(is_watched(module) for module in this.modules),
+        lambda this: any(is_watched(module) for module in (*this.modules, *this.adapters)),
     ),
     ("all modules have hooks", lambda this: is_everything_watched()),
     # Quantised, sharded, fake: kinds of tensors whose products are their own. While exporting, all

@@ -5,12 +5,12 @@ from unittest import mock
 
 import pytest
 import torch
-from tiny import SCHEMES, assert_close, clips, tiny_model
+from tiny import SCHEMES, assert_close, clips, layer_by_layer, tiny_model
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_timesformer.model import efficient_linear as module
-from hf_timesformer.model.efficient_linear import linear, weight_gradient
+from hf_timesformer.model.efficient_linear import call, linear, weight_gradient
 
 
 @pytest.fixture
@@ -221,8 +221,57 @@ def test_compiled_without_graph_breaks():
     layer, tokens = Linear(512, 512), numbers(2, 40, 512)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     results = []
-    for call in (compiled, layer):
-        outputs = call(tokens)
+    for function in (compiled, layer):
+        outputs = function(tokens)
         results.append([outputs, *torch.autograd.grad(outputs.sin().sum(), layer.parameters())])
     for one, other in zip(*results):
         assert_close(one, other, 1e-5)
+
+
+# Modules that are called
+
+
+def test_a_called_module_multiplies_by_linear(convolutions):
+    """Also in what is around a layer; hooks see the call, and what it gives is the same."""
+    seen = []
+    module = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 3))
+    module[0].register_forward_hook(lambda *args: seen.append(args[2].shape))
+    start = numbers(2, 5, 4)
+
+    def gradients(function: Callable) -> list[torch.Tensor]:
+        module.zero_grad()
+        inputs = start.clone().requires_grad_()
+        outputs = function(inputs)
+        outputs.sin().sum().backward()
+        return [outputs, inputs.grad, *(parameter.grad for parameter in module.parameters())]
+
+    found = gradients(lambda inputs: call(module, inputs))
+    assert convolutions.call_count == 2
+    for one, other in zip(found, gradients(module)):
+        assert_close(one, other, 1e-5)
+    assert convolutions.call_count == 2
+    assert seen == [(2, 5, 6)] * 2
+
+
+def test_a_called_module_of_another_kind_is_left_alone(convolutions):
+    class Quantised(torch.Tensor):
+        pass
+
+    call(torch.nn.Linear(4, 3, dtype=torch.float64), numbers(6, 4).double())
+    layer = torch.nn.Linear(4, 3)
+    torch.func.vmap(lambda inputs: call(layer, inputs))(numbers(2, 6, 4))
+    layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(Quantised))
+    call(layer, numbers(6, 4))
+    assert not convolutions.called
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_plain_way_is_the_same(convolutions, scheme):
+    model, clip = tiny_model(scheme, num_frames=3), clips(2, 3, 3, 12, 8)
+    with layer_by_layer(model):
+        found, expected = (logits_and_gradients(model, clip, onednn) for onednn in (True, False))
+    layers = [m for m in model.timesformer.modules() if isinstance(m, torch.nn.Linear)]
+    patches = 4  # two passes, twice
+    assert convolutions.call_count == 2 * len(layers) + patches
+    for one, other in zip(found, expected):
+        assert_close(one, other, 1e-4)

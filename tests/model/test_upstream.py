@@ -56,6 +56,19 @@ def test_modules_below_are_all_of_them():
     assert set(upstream.modules_below(network)) == set(network.modules()) - {network}
 
 
+@pytest.mark.parametrize("fields", [{}, {"use_dora": True}], ids=["LoRA", "DoRA"])
+def test_lora_is_known_by_its_names(fields):
+    """Else every pass with adapters would be a slow one."""
+    peft = pytest.importorskip("peft")
+    network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    before = upstream.modules_below(network)
+    config = peft.LoraConfig(r=2, target_modules=["0", "2"], lora_dropout=0.1, **fields)
+    peft.inject_adapter_in_model(config, network)
+    modules, adapters = upstream.apart_from_adapters(network)
+    assert modules == before
+    assert set(adapters) == set(network.modules()) - {network, *before}
+
+
 HOOKS = (
     "register_forward_hook",
     "register_forward_pre_hook",
