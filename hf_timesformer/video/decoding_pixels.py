@@ -1,6 +1,6 @@
 """Decoded pictures to RGB pixels in one tensor: colour conversion, scaling, orientation."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import cast
 
 import av
@@ -127,8 +127,9 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
     """The 2x2 part `(a, b, c, d)` of the frame's display matrix, which maps (x, y) to (ax + cy, bx
     + dy).
     """
-    # PyAV declares a mapping of names, and iterates over the data.
-    for data in cast("Iterable[SideData]", frame.side_data):
+    # By number: up to PyAV 18 one iterates over the data, from 19 on over their types.
+    side_data = cast("Sequence[SideData]", frame.side_data)
+    for data in (side_data[number] for number in range(len(side_data))):
         if data.type.name == "DISPLAYMATRIX":
             values = np.frombuffer(bytes(data), np.int32)
             return int(values[0]), int(values[1]), int(values[3]), int(values[4])

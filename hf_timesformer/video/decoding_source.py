@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import av
@@ -32,6 +32,12 @@ CONTAINERS = (
 # How much PyAV asks of the file object at a time. FFmpeg seeks a lot while it probes, and refills
 # all of it each time.
 BUFFER_SIZE = 1 << 16
+
+# Tags in whatever encoding keep no video from being opened: PyAV 19 takes them as they are, and knows
+# no such argument any more.
+FORGIVING: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
@@ -132,7 +138,7 @@ class VideoFile:
                 mode="r",
                 options={"max_pixels": str(self.limits.max_pixels), "threads": "1"},
                 container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"},
-                metadata_errors="replace",
+                **FORGIVING,
                 buffer_size=BUFFER_SIZE,
                 io_open=_refuse_nested,
             )

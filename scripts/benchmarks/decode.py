@@ -31,6 +31,7 @@ from transformers.pipelines.video_classification import read_video_pyav
 
 from hf_timesformer.video.decoding import decode_video, probe_video
 from hf_timesformer.video.decoding_pixels import scaled_size
+from hf_timesformer.video.decoding_source import FORGIVING
 from hf_timesformer.video.sampling import sample_indices
 
 
@@ -157,7 +158,7 @@ def measure(path: Path, readers: dict[str, Callable], args: argparse.Namespace) 
 
 def describe(path: Path) -> tuple[str, bool]:
     """The codec's name, and whether the clip has reordered (B) frames."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    with av.open(str(path), **FORGIVING) as container:
         stream = container.streams.video[0]
         return stream.codec_context.name, stream.codec_context.has_b_frames
 

@@ -8,6 +8,7 @@ import av
 import numpy as np
 
 from hf_timesformer.data.synthetic import motion_frames
+from hf_timesformer.video.decoding_source import FORGIVING
 
 
 def picture_sequence(num_frames: int = 40, height: int = 48, width: int = 64) -> np.ndarray:
@@ -55,7 +56,7 @@ def reference_frames(path: Path) -> list[np.ndarray]:
     each.
     """
     frames = []
-    with av.open(str(path), metadata_errors="replace") as container:
+    with av.open(str(path), **FORGIVING) as container:
         stream = container.streams.video[0]
         stream.thread_count, stream.thread_type = 1, "NONE"
         try:
