@@ -82,10 +82,6 @@ def is_finished(base: Path, further: list[Path], settings: dict[str, Any]) -> bo
     path = base.with_name(f"{base.name}.json")
     if not path.is_file():
         return False
-    for file in further:
-        if not file.is_file():
-            print(f"{path} is there, {file} is not: the video is labelled again")
-            return False
     found = json.loads(path.read_text(encoding="utf-8"))
     for name, value in json.loads(json.dumps(settings)).items():
         if found.get(name) != value:
@@ -93,4 +89,8 @@ def is_finished(base: Path, further: list[Path], settings: dict[str, Any]) -> bo
                 f"{path} was made with {name}={found.get(name)!r}, now it is {value!r}: choose "
                 "another --output_dir, or leave out --resume to label all anew"
             )
+    for file in further:
+        if not file.is_file():
+            print(f"{path} is there, {file} is not: the video is labelled again")
+            return False
     return True

@@ -5,7 +5,10 @@ Each function takes the file's content and gives `machine`, `date`, `columns`, `
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
+
+from machine import Machine
 
 
 Content = dict[str, Any]
@@ -175,8 +178,7 @@ def _machine(machine: Content | str) -> str:
     """In words, as `machine.Machine` says it."""
     if isinstance(machine, str):
         return machine
-    sets = f" ({', '.join(machine['instruction_sets'])})" if machine["instruction_sets"] else ""
-    return f"{machine['name']}{sets}, {machine['cores']} cores, torch {machine['torch']}"
+    return str(Machine(**{field.name: machine[field.name] for field in fields(Machine)}))
 
 
 def _facts(stored: Content) -> Content:

@@ -127,6 +127,32 @@ def test_networks(straight, scheme):
     assert error <= 1.5 * error_of_plain + 1e-3 * exact.norm()
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@torch.no_grad()
+def test_networks_with_adapters(straight, scheme):
+    """An adapter around the MLP's layers runs; GELU is taken along by plain layers alone."""
+    peft = pytest.importorskip("peft")
+    model, inputs = tiny_model(scheme, num_frames=3).double(), clips(2, 3, 3, 12, 8)
+    without = model(inputs.double()).logits
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=16,
+        target_modules=r".*(intermediate|output)\.dense",
+        init_lora_weights=False,
+    )
+    adapted = peft.get_peft_model(model, config).eval()
+    exact = adapted(inputs.double()).logits
+    adapted.bfloat16()
+    straight.clear()
+    found = adapted(inputs.bfloat16()).logits
+    assert straight
+    assert not any(straight)
+    plain = adapted(inputs.bfloat16(), output_hidden_states=True).logits
+    error, error_of_plain = ((one.double() - exact).norm() for one in (found, plain))
+    assert error <= 1.5 * error_of_plain + 1e-3 * exact.norm()
+    assert error <= 0.2 * (exact - without).norm()
+
+
 def test_long_sequences_and_gradients_stay_with_sdpa(straight):
     keys = torch.zeros(1, 1, attention_module.SHORT_BFLOAT16_SEQUENCE, 1, dtype=BF16)
     assert not attention_module._is_short_for_cpu(keys)

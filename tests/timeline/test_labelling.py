@@ -245,6 +245,8 @@ def test_a_kill_in_the_film_and_a_finished_video(film, model_folder, tmp_path, c
     assert not forwards
     assert "finished before" in run(capsys, *arguments, "--overlay")[1]
     overlay.unlink()
+    assert run(capsys, *arguments, "--overlay", "--threshold", 0.7)[0] == 2  # also with work to do
+    assert not overlay.exists()
     _, out, _ = run(capsys, *arguments, "--overlay")
     assert "film.overlay.mp4 is not: the video is labelled again" in out
     assert overlay.exists()
