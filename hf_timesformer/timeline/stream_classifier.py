@@ -123,7 +123,7 @@ class StreamClassifier:
         """Take the next frame.
 
         Args:
-            frame: uint8 RGB `(H, W, 3)`.
+            frame: a PIL image, or an array or tensor `(H, W, 3)` or `(3, H, W)`, as told above.
             seconds: when it is shown; it is shown until the next one is.
 
         Returns:
