@@ -1,10 +1,13 @@
 """Fixtures that several test modules use."""
 
 import os
+import random
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,6 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("shared")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def same_chance() -> None:
+    """Each test draws the same numbers, whatever ran before it in the process."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,7 @@ def test_attention_written_out(dtype, masked):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_networks(straight, scheme):
     """The fast way is as near to float64 as the plain one is, give or take the luck of rounding."""
-    model, inputs = tiny_model(scheme, num_frames=3), clips(2, 3, 3, 12, 8)
+    model, inputs = tiny_model(scheme, num_frames=3), clips(16, 3, 3, 12, 8)
     with torch.no_grad():
         exact = model.double()(inputs.double()).logits
         model.bfloat16()
@@ -132,7 +132,7 @@ def test_networks(straight, scheme):
 def test_networks_with_adapters(straight, scheme):
     """An adapter around the MLP's layers runs; GELU is taken along by plain layers alone."""
     peft = pytest.importorskip("peft")
-    model, inputs = tiny_model(scheme, num_frames=3).double(), clips(2, 3, 3, 12, 8)
+    model, inputs = tiny_model(scheme, num_frames=3).double(), clips(16, 3, 3, 12, 8)
     without = model(inputs.double()).logits
     config = peft.LoraConfig(
         r=4,
