@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import load_fsdp_model, save_fsdp_model
 from safetensors.torch import load_file, save_file
+
+from .upstream import shards_of
 
 
 # beside the averages, which are the checkpoint's model
 RAW_WEIGHTS = "weights_in_training.safetensors"
+# the same of a network that FSDP spreads over the processes, in the form that FSDP saves it in
+RAW_SHARDS = "weights_in_training"
 
 
 class WeightAverageMixin:
@@ -24,7 +29,8 @@ class WeightAverageMixin:
         average = decay * average + (1 - decay) * weight
 
     where the first steps have a smaller decay, `(1 + step) / (10 + step)`, so that the start is
-    soon forgotten (Polyak and Juditsky 1992; the schedule is TensorFlow's).
+    soon forgotten (Polyak and Juditsky 1992; the schedule is TensorFlow's). Under FSDP each process
+    averages its own share of every weight.
     """
 
     def _init_average(self) -> None:
@@ -37,13 +43,16 @@ class WeightAverageMixin:
             return
         if not 0 < decay < 1:
             raise ValueError(f"ema_decay lies between 0 and 1, such as 0.999; got {decay}")
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             raise ValueError(
-                "--ema_decay does not go with FSDP or DeepSpeed, which spread the weights over processes"
+                "--ema_decay does not go with DeepSpeed, which keeps the weights to itself: take --fsdp"
             )
 
     def _learning_weights(self) -> dict[str, torch.Tensor]:
-        """The parameters that learn, by name, each of its own shape; the network's own memory."""
+        """The parameters that learn, by name, each of its own shape, or under FSDP this process'
+        share of it; the network's own memory."""
+        if self.is_fsdp_enabled:
+            return shards_of(self.model)
         model = self.accelerator.unwrap_model(self.model)
         return {
             name: weight.data for name, weight in model.named_parameters() if weight.requires_grad
@@ -57,10 +66,17 @@ class WeightAverageMixin:
             return
         weights = self._learning_weights()
         self._average = {name: weight.detach().clone().float() for name, weight in weights.items()}
-        path = Path(checkpoint or "") / RAW_WEIGHTS
-        if checkpoint is not None and path.is_file():
+        if checkpoint is None:
+            return
+        if (path := Path(checkpoint) / RAW_WEIGHTS).is_file():
             for name, weight in load_file(path).items():
                 weights[name].copy_(weight)
+        if (path := Path(checkpoint) / RAW_SHARDS).is_dir():
+            load_fsdp_model(*self._fsdp_parts(), str(path), adapter_only=True)
+
+    def _fsdp_parts(self) -> tuple[Any, Any, Any]:
+        """What accelerate saves and loads a network under FSDP by."""
+        return self.accelerator.state.fsdp_plugin, self.accelerator, self.model
 
     def update_average(self) -> None:
         """Take the weights after a step into the average."""
@@ -94,8 +110,12 @@ class WeightAverageMixin:
 
     def save_raw_weights(self, folder: Path) -> None:
         """Write the weights that training goes on with beside a checkpoint's averages, in its
-        `folder`."""
-        if self._average:
+        `folder`; all processes must call it."""
+        if not self._average:
+            return
+        if self.is_fsdp_enabled:
+            save_fsdp_model(*self._fsdp_parts(), str(folder / RAW_SHARDS), adapter_only=True)
+        elif self.args.should_save:
             raw = {
                 name: weight.contiguous().cpu() for name, weight in self._learning_weights().items()
             }

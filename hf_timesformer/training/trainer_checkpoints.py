@@ -48,6 +48,7 @@ class CheckpointMixin:
             (folder / INCOMPLETE).touch()
         with self._keeping_checkpoints(), self.averaged_weights():
             super()._save_checkpoint(model, trial)
+        self.save_raw_weights(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._finish_checkpoint(folder)
@@ -60,7 +61,6 @@ class CheckpointMixin:
 
     def _finish_checkpoint(self, folder: Path) -> None:
         """Write what makes resuming exact, then take the mark of an unfinished checkpoint away."""
-        self.save_raw_weights(folder)
         self.train_faults.save(folder / BAD_CLIPS)
         (folder / DATA_ORDER).write_text(json.dumps(self._data_order()), encoding="utf-8")
         (folder / EVALUATION_DUE).unlink(missing_ok=True)

@@ -6,6 +6,9 @@ As in `model/upstream.py`: checked with the versions in `CHECKED`, and
 
 import re
 
+import torch
+from torch import nn
+
 
 CHECKED = {"torch": "2.14.1", "transformers": "5.24.0"}
 
@@ -35,3 +38,26 @@ WRAPPERS = re.compile(
     r"(^|(?<=\.))(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module|module)\."
 )
 FLAT_PARAMETER = "_flat_param"  # how FSDP1 names what it has merged
+
+
+def shards_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """This process' share of each parameter that learns, under FSDP1 or FSDP2; the network's own memory.
+
+    A forward pass without a backward pass leaves the outermost unit gathered. Whoever then changes
+    the shares would change nothing that the next pass sees, so it is let go of first.
+    """
+    # only where they are needed: not every build of torch has them
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+        elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
+            module._handle.reshard(True)
+    shares = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            share = parameter.data
+            shares[name] = share.to_local() if isinstance(share, DTensor) else share
+    return shares

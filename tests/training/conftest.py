@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 from shards import pack
 from train_processes import SHARD_SIZES, Run, train_server
+from transformers import ViTConfig, ViTModel, set_seed
 
 from hf_timesformer.data.synthetic import make_motion_dataset
+from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
+
+
+NETWORK = (
+    "image_size=32,patch_size=16,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,"
+    "num_frames=2,initializer_range=0.2"
+)
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +40,19 @@ def shards(folder, tmp_path_factory) -> Path:
     return target
 
 
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory) -> Path:
+    """An image ViT to start from, of 32 pixels."""
+    set_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32,
+        patch_size=16, initializer_range=0.2,
+    )  # fmt: skip
+    target = tmp_path_factory.mktemp("vit")
+    ViTModel(config).save_pretrained(target)
+    return target
+
+
 @pytest.fixture(scope="module")
 def train() -> Iterator[Callable[..., Run]]:
     """Run `timesformer train` in processes of its own, forked from one that has imported everything
@@ -39,3 +60,36 @@ def train() -> Iterator[Callable[..., Run]]:
     """
     with train_server() as run:
         yield run
+
+
+@pytest.fixture
+def arguments(folder, tmp_path):
+    """The three groups of arguments of a tiny run; a name goes to the group that has it."""
+
+    def make(output: str = "run", **given):
+        given = {
+            "config_overrides": NETWORK,
+            "sampling_rate": 2,
+            "recipe": "none",
+            "data_dir": str(folder),
+        } | given
+        given |= {
+            "output_dir": str(tmp_path / output),
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "report_to": "none",
+        }
+        given = {
+            "dataloader_num_workers": 0,
+            "num_train_epochs": 1,
+            "learning_rate": 0.01,
+            "optim": "sgd",
+        } | given
+        groups = []
+        for kind in (ModelArguments, DataArguments, VideoTrainingArguments):
+            names = [name for name in given if name in kind.__dataclass_fields__]
+            groups.append(kind(**{name: given.pop(name) for name in names}))
+        assert not given
+        return groups
+
+    return make
