@@ -32,6 +32,7 @@ from hf_timesformer.data.preparation.scan import (
 from hf_timesformer.data.preparation.worker_pool import PROCESS_DIED, run_in_workers
 from hf_timesformer.data.readers.folder import read_folder
 from hf_timesformer.data.readers.kinetics import read_kinetics
+from hf_timesformer.data.readers.shard_files import PLAN_FILE
 from hf_timesformer.data.readers.table import read_table
 from hf_timesformer.data.record_video import ReadSettings
 from hf_timesformer.data.records import VideoRecords
@@ -336,22 +337,26 @@ def test_a_full_disk_leaves_no_half_shard_and_the_next_run_goes_on(clips: Path, 
 
 def test_another_plan_is_refused(clips: Path, tmp_path: Path):
     _, videos = listed(clips)
-    videos = readable(videos)
-    pack(videos, ["jump", "run"], tmp_path, PackSettings(), expected={"train": 5}, num_workers=0)
+    videos, classes = readable(videos), ["jump", "run"]
+    pack(videos, classes, tmp_path, PackSettings(), expected={"train": 5}, num_workers=0)
     before = shard_bytes(tmp_path)
-    with pytest.raises(ValueError, match=r"another videos_per_shard \(256 -> 2\)"):
-        pack(
-            videos, ["jump", "run"], tmp_path, PackSettings(2), expected={"train": 5}, num_workers=0
-        )
+    others = {
+        r"another videos_per_shard \(256 -> 2\)": PackSettings(2),
+        r"another short_side \(None -> 32\)": PackSettings(short_side=32),
+        r"another key_frame_every \(32 -> 64\)": PackSettings(key_frame_every=64),
+        r"another fast_decode \(True -> False\)": PackSettings(fast_decode=False),
+        r"another seed \(0 -> 1\)": PackSettings(seed=1),
+    }
+    for message, settings in others.items():
+        with pytest.raises(ValueError, match=message):
+            pack(videos, classes, tmp_path, settings, expected={"train": 5}, num_workers=0)
     with pytest.raises(ValueError, match=r"another videos \(5 -> 4\), digest"):
-        pack(
-            videos[1:],
-            ["jump", "run"],
-            tmp_path,
-            PackSettings(),
-            expected={"train": 5},
-            num_workers=0,
-        )
+        pack(videos[1:], classes, tmp_path, PackSettings(), expected={"train": 5}, num_workers=0)
+    plan = json.loads((tmp_path / PLAN_FILE).read_text())
+    del plan["key_frame_every"], plan["fast_decode"]  # as releases wrote it that had neither
+    (tmp_path / PLAN_FILE).write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match=r"another key_frame_every \(unknown -> 32\), fast_decode"):
+        pack(videos, classes, tmp_path, PackSettings(), expected={"train": 5}, num_workers=0)
     assert shard_bytes(tmp_path) == before
 
 

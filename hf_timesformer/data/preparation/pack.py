@@ -181,7 +181,7 @@ def _hold_to_plan(videos: list[Listed], path: Path, settings: dict[str, Any]) ->
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         changed = [
-            f"{name} ({earlier.get(name)} -> {plan[name]})"
+            f"{name} ({earlier.get(name, 'unknown')} -> {plan[name]})"
             for name in plan
             if earlier.get(name) != plan[name]
         ]
