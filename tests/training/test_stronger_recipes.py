@@ -19,50 +19,10 @@ from hf_timesformer.data.readers.webdataset import describe_clips
 from hf_timesformer.data.row_source import ClipKey
 from hf_timesformer.data.targets import REGRESSION
 from hf_timesformer.training.adapters import BASE_FOLDER
-from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
 from hf_timesformer.training.preview import CAPTION, PREVIEW_EPOCH
 from hf_timesformer.training.run import draw_clips, find_class_weights, make_trainer, train
 from hf_timesformer.training.trainer import VideoTrainer
 from hf_timesformer.training.trainer_average import RAW_WEIGHTS
-
-
-NETWORK = (
-    "image_size=32,patch_size=16,hidden_size=16,num_hidden_layers=2,num_attention_heads=2,intermediate_size=32,"
-    "num_frames=2,initializer_range=0.2"
-)
-
-
-@pytest.fixture
-def arguments(folder, tmp_path):
-    """The three groups of arguments of a tiny run; a name goes to the group that has it."""
-
-    def make(output: str = "run", **given):
-        given = {
-            "config_overrides": NETWORK,
-            "sampling_rate": 2,
-            "recipe": "none",
-            "data_dir": str(folder),
-        } | given
-        given |= {
-            "output_dir": str(tmp_path / output),
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "report_to": "none",
-        }
-        given = {
-            "dataloader_num_workers": 0,
-            "num_train_epochs": 1,
-            "learning_rate": 0.01,
-            "optim": "sgd",
-        } | given
-        groups = []
-        for kind in (ModelArguments, DataArguments, VideoTrainingArguments):
-            names = [name for name in given if name in kind.__dataclass_fields__]
-            groups.append(kind(**{name: given.pop(name) for name in names}))
-        assert not given
-        return groups
-
-    return make
 
 
 def averages_by_hand(arguments, decay: float, **options) -> tuple[dict, dict]:
