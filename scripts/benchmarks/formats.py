@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 from machine import this_machine
-from model import Work, alternate, build, make_clip
 from results import keep
+from works import Work, alternate, build, make_clip
 
 from hf_timesformer import TimeSformerForVideoClassification, TimeSformerVideoProcessor
 from hf_timesformer.conversion.onnx_export import OnnxClassifier, export_onnx

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from machine import this_machine
-from model import NAMES, Work, alternate, build, build_vit, device, make_clip, runner
+from works import NAMES, Work, alternate, build, build_vit, device, make_clip, runner
 
 from hf_timesformer.model import attention
 

@@ -14,17 +14,8 @@ from pathlib import Path
 
 import torch
 from machine import this_machine
-from model import (
-    NAMES,
-    Work,
-    alternate,
-    build,
-    config_fields,
-    count_flops,
-    make_clip,
-    measure_peak,
-    runner,
-)
+from peaks import measure_peak
+from works import NAMES, Work, alternate, build, config_fields, count_flops, make_clip, runner
 
 from hf_timesformer import TimeSformerConfig, TimeSformerForVideoClassification
 

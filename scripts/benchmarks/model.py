@@ -12,77 +12,30 @@ transformers' ViT of the same size (sdpa), same dtype, same compile. A T+S clip 
 """
 
 import argparse
-import ctypes
-import gc
 import json
-import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from machine import load_average, this_machine
+from matrix_products import matrix_products
+from peaks import measure_peak, peak_of_child
 from results import record
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    TimesformerConfig,
-    TimesformerForVideoClassification,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from works import Work, alternate, build, build_vit, count_flops, make_clip, runner
 
-from hf_timesformer import (
-    TimeSformerConfig,
-    TimeSformerForVideoClassification,
-    TimeSformerVideoProcessor,
-)
+from hf_timesformer import TimeSformerVideoProcessor
 from hf_timesformer.conversion.exported_classifier import ExportedClassifier
 from hf_timesformer.conversion.onnx_export import OnnxClassifier, export_onnx
 from hf_timesformer.conversion.openvino_export import OpenVinoClassifier, export_openvino
-from hf_timesformer.model.efficient_linear import linear
-
-
-NAMES = {
-    "divided_space_time": "T+S",
-    "joint_space_time": "ST",
-    "space_only": "S",
-    "sparse_local_global": "L+G",
-    "axial": "T+W+H",
-}
 
 
 # The paper's inference cost of TimeSformer, HR and L (its table of K400 results) is for three
 # views; this is for one.
 PAPER_TFLOPS = {(8, 224): 0.59 / 3, (16, 448): 5.11 / 3, (96, 224): 7.14 / 3}
-
-
-@dataclass(frozen=True)
-class Work:
-    """One comparison: a scheme on clips of a size, logits or one training step."""
-
-    scheme: str
-    frames: int
-    size: int
-    batch: int = 1
-    training: bool = False
-    compiled: bool = False
-    exported: bool = False  # to ONNX Runtime as well, on CPU
-    baseline: str = "stock"  # or the scheme of ours to compare with
-    all_tokens: bool = False  # the base model, which gives all tokens, in place of the logits
-    dtype: str = "float32"
-
-    @property
-    def name(self) -> str:
-        task = "training step" if self.training else "logits"
-        return f"{NAMES[self.scheme]} {self.frames}x{self.size} {task}, batch {self.batch}"
-
 
 SUITE = (
     Work("divided_space_time", 8, 224, compiled=True, exported=True),
@@ -159,10 +112,6 @@ def run(args: argparse.Namespace) -> None:
         record(this_machine(), args.threads, results)
     if args.png:
         draw(results, args.png)
-
-
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def compare(work: Work, args: argparse.Namespace) -> dict:
@@ -261,63 +210,6 @@ def compiled_runs(
     return runs | {"ViT frames compiled": runner(vit, frames, work)}
 
 
-def make_clip(work: Work) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    clip = torch.randn(work.batch, work.frames, 3, work.size, work.size, generator=generator)
-    return clip.to(device(), getattr(torch, work.dtype))
-
-
-def build(work: Work, kind: str, layers: int) -> torch.nn.Module:
-    """Ours, stock's or ours with the scheme `kind`, with the same random weights (no layer left at
-    zero).
-    """
-    fields = config_fields(work, work.scheme if kind in ("ours", "stock") else kind, layers)
-    ours = TimeSformerForVideoClassification(TimeSformerConfig(**fields))
-    generator = torch.Generator().manual_seed(1)
-    for parameter in ours.parameters():
-        parameter.data.normal_(0, 0.02, generator=generator)
-    model = ours
-    if kind == "stock":
-        model = TimesformerForVideoClassification(TimesformerConfig(**fields))
-        model.load_state_dict(ours.state_dict())
-    return model.to(device(), getattr(torch, work.dtype)).train(work.training)
-
-
-def build_vit(work: Work, layers: int) -> torch.nn.Module:
-    """transformers' image ViT of the same size, which takes the frames of the clips one by one."""
-    fields = config_fields(work, work.scheme, layers)
-    fields = {name: fields[name] for name in ("image_size", "num_labels", "num_hidden_layers")}
-    vit = ViTForImageClassification(ViTConfig(**fields, attn_implementation="sdpa"))
-    return vit.to(device(), getattr(torch, work.dtype)).train(work.training)
-
-
-def config_fields(work: Work, scheme: str, layers: int) -> dict:
-    """What both configs, stock's and ours, are made from: the base network."""
-    return {
-        "attention_type": scheme,
-        "num_frames": work.frames,
-        "image_size": work.size,
-        "num_labels": 400,
-        "num_hidden_layers": layers,
-    }
-
-
-def runner(model: torch.nn.Module, clip: torch.Tensor, work: Work) -> Callable[[], None]:
-    """What is timed: one forward pass, or one training step."""
-    network = model.base_model if work.all_tokens else model
-    labels = torch.zeros(len(clip), dtype=torch.long, device=clip.device)
-
-    def logits() -> None:
-        with torch.inference_mode():
-            network(clip)
-
-    def step() -> None:
-        model(clip, labels=labels).loss.backward()
-        model.zero_grad(set_to_none=True)
-
-    return step if work.training else logits
-
-
 def export(work: Work, args: argparse.Namespace) -> dict[str, ExportedClassifier]:
     """Our network in ONNX Runtime and in OpenVINO, whichever is installed, in all precisions."""
     crop = {"height": work.size, "width": work.size}
@@ -348,132 +240,6 @@ def relative_error(graph: ExportedClassifier, model: torch.nn.Module, clip: torc
     """The largest difference of logits in relation to the largest logit."""
     expected = model(clip).logits.cpu()
     return ((graph(clip).logits - expected).abs().max() / expected.abs().max()).item()
-
-
-def matrix_products(work: Work, layers: int) -> dict[str, Callable[[], None]]:
-    """The matrix products that our logits or step need, at the same shapes: the machine's limit.
-
-    A step has for each product of the forward pass two more, for the gradients of both factors.
-    Once as plain `torch.matmul` into buffers that exist, and on CPU once more by the faster
-    library, as our layers do.
-    """
-    shapes = ProductShapes()
-    # in inference mode linear layers reach the recorder whole, not as products
-    with torch.no_grad(), shapes:
-        build(replace(work, training=False), "ours", layers)(make_clip(work))
-    wanted = shapes.seen
-    if work.training:
-        # left (m, k), right (k, n), gradient (m, n)
-        wanted = wanted + [(*batch, m, n, k) for *batch, m, k, n in shapes.seen]
-        wanted = wanted + [(*batch, k, m, n) for *batch, m, k, n in shapes.seen]
-    operands, place = {}, {"device": device(), "dtype": getattr(torch, work.dtype)}
-    for shape in set(wanted):
-        *batch, m, k, n = shape
-        left, right = (torch.randn(size, **place) for size in ((*batch, m, k), (*batch, k, n)))
-        operands[shape] = (left, right, left @ right)
-
-    @torch.inference_mode()
-    def plain() -> None:
-        for shape in wanted:
-            left, right, out = operands[shape]
-            torch.matmul(left, right, out=out)
-
-    @torch.inference_mode()
-    def fastest() -> None:
-        for shape in wanted:
-            left, right, out = operands[shape]
-            if len(shape) == 3:
-                linear(left, right.mT)
-            else:
-                torch.matmul(left, right, out=out)
-
-    return {"products": plain} | ({"products, oneDNN": fastest} if device() == "cpu" else {})
-
-
-class ProductShapes(torch.utils._python_dispatch.TorchDispatchMode):
-    """Records the shapes `(..., m, k, n)` of all matrix products that run: of layers, attention,
-    patches.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.seen: list[tuple[int, ...]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        result = func(*args, **(kwargs or {}))
-        if name in ("mm", "addmm", "bmm", "baddbmm"):
-            left, right = args[-2:]
-            self.seen.append((*left.shape[:-2], left.shape[-2], left.shape[-1], right.shape[-1]))
-        elif name == "convolution":
-            features, *window = args[1].shape
-            self.seen.append((result.numel() // features, math.prod(window), features))
-        elif name.startswith("_scaled_dot_product"):
-            query, key = args[:2]
-            batch = query.shape[0] * query.shape[1]
-            (queries, channels), keys = query.shape[2:], key.shape[2]
-            self.seen += [(batch, queries, channels, keys), (batch, queries, keys, channels)]
-        return result
-
-
-def alternate(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, taken in turn `repeats` times after a run that is not counted."""
-    times = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, call in runs.items():
-            start = time.perf_counter()
-            call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def count_flops(model: torch.nn.Module, clip: torch.Tensor) -> float:
-    """TFLOPs of one clip as PyTorch counts them, a multiply-add as one as in the paper."""
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(clip[:1])
-    return counter.get_total_flops() / 2e12
-
-
-def measure_peak(work: Work, kind: str, args: argparse.Namespace) -> float:
-    """MiB above the weights at the worst moment, in a process of its own.
-
-    There glibc gives every large buffer back at once: what it would keep depends on the order of
-    sizes more than on how much is in use.
-    """
-    command = [sys.executable, str(Path(__file__).parent), "model", "--threads", str(args.threads)]
-    request = json.dumps({"work": asdict(work), "kind": kind})
-    command += ["--layers", str(args.layers), "--peak", request]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def peak_of_child(request: dict, layers: int) -> float:
-    work = Work(**request["work"])
-    model, clip = build(work, request["kind"], layers), make_clip(work)
-    call = runner(model, clip, work)
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    torch.nn.Linear(64, 64)(torch.randn(64, 64)).softmax(-1)  # the libraries' own first-time memory
-    gc.collect()
-    # else what was freed while building would be taken for the weights'
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = read_status("VmRSS")
-    call()
-    return (read_status("VmHWM") - before) / 1024
-
-
-def read_status(field: str) -> int:
-    """A field of the process' status in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def as_text(result: dict) -> str:

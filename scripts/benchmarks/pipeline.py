@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import this_machine
-from model import Work, build, device
 from results import keep
 from transformers import (
     Pipeline,
@@ -30,6 +29,7 @@ from transformers import (
     pipeline,
 )
 from transformers.video_utils import VideoMetadata, load_video
+from works import Work, build, device
 
 from hf_timesformer import TimeSformerForVideoClassification, TimeSformerVideoProcessor
 from hf_timesformer.data.synthetic import MOTIONS, motion_frames

@@ -112,9 +112,9 @@ def test_gpu_table_compares_like_with_like(monkeypatch, capsys):
 
 def test_gpu_compares_temporal_attention_packed_and_apart(monkeypatch):
     """On a CPU that packs as a GPU does: both paths run, and both are held to fp32."""
-    gpu, model = importlib.import_module("gpu"), importlib.import_module("model")
-    monkeypatch.setattr(gpu, "INFERENCE", model.Work("divided_space_time", 4, 160, batch=1))
-    monkeypatch.setattr(gpu.attention, "PACKING_DEVICES", (model.device(),))
+    gpu, works = importlib.import_module("gpu"), importlib.import_module("works")
+    monkeypatch.setattr(gpu, "INFERENCE", works.Work("divided_space_time", 4, 160, batch=1))
+    monkeypatch.setattr(gpu.attention, "PACKING_DEVICES", (works.device(),))
     lengths = []
     attend = torch.nn.functional.scaled_dot_product_attention
 
@@ -128,7 +128,7 @@ def test_gpu_compares_temporal_attention_packed_and_apart(monkeypatch):
     assert 128 in lengths
     assert found["packed, error"] < 0.02
     assert found["packed, forward, ms"] > 0
-    assert (model.device(),) == gpu.attention.PACKING_DEVICES
+    assert (works.device(),) == gpu.attention.PACKING_DEVICES
 
 
 def test_label_counts_seconds_and_windows_of_a_video(tmp_path: Path):

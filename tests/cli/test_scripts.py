@@ -382,10 +382,11 @@ def test_growth_benchmark_counts_as_the_paper_says(monkeypatch, tmp_path: Path):
 
 def test_benchmarks_ask_for_sizes_that_networks_have(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS / "benchmarks")
-    growth, model = importlib.import_module("growth"), importlib.import_module("model")
-    places = [(work.frames, work.size) for work in model.SUITE] + [*growth.LENGTHS, *growth.SIZES]
+    growth, works = importlib.import_module("growth"), importlib.import_module("works")
+    suite = importlib.import_module("model").SUITE
+    places = [(work.frames, work.size) for work in suite] + [*growth.LENGTHS, *growth.SIZES]
     for frames, size in places:
-        for scheme in model.NAMES:
+        for scheme in works.NAMES:
             TimeSformerConfig(
-                **model.config_fields(model.Work(scheme, frames, size), scheme, layers=1)
+                **works.config_fields(works.Work(scheme, frames, size), scheme, layers=1)
             )
