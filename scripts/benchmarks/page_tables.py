@@ -101,7 +101,11 @@ def formats(stored: Content) -> Content:
                 f"{1000 * seconds:.0f}", f"{report['times_as_fast'][row[0]]:.2f}"
             ]  # fmt: skip
     first = stored[machines[0]]
-    note = f"{first['report']['threads']} threads, medians of {first['report']['repeats']} in turn."
+    load = max(stored[name].get("load", 0.0) for name in machines)
+    note = (
+        f"{first['report']['threads']} threads, medians of {first['report']['repeats']} in turn; "
+        f"load up to {load}."
+    )
     return {
         "machine": "; ".join(_machine(stored[name]["machine"]) for name in machines),
         "date": ", ".join(stored[name]["date"] for name in machines),
@@ -110,51 +114,6 @@ def formats(stored: Content) -> Content:
         "rows": rows,
         "note": note,
     }
-
-
-DEPLOYED = "T+S 8x224 logits, batch 1"
-
-
-def deployed(stored: Content) -> Content:
-    """Milliseconds a clip in every form that `benchmarks model` runs, the fastest first, by machine.
-
-    A form is compared with the network itself in float32 in the same run, or, where that run had
-    another dtype, in the run of the eager network.
-    """
-    rows = []
-    notes = ["The factors compare within one run, the milliseconds are of several runs."]
-    for machine, entry in stored.items():
-        results = {
-            key.removeprefix(DEPLOYED): result
-            for key, result in entry["results"].items()
-            if key.startswith(DEPLOYED) and "blocks" not in key
-        }
-        if ", float32" not in results:
-            continue
-        found: dict[str, tuple[float, float, str]] = {}
-        for key, result in results.items():
-            dtype, seconds = key.split(", ")[1], result["seconds"]
-            own = seconds["ours"] if dtype == "float32" else results[", float32"]["seconds"]["ours"]
-            for way in (way for way in seconds if way.startswith("ours")):
-                name = _form(way.removeprefix("ours").strip(), dtype)
-                if name not in found or not key.endswith(("compiled", "exported")):
-                    found[name] = (seconds[way], own / seconds[way], result["date"])
-        load = max(result.get("load", 0.0) for result in results.values())
-        notes.append(f"{_machine(entry['machine'])}: load up to {load}.")
-        for name, (taken, faster, day) in sorted(found.items(), key=lambda item: -item[1][1]):
-            rows.append([machine, day, name, f"{1000 * taken:.0f}", f"{faster:.2f}"])
-    columns = ["machine", "date", "what runs", "milliseconds", "times as fast as PyTorch, float32"]
-    command = "python scripts/benchmarks model --record"
-    return {"columns": columns, "rows": rows, "command": command, "note": " ".join(notes)}
-
-
-def _form(way: str, dtype: str) -> str:
-    """`("", "float32")` -> "PyTorch, float32"; `("ONNX int8", ...)` -> "ONNX Runtime, int8"."""
-    if way in ("", "compiled"):
-        return f"{'torch.compile' if way else 'PyTorch'}, {dtype}"
-    runtime, digits = way.split(" ")
-    names = {"fp32": "float32", "bf16": "bfloat16"}
-    return f"{'ONNX Runtime' if runtime == 'ONNX' else runtime}, {names.get(digits, digits)}"
 
 
 def exported(stored: Content) -> Content:
@@ -192,6 +151,5 @@ TABLES: dict[str, tuple[str, Callable[[Content], Content]]] = {
     "cluster": ("packing", cluster),
     "small_set": ("small_set", small_set),
     "formats": ("formats", formats),
-    "deployed": ("model", deployed),
     "exported": ("exported", exported),
 }
