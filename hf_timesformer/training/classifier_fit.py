@@ -25,6 +25,8 @@ Gather = Callable[[Tensors], Tensors]
 # poorly.
 SHRINKAGE = 0.03
 
+FOLDS = 5  # parts of the clips that `held_out_logits` leaves out in turn
+
 
 def _keep(tensors: Tensors) -> Tensors:
     """The gather of one process alone."""
@@ -87,7 +89,7 @@ def collect_features(
         # (B, [views,] T, C, H, W) -> (B * views, T, C, H, W)
         views = batch["pixel_values"].flatten(0, -5)
         tokens = model.base_model(views, cls_only=True).last_hidden_state
-        targets = _soft(batch["labels"], model.num_labels)
+        targets = soft_targets(batch["labels"], model.num_labels)
         # (B, classes) -> (B * views, classes)
         targets = targets.repeat_interleave(len(views) // len(targets), dim=0)
         features, targets = gather((tokens[:, 0].float(), targets))
@@ -98,7 +100,7 @@ def collect_features(
     return features[counts], targets[counts]
 
 
-def _soft(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+def soft_targets(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Labels `(B,)` or `(B, classes)` as the latter; what no loss counts is zero."""
     if labels.ndim == 2:
         return labels.float()
@@ -127,6 +129,18 @@ def fit_classifier(
         Weight `(classes, d)` and bias `(classes,)`, in float64.
     """
     features, targets = features.double(), targets.double()
+    weight, bias = _discriminants(features, targets)
+    scale = _best_scale(
+        features @ weight.T + bias,
+        targets.lerp(targets.new_tensor(1 / targets.shape[1]), label_smoothing),
+    )
+    return scale * weight, scale * bias
+
+
+def _discriminants(
+    features: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight `(classes, d)` and bias `(classes,)` of `fit_classifier` before they are scaled."""
     # a class without clips gets a mean, too: that of all
     counts = targets.sum(dim=0).clamp(min=0.5)
     priors = counts / counts.sum()
@@ -140,11 +154,52 @@ def fit_classifier(
         (1 - SHRINKAGE) * within + SHRINKAGE * variance * identity, means.T
     ).T
     bias = priors.log() - (weight * means).sum(dim=1) / 2 - weight @ center
-    scale = _best_scale(
-        features @ weight.T + bias,
-        targets.lerp(targets.new_tensor(1 / len(counts)), label_smoothing),
-    )
-    return scale * weight, scale * bias
+    return weight, bias
+
+
+def held_out_logits(
+    features: torch.Tensor, targets: torch.Tensor, groups: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of every clip by a classifier that is fitted to others, none of its own group, and which
+    clips have such.
+
+    A clip has none where no other group has clips of its class.
+
+    Args:
+        features: float64 `(N, d)`.
+        targets: float64 `(N, classes)`.
+        groups: a number of each clip's group, `(N,)`.
+
+    Returns:
+        Logits `(N, classes)`, and bool `(N,)`.
+    """
+    logits, has_logits = torch.zeros_like(targets), torch.zeros(len(targets), dtype=torch.bool)
+    labels, parts = targets.argmax(dim=1), _parts(targets, groups)
+    for part in range(FOLDS):
+        held_out = parts == part
+        if held_out.all() or not held_out.any():
+            continue
+        weight, bias = _discriminants(features[~held_out], targets[~held_out])
+        logits[held_out] = features[held_out] @ weight.T + bias
+        has_logits |= held_out & torch.isin(labels, labels[~held_out])
+    return logits, has_logits
+
+
+def _parts(targets: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """The part, 0 to `FOLDS` - 1, in which each clip is held out, `(N,)`: one for a group, and every
+    class is dealt out evenly.
+
+    Two classes a and b, groups 1 to 7, and if there were three parts:
+
+        class  a a a a b b b
+        group  1 3 4 7 2 5 6
+        part   0 1 2 0 1 2 0
+    """
+    names, rows = groups.unique(return_inverse=True)  # the group of each clip, (N,)
+    sums = targets.new_zeros(len(names), targets.shape[1]).index_add(0, rows, targets)
+    parts = torch.empty(len(names), dtype=torch.long)
+    parts[sums.argmax(dim=1).argsort(stable=True)] = torch.arange(len(names)) % FOLDS
+    return parts[rows]
 
 
 def _best_scale(logits: torch.Tensor, targets: torch.Tensor) -> float:

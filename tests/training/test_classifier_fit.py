@@ -31,6 +31,7 @@ from hf_timesformer.training.classifier_fit import (
     collect_features,
     fit_classifier,
     fit_new_classifier,
+    held_out_logits,
 )
 from hf_timesformer.training.objective import ClipMetrics
 from hf_timesformer.training.trainer import VideoTrainer
@@ -90,6 +91,24 @@ def test_fitted_classifier_gives_the_scaled_log_posterior_of_normal_distribution
     assert loss(scale) <= min(loss(0.99 * scale), loss(min(1.0, 1.01 * scale))) + 1e-9
     if distance == 100 and smoothing:
         assert scale < 0.5  # far apart is not without doubt
+
+
+def test_held_out_logits_are_of_classifiers_that_have_not_seen_the_group():
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.arange(30) // 3 * 10  # ten groups of three clips
+    labels = groups // 10 % 2
+    labels[-3:] = 2  # a class of one group
+    targets = functional.one_hot(labels, 3).double()
+    features = torch.randn(30, 4, generator=generator, dtype=torch.float64)
+    features[:, :3] += 8 * targets
+    logits, told = held_out_logits(features, targets, groups)
+    assert torch.equal(told, labels < 2)
+    assert torch.equal(logits.argmax(-1)[told], labels[told])
+    changed = features.clone()
+    changed[0] += 5
+    others, _ = held_out_logits(changed, targets, groups)
+    assert_close(others[1:3], logits[1:3], 1e-12)
+    assert (others - logits)[3:].abs().amax(dim=1).gt(1e-3).sum() >= 18  # of the other parts
 
 
 def test_a_class_without_clips_is_the_least_likely():
