@@ -45,7 +45,9 @@ class ModelArguments:
         default="attention",
         metadata={
             "help": "Temporal attention with --from_vit: `attention`, the ViT's own, which adds nothing at first and "
-            "is blind to order; or `parts`, for few clips: each head looks at a part of the clip.",
+            "is blind to order; for few clips `parts`, each head looks at a part of the clip, or `changes`, which "
+            "shows what changes and costs some of what pictures tell; `auto` takes the one of the two that a "
+            "classifier of the untrained features does better with.",
             "choices": START_CHOICES,
         },
     )

@@ -4,6 +4,7 @@ does.
 
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ from .run_clips import (
     find_splits,
     make_augmentation,
     make_source,
+    settle_groups,
 )
+from .run_start import start_network
 from .settle import settle_arguments, settle_depth, settle_evaluation
 from .starting_point import (
     load_network,
@@ -43,7 +46,7 @@ from .starting_point import (
     parse_overrides,
     read_size,
 )
-from .temporal_start import start_temporal_half, warn_if_blind_to_order
+from .temporal_start import warn_if_blind_to_order
 from .trainer import VideoTrainer
 
 
@@ -122,6 +125,8 @@ def save_results(
         merge_adapter(trainer.model, args.output_dir)
     trainer.save_state()
     metrics |= trainer.final_metrics()
+    if trainer.temporal_start is not None:
+        metrics["temporal_start"] = asdict(trainer.temporal_start)
     metrics |= {  # what the model card says of the run
         "base_model": model.model or model.from_vit,
         "dataset": data.dataset,
@@ -152,7 +157,7 @@ def train(
     set_seed(args.seed)
     args = settle_arguments(model_args, args)
     checkpoint = choose_checkpoint(args)
-    trainer = make_trainer(model_args, data_args, args)
+    trainer = make_trainer(model_args, data_args, args, checkpoint)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     save_results(
         trainer,
@@ -164,9 +169,15 @@ def train(
 
 
 def make_trainer(
-    model_args: ModelArguments, data_args: DataArguments, args: VideoTrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: VideoTrainingArguments,
+    checkpoint: str | None = None,
 ) -> VideoTrainer:
-    """A trainer with the network, the clips and the metrics that the arguments ask for."""
+    """A trainer with the network, the clips and the metrics that the arguments ask for.
+
+    `checkpoint` is what the run will go on from, for what it says of how its run started.
+    """
     train_videos, validation_videos = find_splits(data_args, args)
     problem_type = train_videos.problem_type
     if data_args.max_train_samples is not None:
@@ -182,8 +193,18 @@ def make_trainer(
         check_every_class_is_readable(train_videos.videos, reading)
     names = [network.config.id2label[number] for number in range(network.config.num_labels)]
     freeze_parameters(network, args.freeze, args.freeze_depth or 0.0)
-    if model_args.from_vit and model_args.temporal_start == "parts":
-        start_temporal_half(network)
+    start = None
+    if model_args.from_vit:
+        start = start_network(
+            network,
+            model_args.temporal_start,
+            train_videos,
+            processor,
+            args,
+            label_ids=label_ids,
+            group_by=settle_groups(data_args)[1],
+            checkpoint=checkpoint,
+        )
     warn_if_blind_to_order(network)
     learner = add_adapter(network, model_args, args)
 
@@ -217,7 +238,7 @@ def make_trainer(
             data_args.preview,
             ", ".join(map(str, sheets)),
         )
-    return VideoTrainer(
+    trainer = VideoTrainer(
         model=learner,
         args=args,
         train_dataset=training,
@@ -228,6 +249,8 @@ def make_trainer(
         class_weights=find_class_weights(args.class_weights, train_videos, label_ids, len(names)),
         processing_class=processor,
     )
+    trainer.temporal_start = start
+    return trainer
 
 
 def make_callbacks(args: VideoTrainingArguments) -> list[TrainerCallback]:

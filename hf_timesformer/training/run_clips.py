@@ -34,13 +34,9 @@ def find_splits(
     # all find the same: one writes it down
     missing_file = data.missing_file if args.process_index == 0 else None
     options = data.reader_options
-    group_by = data.group_by
-    if (
-        data.dataset == "csv"
-        and group_by
-        and has_column(Path(data.data_dir).expanduser(), group_by)
-    ):
-        options["group_column"], group_by = group_by, "group"
+    column, group_by = settle_groups(data)
+    if column is not None:
+        options["group_column"] = column
     train = find_videos(
         data.dataset, data.data_dir, data.train_split, missing_file=missing_file, **options
     )
@@ -49,7 +45,7 @@ def find_splits(
     if validation_split:
         if group_by:
             logger.warning(
-                "--group_by does nothing: clips to evaluate on come from the %s split",
+                "--group_by holds nothing out: clips to evaluate on come from the %s split",
                 validation_split,
             )
         return train, find_videos(data.dataset, data.data_dir, validation_split, **options)
@@ -74,6 +70,17 @@ def find_splits(
     return replace(train, videos=kept), replace(train, videos=held_out)
 
 
+def settle_groups(data: DataArguments) -> tuple[str | None, str | None]:
+    """The column of a table that `--group_by` names, if it names one, and what `hold_out` takes."""
+    if (
+        data.dataset == "csv"
+        and data.group_by
+        and has_column(Path(data.data_dir).expanduser(), data.group_by)
+    ):
+        return data.group_by, "group"
+    return None, data.group_by
+
+
 def draw_clips(found: FoundVideos, count: int, seed: int) -> FoundVideos:
     """`count` of the clips, drawn with the seed, of each class in proportion; all of them where
     there are no more.
@@ -88,7 +95,13 @@ def draw_clips(found: FoundVideos, count: int, seed: int) -> FoundVideos:
         )
     if count >= len(found.videos):
         return found
-    generator = np.random.default_rng(seed)
+    rows = spread_rows(found, count, np.random.default_rng(seed))
+    logger.info("%d of %d clips are trained on", count, len(found.videos))
+    return replace(found, videos=found.videos.select(rows))
+
+
+def spread_rows(found: FoundVideos, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Rows of `count` clips, drawn of each class in proportion, in order."""
     classes = np.zeros(len(found.videos), np.int64)
     if found.problem_type == SINGLE_LABEL:
         classes = np.asarray(found.videos["label"])
@@ -98,9 +111,7 @@ def draw_clips(found: FoundVideos, count: int, seed: int) -> FoundVideos:
     for label in np.unique(classes):
         rows = generator.permutation(np.flatnonzero(classes == label))
         places[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    rows = np.sort(np.argsort(places, kind="stable")[:count])
-    logger.info("%d of %d clips are trained on", count, len(found.videos))
-    return replace(found, videos=found.videos.select(rows))
+    return np.sort(np.argsort(places, kind="stable")[:count])
 
 
 def make_source(

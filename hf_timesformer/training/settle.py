@@ -43,9 +43,10 @@ def settle_arguments(model: ModelArguments, args: VideoTrainingArguments) -> Vid
             "not from an image ViT: temporal attention and time embeddings learn at --learning_rate, too"
         )
         args.temporal_learning_rate = None
-    if model.temporal_start == "parts" and not model.from_vit:
+    if model.temporal_start != "attention" and not model.from_vit:
         logger.info(
-            "not from an image ViT: temporal attention starts as it is, without --temporal_start parts"
+            "not from an image ViT: temporal attention starts as it is, without --temporal_start %s",
+            model.temporal_start,
         )
     return args
 

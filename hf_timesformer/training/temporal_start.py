@@ -4,21 +4,26 @@ A network from an image ViT cannot tell the order of frames at first: its time e
 so that temporal attention compares frames without knowing which comes first. Where the first blocks
 are frozen, the time embeddings, which lie below them, never learn either. And its temporal attention
 adds nothing: the dense layer behind it is zero. Hundreds of thousands of clips change both; a few
-hundred do not. So for them
+hundred do not. So for them the time embeddings are small random numbers, different for each frame,
+and the temporal attention of the blocks that learn starts in one of two ways.
 
-* the time embeddings are small random numbers, different for each frame;
-* each temporal head of a block that learns looks at a part of the clip of its own, whatever the
-  frames show;
-* the dense layer behind lets through what the heads have found.
-
-Then every patch knows what its place showed at the start, in the middle and at the end of the clip,
-each in channels of their own, and what follows can compare them:
+`parts`: each temporal head looks at a part of the clip of its own, whatever the frames show, and the
+dense layer behind lets through what the heads have found. Then every patch knows what its place
+showed at the start, in the middle and at the end of the clip, each in channels of their own, and
+what follows can compare them:
 
     frames    0 1 2 3 4 5 6 7
     head 0    X x . . . . . .
     head 1    . . X X . . . .        four heads; X: where a head looks most
     head 2    . . . . X X . .
     head 3    . . . . . . x X
+
+`changes`: two thirds of the heads look at parts in the same way, and what differs from part to part
+is written in random directions, so that the blocks above are shown changes beside pictures. The
+other heads look for the frames in which the place of a patch shows something like the patch itself,
+and say when that is. Only the first two blocks that learn start so. It tells movements that `parts`
+does not tell, and costs some of what the image ViT knows of pictures: `temporal_choice` weighs the
+two.
 """
 
 import logging
@@ -32,42 +37,43 @@ from ..model.modeling_timesformer import TimeSformerForVideoClassification
 
 logger = logging.getLogger(__name__)
 
-START_CHOICES = ("attention", "parts")
+STARTS = ("parts", "changes")
+START_CHOICES = ("auto", "attention", *STARTS)
 
 TIME_DEVIATION = 0.03  # of the time embeddings
 SHARPNESS = 1.0  # scores fall by this one part of the clip away from a head's own
 DENSE = 0.3  # times the identity
+CHANGES_SHARPNESS = 4.0
+CHANGES_DENSE = 0.3  # times directions at right angles
+CHANGES_BLOCKS = 2
+MARKS_CUTOFF = 1e-3  # of the strongest mark: below it there is none
 
 
-def start_temporal_half(network: TimeSformerForVideoClassification) -> None:
-    """Start the time embeddings and the temporal attention of the blocks that learn as described
-    above.
+def start_time_embeddings(network: TimeSformerForVideoClassification) -> bool:
+    """Draw the time embeddings, from torch's own generator; whether the network has any.
 
-    Call it when it is settled which parameters learn (`freeze_parameters`). Schemes without
-    temporal attention get the time embeddings alone; a network without time embeddings, such as
-    `space_only`, stays as it is. Raises ValueError where queries have no bias.
+    One without, such as `space_only`, stays as it is. Raises ValueError where queries have no bias.
     """
     embeddings = network.timesformer.embeddings
     if embeddings.time_embeddings is None:
         logger.info("the network has no time embeddings: it starts as the image ViT")
-        return
+        return False
     if not network.config.qkv_bias:
         raise ValueError(
             "temporal heads are pointed by a bias of their queries, and this network has none "
             "(qkv_bias false): give --temporal_start attention"
         )
     nn.init.normal_(embeddings.time_embeddings, std=TIME_DEVIATION)
-    count = point_heads(network)
-    logger.info(
-        "time embeddings start at random, and the temporal heads of %d blocks each with a part of the clip",
-        count,
-    )
+    return True
 
 
 @torch.no_grad()
-def point_heads(network: TimeSformerForVideoClassification) -> int:
-    """Point the temporal heads of every block that learns; returns how many blocks these are.
+def start_blocks(network: TimeSformerForVideoClassification, start: str) -> int:
+    """Start the temporal attention of blocks that learn as `start` says, one of `STARTS`; returns how
+    many blocks these are.
 
+    Call it when the time embeddings are there, and it is settled which parameters learn
+    (`freeze_parameters`). Schemes without temporal attention stay as they are.
     What tells frames apart is the mark that the time embeddings leave in a block's tokens. It is
     read off clips that stand still, in which nothing else differs from frame to frame.
     """
@@ -75,45 +81,116 @@ def point_heads(network: TimeSformerForVideoClassification) -> int:
     rows, columns = config.grid_size
     patch_height, patch_width = base.embeddings.patch_embeddings.patch_size
     size = (config.num_channels, rows * patch_height, columns * patch_width)
-    pictures = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(2, 1, *size, generator=generator)
     tokens, grid = base.embeddings(pictures.expand(-1, config.num_frames, -1, -1, -1))
+    left = CHANGES_BLOCKS if start == "changes" else len(base.encoder.layer)
     count = 0
     blocks: Any = base.encoder.layer
     for layer in blocks:
-        if "temporal" in layer.earlier_steps and layer.temporal_dense.weight.requires_grad:
+        if count < left and has_temporal_half_that_learns(layer):
             patches = layer.temporal_layernorm(tokens[:, 1:]).unflatten(1, grid)  # (b, h, w, t, d)
             marks = patches.mean(dim=(0, 1, 2))  # (t, d)
-            point_heads_of(layer, marks - marks.mean(dim=0), config.num_attention_heads)
+            marks = marks - marks.mean(dim=0)
+            if start == "changes":
+                start_with_changes(layer, marks, config.num_attention_heads, generator)
+            else:
+                start_with_parts(layer, marks, config.num_attention_heads)
             count += 1
         tokens = layer(tokens, grid)
     return count
 
 
-def point_heads_of(layer: Any, marks: torch.Tensor, num_heads: int) -> None:
-    """Point the temporal heads of one block, given what tells frames apart there, `marks (t, d)`.
+def has_temporal_half_that_learns(layer: Any) -> bool:
+    """Whether `start_blocks` may start that block."""
+    return "temporal" in layer.earlier_steps and layer.temporal_dense.weight.requires_grad
+
+
+def start_with_parts(layer: Any, marks: torch.Tensor, num_heads: int) -> None:
+    """Point the temporal heads of one block at parts of the clip, given what tells frames apart
+    there, `marks (t, d)`.
 
     A head's scores are `query @ key / sqrt(width)`. Its queries become `(sqrt(width), 0, 0, ...)`
     for every token, by their bias alone; so the scores are the keys' first channel. That becomes
-    the projection of a token on a direction in which the marks of the frames lie as they should:
-    highest in the middle of the head's part, lower by the square of the distance to it. Queries
-    still learn from all channels of the keys, which are the ViT's but for the first.
+    the projection of a token on a direction in which the marks of the frames lie as they should.
+    Queries still learn from all channels of the keys, which are the ViT's but for the first.
     """
     qkv = layer.temporal_attention.attention.qkv
     width = qkv.in_features // num_heads
     weight = qkv.weight.unflatten(0, (3, num_heads, width))  # queries, keys, values
     bias = qkv.bias.unflatten(0, (3, num_heads, width))
-    frames = len(marks)
-    places = (torch.arange(frames) + 0.5) / frames * num_heads  # of the frames, in parts
-    middles = torch.arange(num_heads) + 0.5
-    scores = -SHARPNESS * (places - middles[:, None]).square()  # (heads, t)
-    scores = scores - scores.mean(dim=1, keepdim=True)
-    directions = torch.linalg.pinv(marks.double(), rtol=1e-3) @ scores.T.double()  # (d, heads)
     weight[0] = 0
     bias[0] = 0
     bias[0, :, 0] = width**0.5
-    weight[1, :, 0] = directions.T.to(weight.dtype)
+    weight[1, :, 0] = directions_of_parts(marks, num_heads, SHARPNESS).to(weight.dtype)
     bias[1, :, 0] = 0
     layer.temporal_dense.weight.copy_(DENSE * torch.eye(qkv.in_features))
+
+
+def directions_of_parts(marks: torch.Tensor, num_parts: int, sharpness: float) -> torch.Tensor:
+    """One direction a part, `(num_parts, d)`: the projections of the marks `(t, d)` on it are highest
+    in the middle of the part, and lower by `sharpness` times the square of the distance to it, in
+    parts.
+    """
+    frames = len(marks)
+    places = (torch.arange(frames) + 0.5) / frames * num_parts  # of the frames, in parts
+    middles = torch.arange(num_parts) + 0.5
+    scores = -sharpness * (places - middles[:, None]).square()  # (parts, t)
+    scores = scores - scores.mean(dim=1, keepdim=True)
+    return scores.double() @ torch.linalg.pinv(marks.double(), rtol=MARKS_CUTOFF).T
+
+
+def start_with_changes(
+    layer: Any, marks: torch.Tensor, num_heads: int, generator: torch.Generator
+) -> None:
+    """Have one block write what changes over the clip, given what tells frames apart there, `marks
+    (t, d)`.
+
+    Values of the heads that look at parts are the same few random channels of the tokens. In
+    the dense layer the cosines over the parts (all but the constant one) of these values go each
+    into directions of their own. The heads that match have queries and keys that are the same
+    random channels, and as values the cosines over time of the frame that a token is from.
+    """
+    qkv, dense = layer.temporal_attention.attention.qkv, layer.temporal_dense
+    size, width = qkv.in_features, qkv.in_features // num_heads
+    matching = num_heads // 3
+    parts = num_heads - matching
+    weight = qkv.weight.unflatten(0, (3, num_heads, width))  # queries, keys, values
+    bias = qkv.bias.unflatten(0, (3, num_heads, width))
+    into = dense.weight.unflatten(1, (num_heads, width))  # (d, heads, width)
+    weight.zero_()
+    bias.zero_()
+    into.zero_()
+    layer.temporal_attention.output.dense.weight.copy_(torch.eye(size))
+    layer.temporal_attention.output.dense.bias.zero_()
+
+    bias[0, :parts, 0] = width**0.5
+    weight[1, :parts, 0] = directions_of_parts(marks, parts, CHANGES_SHARPNESS).to(weight.dtype)
+    weight[2, :parts] = right_angles(width, size, generator)
+    waves = cosines(parts)  # (parts - 1, parts)
+    ways = right_angles((parts - 1) * width, size, generator).unflatten(0, (-1, width))
+    into[:, :parts] = CHANGES_DENSE * torch.einsum("jwd, jh -> dhw", ways, waves)
+
+    times = cosines(len(marks))[:width]  # (n, t)
+    times = times.double() @ torch.linalg.pinv(marks.double(), rtol=MARKS_CUTOFF).T  # (n, d)
+    for head in range(parts, num_heads):
+        weight[:2, head] = right_angles(width, size, generator)
+        weight[2, head, : len(times)] = times.to(weight.dtype)
+        into[:, head] = right_angles(width, size, generator).T
+
+
+def right_angles(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` random directions of length 1 at right angles to each other, `(count, size)`."""
+    return torch.linalg.qr(torch.randn(size, size, generator=generator))[0][:count]
+
+
+def cosines(count: int) -> torch.Tensor:
+    """The cosines over `count` places but the constant one, of length 1 and at right angles,
+    `(count - 1, count)`: half a wave, one wave, one and a half ...
+    """
+    places = torch.arange(count) + 0.5
+    halves = torch.arange(1, count)[:, None]
+    return (2 / count) ** 0.5 * torch.cos(torch.pi * halves * places / count)
 
 
 def warn_if_blind_to_order(network: TimeSformerForVideoClassification) -> None:

@@ -22,6 +22,7 @@ from .checkpoints import (
     remove_old_checkpoints,
 )
 from .stopping import RunStopped, StopRequest, any_process
+from .temporal_choice import TemporalStart
 
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class CheckpointMixin:
         self._leaves_after_save = False
         self._evaluation_due = False
         self._folder_to_push: str | None = None
+        self.temporal_start: TemporalStart | None = None  # of a run from an image ViT
 
     # Saving
 
@@ -62,6 +64,8 @@ class CheckpointMixin:
     def _finish_checkpoint(self, folder: Path) -> None:
         """Write what makes resuming exact, then take the mark of an unfinished checkpoint away."""
         self.train_faults.save(folder / BAD_CLIPS)
+        if self.temporal_start is not None:
+            self.temporal_start.save(folder)
         (folder / DATA_ORDER).write_text(json.dumps(self._data_order()), encoding="utf-8")
         (folder / EVALUATION_DUE).unlink(missing_ok=True)
         if self._evaluation_due:

@@ -18,7 +18,12 @@ GPUS = (1, 8, 64)
 BEFORE, DEFAULT = "key 64", "key 32, fast_decode"  # what `prepare --pack` wrote, and writes
 NAMES_OF_WAYS = {
     "new": "the recipe",
-    "new, no training": "the recipe without training: the classifier alone is fitted",
+    "new, no training": "the recipe, untrained: the classifier alone is fitted",
+    "parts": "`--temporal_start parts`",
+    "parts, no training": "`--temporal_start parts`, untrained",
+    "changes": "`--temporal_start changes`",
+    "changes, no training": "`--temporal_start changes`, untrained",
+    "space only, no training": "space only, untrained",
     "divided, as it was": "the recipe as it was in 0.1.0",
 }
 NAMES_OF_PACKINGS = {BEFORE: "a key frame every 64, as before", DEFAULT: "the default"}

@@ -33,7 +33,8 @@ from hf_timesformer.data.synthetic import MOTIONS, motion_frames
 from hf_timesformer.model.way import structure_of
 from hf_timesformer.training.classifier_fit import fit_classifier
 from hf_timesformer.training.optimization import freeze_parameters, parameter_groups
-from hf_timesformer.training.temporal_start import point_heads
+from hf_timesformer.training.temporal_choice import compare_starts
+from hf_timesformer.training.temporal_start import STARTS, start_blocks
 from hf_timesformer.video.decoding import decode_video
 
 
@@ -60,8 +61,8 @@ class Way:
 
     attention_type: str = "divided_space_time"
     time_embeddings: float = 0.0  # their standard deviation at the start
-    dense: float = 0.0  # the temporal dense layers' start: this times the identity
-    parts: bool = False  # each temporal head starts with a part of the clip, not as the ViT's own
+    start: str = "attention"  # of the temporal attention, as in `--temporal_start`
+    dense: float | None = None  # the temporal dense layers start as this times the identity instead
     epochs: int = 10
     learning_rate: float = 5e-5
     temporal_learning_rate: float = 5e-4
@@ -72,16 +73,23 @@ class Way:
 
 
 OLD = Way()
-NEW = Way(time_embeddings=0.03, dense=0.3, parts=True)
+NEW = Way(time_embeddings=0.03, start="auto")
+PARTS = replace(NEW, start="parts")
+SPACE = Way(attention_type="space_only")
 # The recipe as it was, what is new in it one by one, and the new one with something left out.
 WAYS = {
-    "space only": Way(attention_type="space_only"),
+    "space only": SPACE,
+    "space only, no training": replace(SPACE, epochs=0),
     "divided, as it was": OLD,
     "time embeddings": replace(OLD, time_embeddings=0.03),
     "time embeddings, dense 0.3": replace(OLD, time_embeddings=0.03, dense=0.3),
-    "time embeddings, parts": replace(OLD, time_embeddings=0.03, parts=True),
+    "time embeddings, parts": replace(PARTS, dense=0.0),
+    "parts": PARTS,
+    "parts, dense 1": replace(PARTS, dense=1.0),
+    "parts, no training": replace(PARTS, epochs=0),
+    "changes": replace(NEW, start="changes"),
+    "changes, no training": replace(NEW, start="changes", epochs=0),
     "new": NEW,
-    "new, dense 1": replace(NEW, dense=1.0),
     "new, no training": replace(NEW, epochs=0),
     "new, 5 epochs": replace(NEW, epochs=5),
     "new, classifier not fitted before": replace(NEW, fits_before=False),
@@ -171,10 +179,10 @@ def make_network(vit: str, way: Way, num_classes: int, seed: int) -> Any:
         # the same in all runs, as clips are embedded once
         numbers = torch.randn(1, FRAMES, base.config.hidden_size, generator=seeded(0))
         base.embeddings.time_embeddings.data = way.time_embeddings * numbers
-    if way.parts:
-        point_heads(network)
-    for layer in base.encoder.layer[FROZEN:]:
-        if way.attention_type == "divided_space_time":
+    if way.start in STARTS:
+        start_blocks(network, way.start)
+    if way.dense is not None:
+        for layer in base.encoder.layer[FROZEN:]:
             layer.temporal_dense.weight.data = way.dense * torch.eye(base.config.hidden_size)
     return network
 
@@ -346,10 +354,14 @@ def judge(
         flat = tokens.flatten(0, 1) if alone else tokens
         flat = shrink(flat, (GRID, GRID, 1 if alone else FRAMES), way.pooled)
         tokens = flat.unflatten(0, (len(tokens), -1)) if alone else flat
-    accuracies, seconds = [], []
+    accuracies, seconds, starts = [], [], []
     for seed in seeds:
         for train, test in folds(clips.groups, seed):
-            network = make_network(vit, way, clips.num_classes, seed)
+            chosen = way
+            if way.start == "auto":
+                chosen = replace(way, start=choose(vit, clips, tokens, train, way))
+            starts.append(chosen.start)
+            network = make_network(vit, chosen, clips.num_classes, seed)
             keep_last_blocks(network, way.pooled)
             start = time.process_time()
             tune(network, tokens[train], clips.labels[train], way, seed)
@@ -357,13 +369,25 @@ def judge(
             with torch.no_grad():
                 answers = network.classifier(features_of(network, tokens[test])).argmax(-1)
             accuracies.append(mean_class_accuracy(answers, clips.labels[test]))
-            print(name, seed, accuracies[-1], flush=True)
+            print(name, seed, chosen.start, accuracies[-1], flush=True)
     return {
         "mean": round(statistics.mean(accuracies), 1),
         "deviation": round(statistics.stdev(accuracies), 1),
         "runs": [round(accuracy, 1) for accuracy in accuracies],
+        "starts": starts,
         "cpu_seconds_a_run": round(statistics.mean(seconds), 1),
     }
+
+
+def choose(vit: str, clips: Clips, tokens: torch.Tensor, train: np.ndarray, way: Way) -> str:
+    """What `--temporal_start auto` takes for the clips that are trained on."""
+    found = {}
+    for start in STARTS:
+        network = make_network(vit, replace(way, start=start), clips.num_classes, seed=0)
+        keep_last_blocks(network, way.pooled)
+        found[start] = features_of(network, tokens[train])
+    targets = functional.one_hot(clips.labels[train], clips.num_classes)
+    return compare_starts(found, targets, torch.from_numpy(clips.groups[train])).name
 
 
 # Linear probes of the image ViT

@@ -8,7 +8,14 @@ from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassif
 from hf_timesformer.training.arguments import ModelArguments, VideoTrainingArguments
 from hf_timesformer.training.optimization import freeze_parameters
 from hf_timesformer.training.settle import settle_arguments
-from hf_timesformer.training.temporal_start import start_temporal_half, warn_if_blind_to_order
+from hf_timesformer.training.temporal_start import (
+    STARTS,
+    cosines,
+    right_angles,
+    start_blocks,
+    start_time_embeddings,
+    warn_if_blind_to_order,
+)
 
 
 def make_network(
@@ -21,6 +28,10 @@ def make_network(
     }  # fmt: skip
     config = TimeSformerConfig(**fields | options, attention_type=attention_type)
     return TimeSformerForVideoClassification(config).eval()
+
+
+def start_temporal_half(model, start: str = "parts") -> int:
+    return start_blocks(model, start) if start_time_embeddings(model) else 0
 
 
 @pytest.fixture
@@ -100,12 +111,48 @@ def test_heads_of_another_number_than_frames(still):
         assert first < third < fourth
 
 
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+@pytest.mark.parametrize("frames", [1, 8])
+def test_changes_are_written_in_the_first_two_blocks_that_learn(num_heads, frames, clip):
+    model = make_network(num_hidden_layers=4, num_attention_heads=num_heads, num_frames=frames)
+    freeze_parameters(model, "none", 0.25)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert start_temporal_half(model, "changes") == 2
+    changed = {
+        name.split("temporal")[0]
+        for name, value in model.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    layers = {f"timesformer.encoder.layer.{number}." for number in (1, 2)}
+    assert changed == layers | {"timesformer.embeddings.time_embeddings"}
+    if frames > 1 and num_heads > 1:
+        assert orders_differ(model, clip) > 1e-3
+    again = make_network(num_hidden_layers=4, num_attention_heads=num_heads, num_frames=frames)
+    freeze_parameters(again, "none", 0.25)
+    times = model.timesformer.embeddings.time_embeddings
+    again.timesformer.embeddings.time_embeddings.data.copy_(times)
+    torch.rand(3)  # what is random comes from a generator of its own
+    start_blocks(again, "changes")
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+def test_directions_at_right_angles_and_cosines():
+    directions = right_angles(3, 8, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(directions @ directions.T, torch.eye(3))
+    waves = cosines(6)
+    torch.testing.assert_close(waves @ waves.T, torch.eye(5))
+    torch.testing.assert_close(waves.sum(dim=1), torch.zeros(5), atol=1e-6, rtol=0)
+    assert (waves[0].diff() < 0).all()  # half a wave
+
+
+@pytest.mark.parametrize("name", STARTS)
 @pytest.mark.parametrize("start", [{"model": "run"}, {"from_vit": "vit"}])
-def test_a_start_that_is_not_used_is_said(start, caplog, tmp_path):
+def test_a_start_that_is_not_used_is_said(start, name, caplog, tmp_path):
     caplog.set_level("INFO")
-    arguments = ModelArguments(**start, temporal_start="parts")
+    arguments = ModelArguments(**start, temporal_start=name)
     settle_arguments(arguments, VideoTrainingArguments(str(tmp_path)))
-    assert ("without --temporal_start parts" in caplog.text) == ("model" in start)
+    assert (f"without --temporal_start {name}" in caplog.text) == ("model" in start)
 
 
 def test_what_cannot_start_so():

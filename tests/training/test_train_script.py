@@ -271,6 +271,7 @@ def test_a_run_for_few_clips_starts_the_temporal_half_of_what_learns(folder, lor
     apply_recipe(parser, argv, default="small-set")
     trainer = flow.make_trainer(*parser.parse_args_into_dataclasses(argv))
     assert trainer.args.freeze_depth == 0.67
+    assert trainer.temporal_start.name == "parts"  # the clips are too few to choose by
     network = trainer.model if lora_r is None else trainer.model.get_base_model()
     base = network.timesformer
     assert 0.01 < base.embeddings.time_embeddings.std() < 0.06

@@ -1,0 +1,160 @@
+"""How the temporal half of a run's network starts: as named, as in the run that goes on, or as suits
+the clips.
+"""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+
+from ..data.clips import ClipCollator, EvaluationClips
+from ..data.found_videos import FoundVideos
+from ..data.hold_out import find_groups
+from ..data.row_source import RecordSource
+from ..data.targets import SINGLE_LABEL
+from ..model.modeling_timesformer import TimeSformerForVideoClassification
+from ..video.video_processing_timesformer import TimeSformerVideoProcessor
+from .arguments import VideoTrainingArguments
+from .run_clips import spread_rows
+from .temporal_choice import (
+    FEWEST_CLIPS,
+    USUAL,
+    TemporalStart,
+    choose_start,
+    clips_to_look_at,
+    saved_start,
+)
+from .temporal_start import has_temporal_half_that_learns, start_blocks, start_time_embeddings
+
+
+logger = logging.getLogger(__name__)
+
+SEED = 0  # of which clips are looked at: the same in every run
+
+
+def start_network(
+    network: TimeSformerForVideoClassification,
+    name: str,
+    found: FoundVideos,
+    processor: TimeSformerVideoProcessor,
+    args: VideoTrainingArguments,
+    *,
+    label_ids: list[int],
+    group_by: str | None = None,
+    checkpoint: str | Path | None = None,
+) -> TemporalStart:
+    """Start a network from an image ViT as `--temporal_start` says, and say how; all processes must
+    call it.
+
+    Args:
+        network: settled which parameters learn.
+        name: one of `START_CHOICES`; with `auto` the start is chosen by the clips.
+        found: the clips to train on.
+        processor: of the run.
+        args: of the run.
+        label_ids: the model's number for each class of the data.
+        group_by: as of `hold_out`.
+        checkpoint: that the run goes on from; its start is taken over by `auto`.
+    """
+    if name == "attention" or not start_time_embeddings(network):
+        return TemporalStart("attention")
+    start = TemporalStart(name)
+    if name == "auto":
+        clips = (found, processor, args, label_ids, group_by)
+        start = _go_on(checkpoint) if checkpoint else _settle(network, *clips)
+    count = start_blocks(network, start.name)
+    logger.info(
+        "time embeddings start at random, and the temporal heads of %d blocks as in --temporal_start %s",
+        count,
+        start.name,
+    )
+    return start
+
+
+def _go_on(checkpoint: str | Path) -> TemporalStart:
+    start = saved_start(checkpoint)
+    if start is None:
+        logger.info("%s does not say how its run started: as in --temporal_start parts", checkpoint)
+        return TemporalStart(USUAL)
+    logger.info("--temporal_start auto took %s when the run of %s began", start.name, checkpoint)
+    return start
+
+
+def _settle(
+    network: TimeSformerForVideoClassification,
+    found: FoundVideos,
+    processor: TimeSformerVideoProcessor,
+    args: VideoTrainingArguments,
+    label_ids: list[int],
+    group_by: str | None,
+) -> TemporalStart:
+    """The start that suits the clips, of all processes the same; where none can be chosen, the usual
+    one.
+    """
+    obstacle = _obstacle(network, found, args)
+    if obstacle is not None:
+        logger.info("--temporal_start auto takes %s: %s", USUAL, obstacle)
+        return TemporalStart(USUAL)
+    choice: list[Any] = [None]
+    if args.process_index == 0:
+        choice = [_choose(network, found, processor, args, label_ids, group_by)]
+        logger.info(choice[0].describe())
+    if args.world_size > 1:
+        broadcast_object_list(choice)
+    return choice[0]
+
+
+def _obstacle(
+    network: TimeSformerForVideoClassification, found: FoundVideos, args: VideoTrainingArguments
+) -> str | None:
+    """Why no start can be chosen by the clips; None where one can."""
+    if found.shards is not None:
+        return "clips in tar shards are not chosen from"
+    if found.problem_type != SINGLE_LABEL:
+        return f"it is judged by one class a clip, and the problem is {found.problem_type}"
+    if args.fsdp or args.deepspeed:
+        return "DeepSpeed and FSDP spread the network over the processes"
+    if not any(map(has_temporal_half_that_learns, network.timesformer.encoder.layer)):
+        return "no temporal attention learns"
+    if not clips_to_look_at(len(found.videos)):
+        return f"{len(found.videos)} clips are too few to tell (fewer than {FEWEST_CLIPS})"
+    return None
+
+
+def _choose(
+    network: TimeSformerForVideoClassification,
+    found: FoundVideos,
+    processor: TimeSformerVideoProcessor,
+    args: VideoTrainingArguments,
+    label_ids: list[int],
+    group_by: str | None,
+) -> TemporalStart:
+    count = clips_to_look_at(len(found.videos))
+    rows = spread_rows(found, count, np.random.default_rng(SEED))
+    records = found.videos.select(rows)
+    middle = copy.copy(processor)
+    middle.num_clips = middle.num_crops = 1
+    loader = torch.utils.data.DataLoader(
+        EvaluationClips(RecordSource(records), middle, label_ids=label_ids),
+        batch_size=args.eval_batch_size,
+        collate_fn=ClipCollator(network.num_labels),
+        num_workers=args.dataloader_num_workers,
+        generator=torch.Generator().manual_seed(SEED),  # the run's own stays as it is
+    )
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    groups = _group_numbers(records, group_by)
+    return choose_start(network, loader, groups, device=args.device, dtype=dtype)
+
+
+def _group_numbers(records: Dataset, group_by: str | None) -> list[int]:
+    """The group of each record, by `find_groups`."""
+    numbers = [0] * len(records)
+    for number, rows in enumerate(find_groups(records, group_by)):
+        for row in rows:
+            numbers[row] = number
+    return numbers
