@@ -354,22 +354,27 @@ def judge(
         flat = tokens.flatten(0, 1) if alone else tokens
         flat = shrink(flat, (GRID, GRID, 1 if alone else FRAMES), way.pooled)
         tokens = flat.unflatten(0, (len(tokens), -1)) if alone else flat
+    names = STARTS if way.start == "auto" else (way.start,)
+    looks_first = way.start == "auto" or not way.epochs
+    untrained = {
+        start: untrained_features(vit, clips, tokens, replace(way, start=start))
+        for start in names
+        if looks_first
+    }
     accuracies, seconds, starts = [], [], []
     for seed in seeds:
         for train, test in folds(clips.groups, seed):
-            chosen = way
-            if way.start == "auto":
-                chosen = replace(way, start=choose(vit, clips, tokens, train, way))
-            starts.append(chosen.start)
-            network = make_network(vit, chosen, clips.num_classes, seed)
-            keep_last_blocks(network, way.pooled)
-            start = time.process_time()
-            tune(network, tokens[train], clips.labels[train], way, seed)
-            seconds.append(time.process_time() - start)
-            with torch.no_grad():
-                answers = network.classifier(features_of(network, tokens[test])).argmax(-1)
+            start = choose(untrained, clips, train) if way.start == "auto" else way.start
+            began = time.process_time()
+            if way.epochs:
+                chosen = replace(way, start=start)
+                answers = train_and_answer(vit, clips, tokens, train, test, chosen, seed)
+            else:
+                answers = fit_and_answer(untrained[start], clips, train, test)
+            seconds.append(time.process_time() - began)
             accuracies.append(mean_class_accuracy(answers, clips.labels[test]))
-            print(name, seed, chosen.start, accuracies[-1], flush=True)
+            starts.append(start)
+            print(name, seed, start, accuracies[-1], flush=True)
     return {
         "mean": round(statistics.mean(accuracies), 1),
         "deviation": round(statistics.stdev(accuracies), 1),
@@ -379,15 +384,44 @@ def judge(
     }
 
 
-def choose(vit: str, clips: Clips, tokens: torch.Tensor, train: np.ndarray, way: Way) -> str:
+def untrained_features(vit: str, clips: Clips, tokens: torch.Tensor, way: Way) -> torch.Tensor:
+    """What the classifier gets before anything is learned, `(n, d)`."""
+    network = make_network(vit, way, clips.num_classes, seed=0)
+    keep_last_blocks(network, way.pooled)
+    return features_of(network, tokens)
+
+
+def choose(untrained: dict[str, torch.Tensor], clips: Clips, train: np.ndarray) -> str:
     """What `--temporal_start auto` takes for the clips that are trained on."""
-    found = {}
-    for start in STARTS:
-        network = make_network(vit, replace(way, start=start), clips.num_classes, seed=0)
-        keep_last_blocks(network, way.pooled)
-        found[start] = features_of(network, tokens[train])
+    found = {start: features[train] for start, features in untrained.items()}
     targets = functional.one_hot(clips.labels[train], clips.num_classes)
     return compare_starts(found, targets, torch.from_numpy(clips.groups[train])).name
+
+
+def train_and_answer(
+    vit: str,
+    clips: Clips,
+    tokens: torch.Tensor,
+    train: np.ndarray,
+    test: np.ndarray,
+    way: Way,
+    seed: int,
+) -> torch.Tensor:
+    """The classes that a network which is tuned to some clips gives the others."""
+    network = make_network(vit, way, clips.num_classes, seed)
+    keep_last_blocks(network, way.pooled)
+    tune(network, tokens[train], clips.labels[train], way, seed)
+    with torch.no_grad():
+        return network.classifier(features_of(network, tokens[test])).argmax(-1)
+
+
+def fit_and_answer(
+    features: torch.Tensor, clips: Clips, train: np.ndarray, test: np.ndarray
+) -> torch.Tensor:
+    """The classes that a classifier which is fitted to features of some clips gives the others."""
+    targets = functional.one_hot(clips.labels[train], clips.num_classes).float()
+    weight, bias = fit_classifier(features[train], targets, label_smoothing=0.1)
+    return (features[test].double() @ weight.T + bias).argmax(-1)
 
 
 # Linear probes of the image ViT
