@@ -254,3 +254,15 @@ def test_a_form_that_cannot_run_is_named_and_the_others_are_timed(monkeypatch, t
     table = page_tables.formats({"M": {"machine": machine, "date": "D", "report": report}})
     assert [row[0] for row in table["rows"]] == ["OpenVINO, int8", formats.BASELINE]
     assert table["rows"][0][2] == "3.00"
+
+
+def test_fused_attention_is_no_gift():
+    """Joint attention among the 9 tokens of 4 x 2 patches: what is multiplied, by hand."""
+    works = importlib.import_module("works")
+    model = works.build(works.Work("joint_space_time", 2, 32), "ours", layers=1)
+    tokens, patches, width = 9, 8, 768
+    layers = tokens * width * (3 + 1 + 4 + 4) * width
+    attention = 2 * tokens * tokens * width
+    found = works.count_flops(model.base_model, torch.zeros(1, 2, 3, 32, 32))
+    expected = patches * width * width + layers + attention
+    assert found == pytest.approx(expected / 1e12, rel=1e-9)
