@@ -4,11 +4,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from .arguments import ModelArguments, VideoTrainingArguments
+from .checkpoints import find_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -23,8 +27,9 @@ def add_adapter(
     `--lora_r`.
 
     The network itself is saved to `base` in the output folder, which the adapter names as its base
-    model. Blocks that `freeze_depth` freezes get no adapter. Raises ValueError where peft is
-    missing or `--freeze` contradicts.
+    model. A run that goes on has the base of its checkpoint. Blocks that `freeze_depth` freezes get
+    no adapter. Raises ValueError where peft is missing, `--freeze` contradicts, or the base of the
+    checkpoint is another network.
     """
     if model.lora_r is None:
         return network
@@ -39,7 +44,11 @@ def add_adapter(
             f"--freeze {args.freeze} does not go with --lora_r, which freezes all but the adapters"
         )
     base = Path(args.output_dir) / BASE_FOLDER
-    if args.should_save:
+    earlier = find_base(args)
+    if earlier is not None:
+        take_weights(network, earlier)
+    # where a run goes on in its own folder the other processes read it now
+    if args.should_save and (earlier is None or earlier.resolve() != base.resolve()):
         network.save_pretrained(base)
     network.name_or_path = str(base)
     network.config.name_or_path = str(base)
@@ -63,6 +72,36 @@ def add_adapter(
         base,
     )
     return adapted
+
+
+def find_base(args: VideoTrainingArguments) -> Path | None:
+    """The base model of the checkpoint that the run goes on from; None where it starts."""
+    if not args.resume_from_checkpoint:
+        return None
+    checkpoint = find_checkpoint(args.output_dir, str(args.resume_from_checkpoint))
+    base = None if checkpoint is None else checkpoint.parent / BASE_FOLDER
+    return base if base is not None and (base / SAFE_WEIGHTS_NAME).is_file() else None
+
+
+def take_weights(network: nn.Module, base: Path) -> None:
+    """Give the network the weights of `base`, and say so where it had others: with another seed,
+    say, what starts at random does so differently. Raises ValueError where it is another network.
+    """
+    weights, own = load_file(base / SAFE_WEIGHTS_NAME), network.state_dict()
+    shapes = [{name: w.shape for name, w in each.items()} for each in (weights, own)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"the adapters of the checkpoint are for the network in {base}, and this one has other parameters: "
+            "start from what that run started from, or choose another --output_dir"
+        )
+    changed = [name for name, weight in weights.items() if not torch.equal(own[name].cpu(), weight)]
+    if changed:
+        logger.warning(
+            "the base model of the checkpoint, in %s, is taken: the start given now differs from it, such as in %s",
+            base,
+            changed[0],
+        )
+        network.load_state_dict(weights)
 
 
 def merge_adapter(adapted: Any, folder: str | Path) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_timesformer.training import run as flow
+from hf_timesformer.training.adapters import BASE_FOLDER
 from hf_timesformer.training.stopping import RunStopped
 from hf_timesformer.training.trainer import VideoTrainer
 from hf_timesformer.training.trainer_average import RAW_WEIGHTS
@@ -54,9 +55,9 @@ def assert_same(run, whole) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_a_recipe_has_survives_a_stop(way, arguments, monkeypatch, tmp_path):
+def test_what_a_recipe_has_survives_a_stop(way, arguments, monkeypatch, tmp_path, caplog):
     options = WAYS[way] | {"learning_rate": 0.3, "per_device_train_batch_size": 6, **AUTO}
-    options |= {"num_train_epochs": 4}
+    options |= {"num_train_epochs": 4, "data_seed": 1}
     if "lora_r" in options:
         pytest.importorskip("peft")
     whole = flow.train(*arguments("whole", **options))
@@ -69,10 +70,16 @@ def test_what_a_recipe_has_survives_a_stop(way, arguments, monkeypatch, tmp_path
             flow.train(*arguments("stopped", **options))
     checkpoint = tmp_path / "stopped" / "checkpoint-6"
     assert (checkpoint / RAW_WEIGHTS).exists() == ("ema_decay" in options)
-    resumed = flow.train(*arguments("stopped", **options))
+    # another seed starts from other weights: those of the checkpoint, and its adapter's base, count
+    resumed = flow.train(*arguments("stopped", **options, seed=7))
     assert resumed.state.epoch == epochs
+    assert ("the base model of the checkpoint" in caplog.text) == ("lora_r" in options)
     assert resumed.state.best_metric == whole.state.best_metric
     assert_same(tmp_path / "stopped", tmp_path / "whole")
+    if "lora_r" in options:
+        assert_same(tmp_path / "stopped" / BASE_FOLDER, tmp_path / "whole" / BASE_FOLDER)
+        with pytest.raises(ValueError, match="this one has other parameters"):
+            flow.train(*arguments("stopped", **options, num_frames=4))
 
 
 @pytest.mark.parametrize("step", [0, 4], ids=["before the training", "at its end"])
