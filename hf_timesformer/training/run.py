@@ -48,6 +48,7 @@ from .starting_point import (
 )
 from .temporal_start import warn_if_blind_to_order
 from .trainer import VideoTrainer
+from .upstream import whole_weights
 
 
 logger = logging.getLogger(__name__)
@@ -81,19 +82,20 @@ def make_network(
     not fit.
     """
     overrides = parse_overrides(model.config_overrides)
-    network, label_ids = load_network(
-        class_names,
-        model=model.model,
-        from_vit=model.from_vit,
-        new_head=model.new_head,
-        config_overrides=overrides,
-        # a recipe may have the other one
-        drop_path_rate=overrides.get("drop_path_rate", model.drop_path_rate),
-        attention_type=model.attention_type,
-        num_frames=model.num_frames,
-        image_size=read_size(model.image_size),
-        problem_type=problem_type,
-    )
+    with whole_weights():
+        network, label_ids = load_network(
+            class_names,
+            model=model.model,
+            from_vit=model.from_vit,
+            new_head=model.new_head,
+            config_overrides=overrides,
+            # a recipe may have the other one
+            drop_path_rate=overrides.get("drop_path_rate", model.drop_path_rate),
+            attention_type=model.attention_type,
+            num_frames=model.num_frames,
+            image_size=read_size(model.image_size),
+            problem_type=problem_type,
+        )
     if model.attn_implementation:
         network.set_attn_implementation(model.attn_implementation)
     names = (

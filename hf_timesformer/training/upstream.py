@@ -5,9 +5,12 @@ As in `model/upstream.py`: checked with the versions in `CHECKED`, and
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers.integrations import deepspeed as integration
 
 
 CHECKED = {"torch": "2.14.1", "transformers": "5.24.0"}
@@ -41,8 +44,9 @@ FLAT_PARAMETER = "_flat_param"  # how FSDP1 names what it has merged
 
 
 def shards_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """This process' share of each parameter that learns, under FSDP1 or FSDP2; the network's own memory.
+    """This process' share of each parameter that learns, by name; the network's own memory.
 
+    Under FSDP1 a share is flat, `(n,)`; under FSDP2 it is some rows, `(rows, ...)`.
     A forward pass without a backward pass leaves the outermost unit gathered. Whoever then changes
     the shares would change nothing that the next pass sees, so it is let go of first.
     """
@@ -61,3 +65,21 @@ def shards_of(model: nn.Module) -> dict[str, torch.Tensor]:
             share = parameter.data
             shares[name] = share.to_local() if isinstance(share, DTensor) else share
     return shares
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Networks that are made inside this block have their weights whole, under ZeRO-3 too.
+
+    There transformers deals each weight out while it loads it, and whoever then reads it, to make
+    one network of another, finds it empty. DeepSpeed deals out what is whole later, when the
+    training begins.
+    """
+    reference = integration._hf_deepspeed_config_weak_ref
+    config = None if reference is None else reference()
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            integration.set_hf_deepspeed_config(config)
