@@ -2,6 +2,7 @@
 evaluates and is saved.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from .upstream import shards_of
 
+
+logger = logging.getLogger(__name__)
 
 # beside the averages, which are the checkpoint's model
 RAW_WEIGHTS = "weights_in_training.safetensors"
@@ -60,9 +63,16 @@ class WeightAverageMixin:
 
     def start_average(self, checkpoint: str | None) -> None:
         """Begin with the weights as they are; those of a checkpoint are averages, and its raw
-        weights lie beside.
+        weights lie beside. A run that goes on without averages is told of that.
         """
         if self.args.ema_decay is None:
+            names = (RAW_WEIGHTS, RAW_SHARDS)
+            if checkpoint is not None and any((Path(checkpoint) / name).exists() for name in names):
+                logger.warning(
+                    "the weights of %s are averages, and training goes on with them: with --ema_decay it would go on "
+                    "with those that were averaged, exactly",
+                    checkpoint,
+                )
             return
         weights = self._learning_weights()
         self._average = {name: weight.detach().clone().float() for name, weight in weights.items()}

@@ -44,7 +44,7 @@ def averages_by_hand(arguments, decay: float, **options) -> tuple[dict, dict]:
 
 
 def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_others(
-    arguments, tmp_path
+    arguments, tmp_path, caplog
 ):
     options = {
         "learning_rate": 0.3,
@@ -74,6 +74,9 @@ def test_averaged_weights_are_evaluated_and_saved_and_training_goes_on_with_the_
     parts, whole = (load_file(tmp_path / run / "model.safetensors") for run in ("parts", "whole"))
     for name, weight in whole.items():
         torch.testing.assert_close(parts[name], weight, rtol=0, atol=0, msg=name)
+    assert "are averages, and training goes on with them" not in caplog.text
+    train(*arguments("parts", **longer | {"ema_decay": None}, resume_from_checkpoint="auto"))
+    assert "are averages, and training goes on with them" in caplog.text
 
 
 def test_averages_that_cannot_be(arguments):
