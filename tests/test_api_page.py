@@ -29,8 +29,8 @@ spec = importlib.util.spec_from_file_location("api_page", ROOT / "scripts/api_pa
 api_page = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(api_page)
 
-# `(batch, frames, 3)`, `(T,)`, `(..., d)`, `(...)`
-SHAPE = re.compile(r"\(\[?[\w.][^()`]*,[^()`]*\)|`\(\.\.\.\)`")
+# in code: `(batch, frames, 3)`, `(T,)`, `(..., d)`, `(...)`, `cls (b, 1, d)`, `(..., d) -> (..., e)`
+SHAPE = re.compile(r"\(\[?[\w.][^()]*,[^()]*\)|\(\.\.\.\)")
 UNITS = re.compile(
     r"second|frame|pixel|share|score|probabilit|percent|degree|byte|megabyte|epoch|step|rate|times|power|weight|"
     r"between 0 and 1|from 0 to 1|factor|deviation|temperature"
@@ -107,12 +107,17 @@ def complaints(function: Callable, doc: str) -> list[str]:
             found.append(f"tells no unit of {parameter.name}")
     annotations = [p.annotation for p in signature.parameters.values()]
     tensors = [a for a in (*annotations, signature.return_annotation) if is_tensor(a)]
-    if tensors and not SHAPE.search(doc):
+    if tensors and not tells_a_shape(doc):
         found.append("tells no shape of its tensors")
     for error in sorted(raised(code)):
         if not re.search(rf"\b{error}\b", doc):
             found.append(f"does not say that it raises {error}")
     return found
+
+
+def tells_a_shape(doc: str) -> bool:
+    """Whether a shape stands in the docstring, as code: "(2, or 3)" in a sentence is none."""
+    return any(SHAPE.search(code) for code in doc.split("`")[1::2])
 
 
 def is_tensor(annotation: Any) -> bool:
@@ -187,6 +192,11 @@ def test_what_the_pages_name_is_public() -> None:
 Definition = tuple[str, ast.FunctionDef, ast.ClassDef | None]
 
 
+def is_public(name: str) -> bool:
+    """Whether somebody may call it: `fit`, and what a language construct calls, `__iter__`."""
+    return not name.startswith("_") or (name.startswith("__") and name.endswith("__"))
+
+
 def definitions() -> Iterator[Definition]:
     """Every public function of the package and method of a public class: where, itself, its class."""
     for path in sorted((ROOT / "hf_timesformer").rglob("*.py")):
@@ -196,8 +206,23 @@ def definitions() -> Iterator[Definition]:
                 yield f"{where} {node.name}", node, None
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 for method in node.body:
-                    if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                    if isinstance(method, ast.FunctionDef) and is_public(method.name):
                         yield f"{where} {node.name}.{method.name}", method, node
+
+
+def test_every_record_of_tensors_says_their_shapes() -> None:
+    for path in sorted((ROOT / "hf_timesformer").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                continue
+            fields = [f for f in node.body if isinstance(f, ast.AnnAssign)]
+            tensors = [
+                field.target.id
+                for field in fields
+                if is_tensor(ast.unparse(field.annotation)) and is_public(field.target.id)
+            ]
+            if tensors:
+                assert tells_a_shape(ast.get_docstring(node) or ""), (path, node.name, tensors)
 
 
 def unsaid(function: ast.FunctionDef, cls: ast.ClassDef | None) -> list[str]:
@@ -208,7 +233,7 @@ def unsaid(function: ast.FunctionDef, cls: ast.ClassDef | None) -> list[str]:
     annotations = [a.annotation for a in arguments] + [function.returns]
     texts = [ast.unparse(annotation) for annotation in annotations if annotation is not None]
     found = []
-    if any(is_tensor(text) for text in texts) and not SHAPE.search(doc):
+    if any(is_tensor(text) for text in texts) and not tells_a_shape(doc):
         found.append("tells no shape of its tensors")
     tried = {
         id(n)

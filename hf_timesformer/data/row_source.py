@@ -139,8 +139,8 @@ def fingerprint_of(shares: np.ndarray) -> str:
 class ShareSampler(EpochSampler):
     """As many places an epoch as there are rows, dealt to the rows by their shares.
 
-    `deal_by_shares` says how often each comes. Everything follows from the seed and the epoch, so
-    that a run resumes at any step.
+    `deal_by_shares` says how often each comes, by `shares` `(rows,)`. Everything follows from the
+    seed and the epoch, so that a run resumes at any step.
     """
 
     def __init__(self, shares: np.ndarray, *, seed: int):

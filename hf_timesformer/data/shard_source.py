@@ -137,6 +137,9 @@ class ShardSource:
     comes in an epoch, as in `row_source.deal_by_shares`. How often that is, is drawn on paper, too:
     a clip that comes three times has three places beside each other on the line of clips, one that
     does not come has none, and the shuffle buffer takes them apart.
+
+    Raises:
+        ValueError: the shards, their sizes and the layout do not fit each other.
     """
 
     def __init__(

@@ -87,7 +87,9 @@ def collate_targets(
 
 
 def is_counted(labels: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
-    """Which places of a batch hold a clip that could be read: bool `(B,)`, of the type of `labels`."""
+    """Which places of a batch hold a clip that could be read: bool `(B,)`, a tensor or an array as
+    `labels` is, whose shape `(B,)`, `(B, classes)` depends on the task.
+    """
     if not _is_float(labels):
         return labels >= 0
     finite = torch.isfinite(labels) if isinstance(labels, torch.Tensor) else np.isfinite(labels)
@@ -95,8 +97,8 @@ def is_counted(labels: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
 
 
 def is_unreadable(labels: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
-    """Which places of a batch hold a clip that could not be read: bool `(B,)`, of the type of
-    `labels`.
+    """Which places of a batch hold a clip that could not be read: bool `(B,)`, a tensor or an array
+    as `labels` is, whose shape `(B,)`, `(B, classes)` depends on the task.
     """
     if not _is_float(labels):
         return labels == UNREADABLE

@@ -203,7 +203,8 @@ def _write_per_label(
 
 
 def most_confused(matrix: np.ndarray) -> list[tuple[int, int]]:
-    """The pairs (true class, predicted class) that occur, those with the most videos first."""
+    """The pairs (true class, predicted class) that occur in a confusion matrix `(classes, classes)`,
+    those with the most videos first."""
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]

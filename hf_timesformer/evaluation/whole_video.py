@@ -168,6 +168,8 @@ def whole_video_loader(
 class LogitSums:
     """Logits of pieces summed up until their video is complete; a whole video is its own only
     piece.
+
+    `sums` holds, by the video's name, the sum over its views so far `(classes,)` and their number.
     """
 
     sums: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)

@@ -55,7 +55,7 @@ def eager_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention written out: `(n, heads, l, c)` -> context `(n, l, heads, c)`, weights
-    `(n, heads, l, l)`."""
+    `(n, heads, l, l)`. The mask is added to the scores, and repeated to their shape."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -82,7 +82,7 @@ def short_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """What `sdpa` runs on CPUs where there are few keys: the same, written out with as few passes
-    over the scores as can be, `(n, heads, l, c)` -> `(n, l, heads, c)`."""
+    over the scores as can be, `(n, heads, l, c)` -> `(n, l, heads, c)`. The mask is as there."""
     sequences = query.shape[:2]
     query, key, value = (tokens.flatten(0, 1) for tokens in (query, key, value))
     # beta = 0: what the scores are added to is not read

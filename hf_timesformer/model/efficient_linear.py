@@ -59,7 +59,8 @@ PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 def linear(
     inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`x W' + b`: `(..., d) -> (..., e)`, what `torch.nn.functional.linear` gives.
+    """`x W' + b`: `(..., d) -> (..., e)` by a weight `(e, d)` and a bias `(e,)`, what
+    `torch.nn.functional.linear` gives.
 
     In fp32 on CPUs PyTorch leaves linear layers to MKL and convolutions to oneDNN. On AMD's
     processors MKL reaches half of what oneDNN does: the same map as a 1x1 convolution takes less
@@ -86,8 +87,8 @@ def linear(
 def activated_linear(
     inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: nn.Module
 ) -> torch.Tensor:
-    """`activation(x W' + b)`: `(..., d) -> (..., e)`. In bf16 without gradients GELU is taken of
-    the sums before they are rounded, while they are at hand."""
+    """`activation(x W' + b)`: `(..., d) -> (..., e)` by a weight `(e, d)` and a bias `(e,)`. In bf16
+    without gradients GELU is taken of the sums before they are rounded, while they are at hand."""
     if is_exact_gelu(activation) and _straight_to_onednn(inputs, weight):
         return onednn_linear(inputs, weight, bias, gelu=True)
     return activation(linear(inputs, weight, bias))

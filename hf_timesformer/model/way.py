@@ -66,10 +66,11 @@ TENSORS = (torch.Tensor, nn.Parameter)
 
 @dataclass(frozen=True)
 class Pass:
-    """What is known of a forward pass when its tokens are embedded and its blocks have not run."""
+    """What is known of a forward pass when its `tokens (b, 1 + n, d)` are embedded and its blocks
+    have not run."""
 
     network: Any  # a TimeSformerModel, whose file imports this one
-    tokens: torch.Tensor  # (b, 1 + n, d)
+    tokens: torch.Tensor
     records: bool
     # All but the network itself: hooks there see the same in every way. Of an adapter and the layer
     # that it was put around, the layer is in `modules`, the rest in `adapters`.

@@ -52,7 +52,8 @@ class Journal:
         return True
 
     def add(self, rows: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> None:
-        """Have the next windows on disk, `(scores, features)` each."""
+        """Have the next windows on disk: scores `(labels,)` and, where they are kept, features
+        `(hidden,)` of each."""
         with self.path.open("a", encoding="utf-8") as file:
             for scores, features in rows:
                 row = {"scores": _pack(scores)}

@@ -41,7 +41,8 @@ def clip_loss(
 
     Args:
         logits: `(B, classes)`; `(B, 1)` for a number.
-        labels: as `targets` has them; of one class also soft, float `(B, classes)`.
+        labels: as `targets` has them: `(B,)` class numbers or numbers to predict, `(B, classes)`
+            several labels; of one class also soft, float `(B, classes)`.
         problem_type: one of `targets`' three.
         num_items: the clips that count in the whole step, of which this batch may be a part; by
             default those here.
@@ -75,7 +76,7 @@ def clip_loss(
 
 def balanced_weights(counts: np.ndarray) -> torch.Tensor:
     """A weight for each class by its number of clips `(classes,)`: all classes then weigh the same
-    in the loss.
+    in the loss. As float32 `(classes,)`.
 
     The mean weight over the clips is 1. Counts 30 and 10 give the weights 2/3 and 2. A class
     without clips gets 1.

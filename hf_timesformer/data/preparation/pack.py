@@ -47,6 +47,9 @@ class PackSettings:
         key_frame_every, fast_decode: of the encoder, see `encode_video`. For clips at random places
             these read almost twice as fast as a key frame every 64 frames and no `fast_decode`, in
             files a sixth larger (scripts/benchmarks/packing.py).
+
+    Raises:
+        ValueError: a number that is too small.
     """
 
     videos_per_shard: int = 256
