@@ -16,6 +16,13 @@ from ..model.configuration_timesformer import TimeSformerConfig
 
 
 INPUT, OUTPUT = "pixel_values", "logits"
+PRECISIONS = ("fp32", "bf16", "int8")
+
+
+def check_precision(precision: str | None) -> None:
+    """Raises ValueError for a precision that no format has; None stands for a format's own."""
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
 
 
 class ExportedClassifier(nn.Module):

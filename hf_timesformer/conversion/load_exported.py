@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
-from .exported_classifier import ExportedClassifier
+from .exported_classifier import ExportedClassifier, check_precision
 from .onnx_export import FP32_NAME, INT8_NAME, OnnxClassifier
 from .openvino_export import GRAPH_NAME, OpenVinoClassifier
 
@@ -26,6 +26,7 @@ def load_exported(
         ValueError: for `num_frames`, which a graph fixes, and for a precision that its format does
             not have.
     """
+    check_precision(precision)
     folder = Path(folder)
     if overrides.get("num_frames") is not None:
         raise ValueError(

@@ -173,6 +173,8 @@ def _quantize(source: Path, target: Path) -> None:
     graph = onnx.load(folded, load_external_data=False)
     # ONNX Runtime 1.30 transposes weights and leaves the shapes told of them
     del graph.graph.value_info[:]
+    # said of a graph that is folded; else the quantiser asks for that, in a warning
+    onnx.helper.set_model_props(graph, {"onnx.quant.pre_process": "onnxruntime.quant"})
     onnx.save(graph, folded)
     # Signed weights of seven bits: what the int8 units of processors (VNNI, AMX) multiply, and the
     # sums of processors without them do not saturate. Measured on an AMD Zen with VNNI, 2 threads:

@@ -13,7 +13,7 @@ import torch
 
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
-from .exported_classifier import INPUT, ExportedClassifier, require
+from .exported_classifier import INPUT, ExportedClassifier, check_precision, require
 from .onnx_export import fold
 from .signal_stack import signal_stack_kept
 
@@ -93,18 +93,21 @@ class OpenVinoClassifier(ExportedClassifier):
     Args:
         folder: it holds the graph, the config and the processor's settings.
         precision: "fp32", "bf16", or None for bf16 where this processor computes in it. A graph of
-            int8 is int8, and this says what its other layers compute in.
+            int8 is int8, and this says what its other layers compute in; "int8" is None, and asks
+            for such a graph.
         threads: of OpenVINO; as many as it likes where None.
 
     Raises:
         ImportError: without the extra.
         FileNotFoundError: where the folder has no such graph.
+        ValueError: for any other precision, and for "int8" where the graph is not quantised.
     """
 
     @signal_stack_kept()
     def __init__(
         self, folder: str | os.PathLike, *, precision: str | None = None, threads: int | None = None
     ):
+        check_precision(precision)
         super().__init__(folder)
         openvino = require("openvino", EXTRA)
         exporters = require("transformers.exporters", EXTRA)

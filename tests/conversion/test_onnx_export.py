@@ -117,12 +117,13 @@ def test_onnx_runtime_gives_the_same(scheme, tmp_path):
         exact(clips(1, 4, 3, 8, 4))
 
 
-def test_int8_is_close(tmp_path):
+def test_int8_is_close(tmp_path, caplog):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     model = tiny_model("divided_space_time", **SMALL)
     paths = export_onnx(model, processor(), tmp_path, int8=True)
     assert [path.name for path in paths] == ["model.onnx", "model_int8.onnx"]
+    assert "pre-processing" not in caplog.text  # the graph is folded, and says so
     pixel_values = clips(3, 3, 3, 8, 4)
     with torch.no_grad():
         expected = model(pixel_values).logits

@@ -101,5 +101,7 @@ def test_folders_that_hold_no_graph_or_not_that_one(tmp_path: Path):
     (tmp_path / "model.onnx").touch()
     with pytest.raises(ValueError, match="run in fp32 or int8, not in bf16"):
         load_exported(tmp_path, "bf16")
+    with pytest.raises(ValueError, match="precision 'fp16' is none of fp32, bf16, int8"):
+        load_exported(tmp_path, "fp16")
     with pytest.raises(ValueError, match="num_frames=4: a graph takes"):
         load_exported(tmp_path, num_frames=4)
