@@ -94,7 +94,8 @@ def formats(stored: Content) -> Content:
     reports = {name: stored[name]["report"] for name in machines}
     by_time = reports[machines[0]]["seconds"]
     names = sorted(
-        dict.fromkeys(n for r in reports.values() for n in r["seconds"]), key=by_time.get
+        dict.fromkeys(n for r in reports.values() for n in r["seconds"]),
+        key=lambda name: by_time.get(name, float("inf")),  # what the first machine has not run
     )
     columns, rows = ["what runs"], [[name] for name in names]
     for machine in machines:
@@ -111,6 +112,9 @@ def formats(stored: Content) -> Content:
         f"{first['report']['threads']} threads, medians of {first['report']['repeats']} in turn; "
         f"load up to {load}."
     )
+    for machine, report in reports.items():
+        if report.get("left_out"):
+            note += f" Not run on {machine}: {', '.join(report['left_out'])}."
     return {
         "machine": "; ".join(_machine(stored[name]["machine"]) for name in machines),
         "date": ", ".join(stored[name]["date"] for name in machines),

@@ -251,9 +251,13 @@ def test_a_form_that_cannot_run_is_named_and_the_others_are_timed(monkeypatch, t
     report["seconds"] |= {"OpenVINO, int8": report["seconds"][formats.BASELINE] - 1}
     report["times_as_fast"]["OpenVINO, int8"] = 3.0
     machine = {"name": "M", "instruction_sets": [], "cores": 2, "torch": "2"}
-    table = page_tables.formats({"M": {"machine": machine, "date": "D", "report": report}})
-    assert [row[0] for row in table["rows"]] == ["OpenVINO, int8", formats.BASELINE]
+    other = report | {"seconds": {"new": 1.0}, "times_as_fast": {"new": 2.0}, "left_out": {}}
+    stored = {"machine": machine, "date": "D", "load": 0.5}
+    table = page_tables.formats({"M": stored | {"report": report}, "N": stored | {"report": other}})
+    assert [row[0] for row in table["rows"]] == ["OpenVINO, int8", formats.BASELINE, "new"]
     assert table["rows"][0][2] == "3.00"
+    assert table["rows"][2][1:] == [None, None, "1000", "2.00"]
+    assert table["note"].endswith("load up to 0.5. Not run on M: torchao, int8.")
 
 
 def test_fused_attention_is_no_gift():
