@@ -8,6 +8,7 @@ it must work as the first thing that somebody runs. What takes long (`PARSED_ONL
 command's arguments here and run by the tests of that command.
 """
 
+import argparse
 import importlib
 import json
 import os
@@ -51,6 +52,7 @@ RELEASED = "facebook/timesformer-base-finetuned-k400"
 PARSED_ONLY = {"app", "demo", "export", "prepare", "publish"}
 # Blocks that name what only such a command makes, or that train for minutes.
 PARSED_PAGES = {"docs/deploy.md", "docs/many_gpus.md", "docs/packing.md", "README.md"}
+BENCHMARKS = ["python", "scripts/benchmarks"]
 # Known to be there, and no business of ours.
 OTHER_PROGRAMS = {"pip", "hf", "accelerate", "torchrun", "sbatch", "bash", "python"}
 
@@ -140,16 +142,33 @@ def parse(name: str, argv: list[str]) -> None:
         raise AssertionError(f"timesformer {name} refuses {argv}") from end
 
 
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder scripts/benchmarks, whose files import each other by name."""
+    monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
+
+
+def benchmark_parser(name: str) -> argparse.ArgumentParser:
+    """The arguments of `python scripts/benchmarks NAME`."""
+    parser = argparse.ArgumentParser()
+    importlib.import_module(name).add_arguments(parser)
+    return parser
+
+
 @pytest.mark.parametrize(
     ("page", "code"),
     [(page, code) for page, language, code in BLOCKS if language == "bash"],
     ids=lambda text: text[:30],
 )
-def test_shell_block(page: str, code: str, here: Path, capsys: pytest.CaptureFixture) -> None:
+def test_shell_block(
+    page: str, code: str, here: Path, benchmarks: None, capsys: pytest.CaptureFixture
+) -> None:
     for words in command_lines(code):
         command = command_of(words)
         if words[0] != "timesformer":
             check_other_program(words)
+        if words[:2] == BENCHMARKS:
+            benchmark_parser(words[2]).parse_args(words[3:])
         if command is None:
             continue
         name, argv = command
@@ -253,20 +272,47 @@ def options_of(name: str) -> set[str]:
     return set(re.findall(r"--\w+", source + shared)) | {"--help", "--version"}
 
 
-@pytest.mark.parametrize("page", TEXTS)
-def test_commands_and_options_in_sentences_are_ones_that_there_are(page: str) -> None:
+def code_in_sentences(page: str) -> list[str]:
+    """What stands in backticks outside of blocks, also where a line ends in it."""
     prose = BLOCK.sub("", TEXTS[page])
+    return re.findall(r"`([^`\n]+)`", " ".join(prose.split("\n")))
+
+
+# It says of what: `timesformer recipes small-set`, not `timesformer train --fsdp`.
+WHOLE_COMMANDS = [
+    (page, code)
+    for page in TEXTS
+    for code in code_in_sentences(page)
+    if re.match(r"timesformer [a-z]+ [a-z]", code)
+]
+
+
+@pytest.mark.parametrize(("page", "code"), WHOLE_COMMANDS)
+def test_whole_commands_in_sentences_run(
+    page: str, code: str, here: Path, capsys: pytest.CaptureFixture
+) -> None:
+    _, name, *argv = shlex.split(code)
+    run(name, argv)
+    assert capsys.readouterr().out
+
+
+def test_whole_commands_are_found() -> None:
+    names = {code.split()[1] for _, code in WHOLE_COMMANDS}
+    assert names >= {"predict", "recipes"}
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_commands_and_options_in_sentences_are_ones_that_there_are(
+    page: str, benchmarks: None
+) -> None:
     every_option = set().union(*map(options_of, COMMANDS)) | LAUNCHERS_OPTIONS
-    for code in re.findall(r"`([^`\n]+)`", " ".join(prose.split("\n"))):
+    for code in code_in_sentences(page):
         words = code.split()
-        if (
-            words[0] == "timesformer"
-            and len(words) > 1
-            and words[1].isalpha()
-            and words[1].islower()
-        ):
+        if re.match(r"timesformer [a-z]+\b", code):
             assert words[1] in COMMANDS, code
             known = options_of(words[1])
+        elif words[:2] == BENCHMARKS:
+            known = set(benchmark_parser(words[2])._option_string_actions)
         else:
             known = every_option
         used = {word.partition("=")[0] for word in words if re.match(r"--\w", word)}
@@ -275,18 +321,8 @@ def test_commands_and_options_in_sentences_are_ones_that_there_are(page: str) ->
             assert (ROOT / script).exists(), code
 
 
-# of `torchrun`, `accelerate launch` and of scripts/benchmarks
-LAUNCHERS_OPTIONS = {
-    "--nproc_per_node",
-    "--multi_gpu",
-    "--num_processes",
-    "--cluster",
-    "--growth",
-    "--record",
-    "--write",
-    "--json",
-    "--png",
-}
+# of `torchrun` and `accelerate launch`; `--png` of `benchmarks growth`
+LAUNCHERS_OPTIONS = {"--nproc_per_node", "--multi_gpu", "--num_processes", "--png"}
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -304,10 +340,14 @@ def test_links_and_pictures_lead_somewhere(page: str) -> None:
             assert place in anchors, target
 
 
+def test_every_picture_is_shown_on_a_page() -> None:
+    shown = set(re.findall(r"\bpictures/(\w+\.png)\)", "".join(TEXTS.values())))
+    assert {path.name for path in (ROOT / "pictures").iterdir()} == shown
+
+
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch):
-    """scripts/benchmarks/tables.py, whose neighbours import each other by name."""
-    monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
+def tables(benchmarks: None):
+    """scripts/benchmarks/tables.py."""
     return importlib.import_module("tables")
 
 
