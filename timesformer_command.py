@@ -4,9 +4,10 @@ for the package.
 `import hf_timesformer` registers its classes with transformers. For that it imports transformers
 and torch, which takes seconds, and it comes before the import of any file of the package, the
 commands' own included. So this file makes the package known without running its `__init__.py`,
-looks at the command line, and runs `__init__.py` unless only help is asked for. Help then never
-waits, and a command that works finds the package as everybody else does. `python -m hf_timesformer`
-and `python -m hf_timesformer.cli.train` do the same work; only their help waits.
+looks at the command line, and runs `__init__.py` unless only help is asked for or an argument is
+wrong. Neither then waits, and a command that works finds the package as everybody else does.
+`python -m hf_timesformer` and `python -m hf_timesformer.cli.train` do the same work; only their help
+waits.
 """
 
 import importlib.util
@@ -31,6 +32,7 @@ def main() -> None:
     from hf_timesformer.cli import __main__ as commands
 
     if not commands.only_prints(sys.argv[1:]):
+        commands.check_arguments(sys.argv[1:])
         run_package()
     commands.main(sys.argv[1:])
 

@@ -2,7 +2,8 @@
 says of them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,7 +43,8 @@ def load_model_and_processor(
     """
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise ValueError(f"there is no model folder {model!r}")
-    config = AutoConfig.from_pretrained(model)
+    with no_folder_said(model):
+        config = AutoConfig.from_pretrained(model)
     if config.model_type != TimeSformerConfig.model_type:
         raise ValueError(f"{model} holds a model of type {config.model_type!r}, not a TimeSformer")
     settings, _ = TimeSformerVideoProcessor.get_video_processor_dict(model)
@@ -51,6 +53,24 @@ def load_model_and_processor(
         overrides.setdefault("num_frames", config.num_frames)
     processor = TimeSformerVideoProcessor.from_pretrained(model, **overrides)
     return TimeSformerForVideoClassification.from_pretrained(model), processor
+
+
+@contextmanager
+def no_folder_said(model: str) -> Iterator[None]:
+    """What transformers raises inside, and where `model` is no folder, that: of a name with a typing
+    error it otherwise says, offline, that there is no connection.
+
+    Raises:
+        OSError: what transformers raised, with more words.
+    """
+    try:
+        yield
+    except OSError as error:
+        if Path(model).exists() or "local folder" in str(error):
+            raise
+        raise OSError(
+            f"there is no folder {model!r}, nor was it found on the Hub: {error}"
+        ) from error
 
 
 def choose_device(name: str | None = None) -> torch.device:

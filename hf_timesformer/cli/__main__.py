@@ -54,6 +54,15 @@ def only_prints(argv: list[str]) -> bool:
     return not argv or argv[0] not in COMMANDS or argv[0] == "recipes" or bool(asks_for_help)
 
 
+def check_arguments(argv: list[str]) -> None:
+    """Leave with the command's own message where its arguments are wrong.
+
+    `train` is left out: its parser is made of transformers' arguments, which take seconds to load.
+    """
+    if argv[0] != "train":
+        importlib.import_module(f".{argv[0]}", __package__).parse_arguments(argv[1:])
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command that `argv`, by default the command line, begins with."""
     try:

@@ -83,20 +83,28 @@ def has_no_names(names: Sequence[str]) -> bool:
 def _describe_unknown(
     unknown: list[str], num_classes: int, model_names: list[str], cure: str
 ) -> str:
-    shown = "; ".join(f"{name!r} ({_nearest(name, model_names)})" for name in unknown[:10])
-    rest = f"; and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+    """`'archry' (nearest: 'archery'); 'x', 'y' (nothing is near; the model begins with ...)`."""
+    shown = unknown[:10]
+    near = {name: _nearest(name, model_names) for name in shown}
+    said = [
+        f"{name!r} (nearest: {', '.join(map(repr, near[name]))})" for name in shown if near[name]
+    ]
+    far = [repr(name) for name in shown if not near[name]]
+    if far:
+        first = ", ".join(map(repr, model_names[:3]))
+        said.append(f"{', '.join(far)} (nothing is near; the model begins with {first})")
+    if len(unknown) > 10:
+        said.append(f"and {len(unknown) - 10} more")
     return (
         f"{len(unknown)} of {num_classes} classes of the data are not among the model's {len(model_names)}: "
-        f"{shown}{rest}. {cure}"
+        f"{'; '.join(said)}. {cure}"
     )
 
 
-def _nearest(name: str, model_names: list[str]) -> str:
+def _nearest(name: str, model_names: list[str]) -> list[str]:
     by_plain_name = {plain_label(other): other for other in model_names}
     near = difflib.get_close_matches(plain_label(name), list(by_plain_name), n=3)
-    if near:
-        return "nearest: " + ", ".join(repr(by_plain_name[other]) for other in near)
-    return "nothing is near; the model begins with " + ", ".join(map(repr, model_names[:3]))
+    return [by_plain_name[other] for other in near]
 
 
 def _refuse_one_for_two(

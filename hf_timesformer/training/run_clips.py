@@ -101,7 +101,7 @@ def draw_clips(found: FoundVideos, count: int, seed: int) -> FoundVideos:
 
 
 def spread_rows(found: FoundVideos, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Rows of `count` clips, drawn of each class in proportion, in order."""
+    """Rows of `count` clips, int64 `(count,)`, drawn of each class in proportion, in order."""
     classes = np.zeros(len(found.videos), np.int64)
     if found.problem_type == SINGLE_LABEL:
         classes = np.asarray(found.videos["label"])

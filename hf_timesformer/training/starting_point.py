@@ -10,6 +10,7 @@ from transformers.utils import PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
 
 from ..data.labels import has_no_names, match_labels
 from ..data.targets import SINGLE_LABEL
+from ..inference import no_folder_said
 from ..model.configuration_timesformer import TimeSformerConfig, pair
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.released_sampling import complete_settings, read_model_config
@@ -55,7 +56,8 @@ def load_network(
     if model is None:
         if not config_overrides:
             raise ValueError(
-                "nothing to start from: give --model, --from_vit, or --config_overrides for a new network"
+                "nothing to start from: give --model (such as facebook/timesformer-base-finetuned-k400, with "
+                "--new_head), --from_vit (an image ViT), or --config_overrides for a network from scratch"
             )
         return TimeSformerForVideoClassification(TimeSformerConfig(**overrides, **labels)), identity
     return _load_checkpoint(model, labels, new_head, overrides)
@@ -65,7 +67,8 @@ def _load_checkpoint(
     model: str, labels: dict[str, dict], new_head: bool, overrides: dict[str, Any]
 ) -> tuple[TimeSformerForVideoClassification, list[int]]:
     class_names = list(labels["label2id"])
-    config = TimeSformerConfig.from_pretrained(model)
+    with no_folder_said(model):
+        config = TimeSformerConfig.from_pretrained(model)
     # The embeddings stay as long as the checkpoint has them; the network resizes them to the clips
     # that it sees.
     overrides = {

@@ -112,7 +112,10 @@ def _numbered_pictures(folder: Path, name: str) -> list[tuple[int, Path]]:
             name, "not-a-file", f"is a folder that cannot be listed: {error}"
         ) from error
     if not pictures:
-        message = f"is not a regular file, and a folder without numbered pictures ({', '.join(PICTURE_SUFFIXES)})"
+        message = (
+            "is not a regular file, and a folder without numbered pictures "
+            f"({', '.join(PICTURE_SUFFIXES)}); where it holds videos, name these"
+        )
         raise VideoDecodeError(name, "not-a-file", message)
     series: dict[tuple[str, str], list[tuple[int, Path]]] = {}
     for path in sorted(pictures):

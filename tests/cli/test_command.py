@@ -48,14 +48,15 @@ def python(
     )
 
 
-def test_help_loads_nothing_that_takes_seconds():
+def test_help_and_wrong_arguments_load_nothing_that_takes_seconds():
     names = [name for name in COMMANDS if name != "train"]
-    command_lines = [[], ["--help"], ["recipes"], ["nonsense"], *([n, "--help"] for n in names)]
+    wrong = [["nonsense"], *([name, "--nonsense"] for name in names if name != "recipes")]
+    command_lines = [[], ["--help"], ["recipes"], *([n, "--help"] for n in names), *wrong]
     done = python("-c", RUN_AND_PRINT_HEAVY_MODULES, json.dumps(command_lines))
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [argv for argv, *_ in answers] == command_lines, done.stderr
     for argv, code, heavy, out in answers:
-        assert (heavy, code) == ([], 2 if argv == ["nonsense"] else 0), argv
+        assert (heavy, code) == ([], 2 if argv in wrong else 0), argv
         if argv[1:] == ["--help"]:
             assert f"usage: timesformer {argv[0]}" in out
 

@@ -181,6 +181,8 @@ def test_the_config_says_how_many_frames_where_the_processor_does_not(model_fold
 def test_no_model_and_another_model(tmp_path: Path):
     with pytest.raises(ValueError, match="there is no model folder"):
         load_model_and_processor(str(tmp_path / "nowhere"))
+    with pytest.raises(OSError, match="there is no folder 'my-modle', nor was it found on the Hub"):
+        load_model_and_processor("my-modle")
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ValueError, match="holds a model of type 'vit', not a TimeSformer"):
         load_model_and_processor(str(tmp_path))
