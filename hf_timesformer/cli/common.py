@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,25 @@ def local_device() -> str | None:
 
     rank = os.environ.get("LOCAL_RANK")
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
+
+
+def failures_of_all(failed: int) -> int:
+    """How many failures all processes of `torchrun` or `accelerate launch` have met, once each of
+    them is done; of a process that neither has started, its own.
+
+    A launcher ends all of its processes as soon as one of them has ended with an error. So whoever
+    could not read a video waits for the others, who may be at work for hours.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        return failed
+    dist.init_process_group("gloo", timeout=timedelta(days=365))
+    total = torch.tensor(failed)
+    dist.all_reduce(total)
+    end_process_group()
+    return int(total)
 
 
 def end_process_group() -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.arguments import add_dataset_arguments, dataset_arguments
-from .common import local_device, make_parser, share_of, user_errors
+from .common import failures_of_all, local_device, make_parser, share_of, user_errors
 
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"{len(folder.done) - before} videos added to {args.output_dir}, {failed} could not be read"
     )
-    sys.exit(int(failed > 0))
+    sys.exit(int(failures_of_all(failed) > 0))
 
 
 def share_of_videos(videos: "Dataset | IterableDataset", shard: str | None) -> list[int]:

@@ -20,7 +20,8 @@ timeline), NAME.png (a picture; extra `viz`), and, where asked for, NAME.overlay
 is worked on, NAME.windows.jsonl keeps what is done: after a kill the same command with --resume
 goes on there, and passes over videos that are finished.
 
-Exit code 1 where a video could not be read (the others are still labelled), 2 for a wrong argument.
+Exit code 1 where a video could not be read (the others are still labelled, also those of the other
+processes), 2 for a wrong argument.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from typing import TYPE_CHECKING
 
 from .common import (
     add_reading_arguments,
+    failures_of_all,
     local_device,
     make_parser,
     reading_settings,
@@ -203,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
             except VideoDecodeError as error:
                 failed += 1
                 print(f"error: {error}", file=sys.stderr)
-    sys.exit(int(failed > 0))
+    sys.exit(int(failures_of_all(failed) > 0))
 
 
 def check_outputs(args: argparse.Namespace, *, several: bool) -> None:

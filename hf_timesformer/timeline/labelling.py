@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ..inference import REGRESSION, problem_type_of
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
-from ..video.decoding_limits import DecodeLimits
+from ..video.decoding_limits import DecodeLimits, VideoDecodeError
 from ..video.frame_stream import STREAM_LIMITS, FrameStream
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .journal import Journal
@@ -179,8 +179,14 @@ def describe_windows(
 
 
 def _fingerprint(source: str | os.PathLike) -> dict[str, Any]:
-    """What tells that a video has been replaced by another."""
-    stat = os.stat(source)
+    """What tells that a video has been replaced by another. Raises VideoDecodeError where there is
+    none.
+    """
+    try:
+        stat = os.stat(source)
+    except OSError as error:
+        name = os.fspath(source)
+        raise VideoDecodeError(name, "not-found", f"cannot be opened: {error}") from error
     return {"video": os.fspath(source), "bytes": stat.st_size, "modified": stat.st_mtime_ns}
 
 

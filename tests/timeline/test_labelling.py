@@ -5,7 +5,10 @@ resume, shares.
 import csv
 import json
 import multiprocessing
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +20,7 @@ import pytest
 import torch
 from decoding_clips import encode
 from PIL import Image
+from ports import free_port
 from tiny import tiny_model
 
 from hf_timesformer import TimeSformerVideoProcessor
@@ -406,6 +410,38 @@ def test_every_video_is_in_one_share(film, model_folder, tmp_path: Path, capsys,
         shares.append(sorted(re.findall(r"features/(\w+)\.parquet", out)))
     assert shares == [["a_cam", "e_cam"], ["b_cam"], ["c_cam"], ["d_cam"]]
     assert len(list((tmp_path / "out").glob("*_cam.json"))) == 5
+
+
+def test_torchrun_labels_all_though_one_process_has_nothing_that_can_be_read(
+    film, model_folder, tmp_path: Path, capsys
+):
+    """The process that is soon done, with an error, does not take the other one with it."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(12):
+        Image.new("RGB", (48, 32), (20 * number,) * 3).save(pictures / f"{number}.png")
+    (tmp_path / "a.mp4").write_text("no video")
+    names = [tmp_path / "a.mp4", film, tmp_path / "missing.mp4", pictures]  # of rank 0, 1, 0, 1
+    arguments = [*names, "--frame_rate", 4, "--model", model_folder, "--dtype", "float32"]
+    code, _, err = run(capsys, *arguments, "--output_dir", tmp_path / "one")
+    assert (code, err.count("error: ")) == (1, 2)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    command = [*launch, "-m", "hf_timesformer.cli.label", *arguments]
+    done = subprocess.run(
+        [*map(str, command), "--output_dir", str(tmp_path / "two")],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (done.returncode, done.stderr.count("error: ")) == (1, 2), done.stderr[-3000:]
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("one", "two")
+    )
+    assert {"film.json", "pictures.json", "pictures.csv", "film.vtt"} <= one.keys()
+    assert two == one
 
 
 @pytest.mark.parametrize(
