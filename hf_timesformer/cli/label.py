@@ -9,10 +9,11 @@ picture.
     torchrun --nproc_per_node 4 -m hf_timesformer.cli.label recordings/ --model runs/mine
 
 Each video is decoded once, forward, in windows of --window seconds every --stride seconds that
-share their frames; memory does not grow with its length. The likeliest sequence of classes, where
-each change has a price (--change_cost), makes the segments: those whose score reaches --threshold
-somewhere, from where it is first at --low_threshold to where it is last. A network of several
-labels at a time has segments of each label by itself, from --threshold to --low_threshold.
+share their frames; memory does not grow with its length. The time is cut where the scores change
+enough to be worth the price of a cut (--change_cost). What lies between cuts is a segment of its best
+class where the mean score is at least --low_threshold and reaches --threshold somewhere. A network
+of several labels at a time has segments of each label by itself, from --threshold to
+--low_threshold.
 
 Writes for each video NAME.json (everything), NAME.csv (segments), NAME.scores.csv (every class of
 every window), NAME.vtt (subtitles), NAME.label_studio.json (pre-annotations for Label Studio's
@@ -109,8 +110,8 @@ def add_segments(parser: argparse.ArgumentParser) -> None:
     segments.add_argument(
         "--change_cost",
         type=float,
-        default=1.0,
-        help="price of a change of class, in logarithms of scores; dearer changes are fewer",
+        default=0.5,
+        help="price of a cut, in nats of uncertainty that it removes; dearer cuts are fewer",
     )
     segments.add_argument(
         "--smoothing",

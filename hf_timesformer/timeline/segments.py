@@ -1,17 +1,25 @@
-"""From scores over time to segments: the likeliest sequence of classes, smoothing, hysteresis,
-merging. Plain arithmetic on arrays.
+"""From scores over time to segments: cuts where the scores change, smoothing, hysteresis, merging.
+Plain arithmetic on arrays.
 
-Where one class is on at a time, the likeliest sequence comes first: each change of class has a
-price, so that a single window does not interrupt what goes on around it unless it is sure, and yet
-a border lies where the scores put it, which an average over windows would blur. With a price of 1,
-two changes take a window that is more than e**2 = 7.4 times as sure of the other class:
+Where one class is on at a time, the time is cut first into stretches within which the scores stay
+much the same, whatever they are. A cut is worth the uncertainty that it removes: a stretch of `n`
+windows with mean scores `m` is worth `n` times the entropy of `m`, and every cut has a price, 0.5
+by default. Eight windows of two classes, with a cut and without:
 
-    score of a    0.9   0.4   0.9         0.9   0.1   0.9
-    score of b    0.1   0.6   0.1         0.1   0.9   0.1
-    class          a     a     a           a     b     a        0.6 / 0.4 < 7.4 < 0.9 / 0.1
+    score of a    0.9  0.9  0.9  0.9 | 0.4  0.4  0.4  0.4      4 * 0.33 + 0.5 + 4 * 0.67 = 4.5
+    score of b    0.1  0.1  0.1  0.1 | 0.6  0.6  0.6  0.6      without:  8 * 0.65        = 5.2
 
-Where several may be on, each goes by itself. Scores of one class, thresholds 0.5 and 0.3: the
-segment begins where the score reaches 0.5 and goes on until it falls below 0.3, so a score that
+So a clip that the network hardly knows is told from its neighbours by its scores being others, also
+where no class is sure, and a window that shows parts of two clips goes to the one it is more like. A
+lone window costs two cuts: it must differ much to interrupt what goes on around it.
+
+    score of a    0.9  0.9  0.9  0.4  0.9  0.9  0.9     one stretch
+    score of a    0.9  0.9  0.9 |0.1| 0.9  0.9  0.9     three
+
+A stretch is of the class with the greatest mean score; neighbours of one class are joined.
+
+Where several classes may be on, each goes by itself. Scores of one class, thresholds 0.5 and 0.3:
+the segment begins where the score reaches 0.5 and goes on until it falls below 0.3, so a score that
 wavers around 0.5 makes one segment and not four:
 
     score      0.1   0.4   0.6   0.4   0.55   0.45   0.2   0.4
@@ -19,15 +27,15 @@ wavers around 0.5 makes one segment and not four:
 """
 
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import groupby
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
 
-# What a class scores at least, so that one window that is all too sure does not outweigh all others.
-LEAST_SCORE = 0.01
+# Longer stretches are put together from several, which bounds the work for a window.
+LONGEST = 256
 
 
 @dataclass
@@ -58,15 +66,15 @@ class SegmentRules:
     Args:
         threshold: a segment counts where its score reaches this ...
         low_threshold: ... and ends where it is below this.
-        change_cost: where classes exclude each other, what a change of class costs against the
-            logarithms of the scores (see above); 0 takes the best class of each window.
+        change_cost: where classes exclude each other, the price of a cut, in nats (see above);
+            0 takes the best class of each window.
         smoothing: windows that a score is averaged over before that, an odd number; 1 leaves scores
             alone, which is the default where classes exclude each other, else 3.
         merge: segments of one class that are at most so many seconds apart become one.
         min_seconds: segments that are shorter, after merging, are left out.
-        exclusive: one class at a time, by the likeliest sequence. A stretch of one class counts
-            where its score reaches the threshold somewhere; windows at its ends that are below the
-            low threshold do not belong to it. Else each class goes by itself: it begins where its
+        exclusive: one class at a time, on stretches between cuts. One whose mean score is below
+            the low threshold is of no class; neighbours of one class count where their score
+            reaches the threshold somewhere. Else each class goes by itself: it begins where its
             score reaches the threshold.
 
     Raises ValueError for rules that contradict themselves.
@@ -74,7 +82,7 @@ class SegmentRules:
 
     threshold: float = 0.5
     low_threshold: float = 0.3
-    change_cost: float = 1.0
+    change_cost: float = 0.5
     smoothing: int | None = None
     merge: float = 0.0
     min_seconds: float = 0.0
@@ -144,39 +152,62 @@ def smoothed(scores: np.ndarray, width: int) -> np.ndarray:
     return (sums[end] - sums[begin]) / (end - begin)[:, None]
 
 
-def likeliest_classes(scores: np.ndarray, change_cost: float) -> np.ndarray:
-    """The class of each window, `(windows, labels)` -> int64 `(windows,)`: the sequence with the
-    greatest sum of logarithms of its scores, less `change_cost` for each change (Viterbi 1967).
+def even_stretches(scores: np.ndarray, change_cost: float) -> list[tuple[int, int]]:
+    """Scores `(windows, labels)` cut into stretches within which they stay much the same, as
+    `(first, last + 1)`: those with the least sum of lengths times the entropy of mean scores, plus
+    `change_cost` for each cut.
+
+    For each window in turn, the best way to cut all up to it follows from the best ways to cut what
+    lies before its stretch (Jackson and others 2005). A beginning of that stretch that is worse than
+    a cut here, even without its price, will be so for all later windows and is dropped (Killick and
+    others 2012).
     """
-    gains = np.log(np.maximum(scores, LEAST_SCORE))
-    best = gains[0].copy()  # of the sequences up to this window, by the class that they end with
-    before = np.zeros(scores.shape, dtype=np.int64)  # the class of the window before, by the class
-    for number in range(1, len(scores)):
-        changed = best.max() - change_cost
-        stays = best >= changed
-        before[number] = np.where(stays, np.arange(len(best)), best.argmax())
-        best = np.where(stays, best, changed) + gains[number]
-    classes = np.empty(len(scores), dtype=np.int64)
-    classes[-1] = best.argmax()
-    for number in range(len(scores) - 1, 0, -1):
-        classes[number - 1] = before[number, classes[number]]
-    return classes
+    count = len(scores)
+    sums = np.concatenate(
+        (np.zeros((1, scores.shape[1])), np.cumsum(scores, axis=0, dtype=np.float64))
+    )
+    best = np.zeros(count + 1)  # of the windows up to this one
+    best[0] = -change_cost  # the first stretch needs no cut
+    begin_of = np.zeros(count + 1, dtype=np.int64)  # of the stretch that ends here
+    begins = np.zeros(0, dtype=np.int64)  # where it may begin
+    for end in range(1, count + 1):
+        begins = np.append(begins[begins >= end - LONGEST], end - 1)
+        lengths = end - begins
+        means = (sums[end] - sums[begins]) / lengths[:, None]  # (begins, labels)
+        costs = best[begins] + lengths * _entropy(means)
+        chosen = costs.argmin()
+        best[end], begin_of[end] = costs[chosen] + change_cost, begins[chosen]
+        begins = begins[costs < best[end]]
+    stretches = []
+    while count:
+        stretches.append((int(begin_of[count]), count))
+        count = int(begin_of[count])
+    return stretches[::-1]
+
+
+def _entropy(means: np.ndarray) -> np.ndarray:
+    """Of distributions `(n, labels)`, in nats: `(n,)`."""
+    return -(means * np.log(np.maximum(means, 1e-12))).sum(axis=1)
 
 
 def _one_at_a_time(scores: np.ndarray, rules: SegmentRules) -> np.ndarray:
     """Where each class is on when at most one is: bool `(windows, labels)`.
 
-    The stretches of the likeliest sequence whose score reaches the threshold somewhere, without the
-    windows at their ends that lie below the low one.
+    Neighbouring stretches of one class, each of at least the low threshold, whose score reaches the
+    threshold somewhere.
     """
-    classes = likeliest_classes(scores, rules.change_cost)
     active = np.zeros(scores.shape, bool)
-    borders = np.flatnonzero(np.diff(classes)) + 1
-    for begin, end in pairwise([0, *borders.tolist(), len(classes)]):
-        own = scores[begin:end, classes[begin]]
-        if own.max() >= rules.threshold:
-            above = np.flatnonzero(own >= rules.low_threshold)
-            active[begin + above[0] : begin + above[-1] + 1, classes[begin]] = True
+    stretches = even_stretches(scores, rules.change_cost)
+
+    def class_of(stretch: tuple[int, int]) -> int | None:
+        mean = scores[slice(*stretch)].mean(axis=0)  # (labels,)
+        return int(mean.argmax()) if mean.max() >= rules.low_threshold else None
+
+    for label, group in groupby(stretches, class_of):
+        neighbours = [*group]
+        begin, end = neighbours[0][0], neighbours[-1][1]
+        if label is not None and scores[begin:end, label].max() >= rules.threshold:
+            active[begin:end, label] = True
     return active
 
 

@@ -8,12 +8,12 @@ from itertools import islice, takewhile
 import numpy as np
 import pytest
 
+from hf_timesformer.timeline import segments
 from hf_timesformer.timeline.segments import (
-    LEAST_SCORE,
     Segment,
     SegmentRules,
+    even_stretches,
     find_segments,
-    likeliest_classes,
     merged,
     smoothed,
 )
@@ -85,40 +85,70 @@ def test_hysteresis():
     assert spans(find_segments(WAVERING, CELLS, ["a"], without)) == [(2, 3, "a"), (4, 5, "a")]
 
 
-@pytest.mark.parametrize("cost", [0.0, 0.4, 1.0, 5.0])
-def test_the_likeliest_sequence_is_the_best_of_all(cost: float):
-    scores = np.random.default_rng(3).dirichlet([0.5] * 3, size=6)
+@pytest.mark.parametrize("cost", [0.0, 0.2, 0.5, 5.0])
+def test_cuts_are_the_best_of_all(cost: float):
+    scores = np.random.default_rng(3).dirichlet([0.5] * 3, size=9)
 
-    def worth(classes: tuple[int, ...]) -> float:
-        gains = np.log(np.maximum(scores[range(6), classes], LEAST_SCORE))
-        return gains.sum() - cost * np.count_nonzero(np.diff(classes))
+    def worth(cuts: tuple[int, ...]) -> float:
+        total = cost * len(cuts)
+        for begin, end in itertools.pairwise([0, *cuts, 9]):
+            mean = scores[begin:end].mean(axis=0)
+            total -= (end - begin) * (mean * np.log(mean)).sum()
+        return total
 
-    best = max(itertools.product(range(3), repeat=6), key=worth)
-    assert likeliest_classes(scores, cost).tolist() == list(best)
-    if cost == 0:
-        assert list(best) == scores.argmax(axis=1).tolist()
+    every = (cuts for number in range(9) for cuts in itertools.combinations(range(1, 9), number))
+    best = min(every, key=worth)
+    found = even_stretches(scores, cost)
+    assert found == list(itertools.pairwise([0, *best, 9]))
+    assert len(found) == {0.0: 9, 5.0: 1}.get(cost, len(found))
+
+
+def test_long_stretches_are_put_together(monkeypatch):
+    a = np.repeat([0.9, 0.2], 50)
+    scores = np.stack([a, 1 - a], axis=1)
+    monkeypatch.setattr(segments, "LONGEST", 8)
+    assert max(end - begin for begin, end in even_stretches(scores, 0.5)) == 8
+    found = find_segments(scores, np.arange(101.0), ["a", "b"], SegmentRules())
+    assert spans(found) == [(0, 50, "a"), (50, 100, "b")]
+
+
+def of_two(*scores_of_a: float) -> list[tuple[float, float, str]]:
+    """The segments of windows of one second, by the rules as they are."""
+    a = np.array(scores_of_a)
+    scores = np.stack([a, 1 - a], axis=1)
+    return spans(find_segments(scores, np.arange(len(a) + 1.0), ["a", "b"], SegmentRules()))
 
 
 def test_an_unsure_window_does_not_interrupt_and_borders_stay_where_they_are():
-    a = np.array([0.2, 0.9, 0.9, 0.4, 0.9, 0.05, 0.05, 0.45, 0.05])
-    scores = np.stack([a, 1 - a], axis=1)
-    found = find_segments(scores, np.arange(10.0), ["a", "b"], SegmentRules())
-    assert spans(found) == [(0, 1, "b"), (1, 5, "a"), (5, 9, "b")]
-    strict = SegmentRules(threshold=0.96)  # neither class is ever so sure
-    assert find_segments(scores, np.arange(10.0), ["a", "b"], strict) == []
+    assert of_two(0.9, 0.9, 0.9, 0.4, 0.9, 0.9, 0.9) == [(0, 7, "a")]
+    assert of_two(0.9, 0.9, 0.9, 0.1, 0.9, 0.9, 0.9) == [(0, 3, "a"), (3, 4, "b"), (4, 7, "a")]
+    # what shows two clips at once goes to the one that it is more like
+    assert of_two(0.95, 0.95, 0.95, 0.7, 0.3, 0.05, 0.05) == [(0, 4, "a"), (4, 7, "b")]
+
+
+def test_what_no_class_is_sure_of_ends_a_segment_where_the_scores_change():
+    scores = np.array([[0.96, 0.02, 0.02]] * 4 + [[0.4, 0.35, 0.25]] * 3 + [[0.02, 0.96, 0.02]] * 4)
+    labels = ["a", "b", "c"]
+    strict = SegmentRules(low_threshold=0.45)
+    found = find_segments(scores, np.arange(12.0), labels, strict)
+    assert spans(found) == [(0, 4, "a"), (7, 11, "b")]
+    # at least the low threshold: as its neighbour of the same class, and by itself of none
+    assert spans(find_segments(scores, np.arange(12.0), labels, SegmentRules()))[0] == (0, 7, "a")
+    alone = find_segments(scores[4:7], np.arange(4.0), labels, SegmentRules())
+    assert alone == []
 
 
 def test_one_class_at_a_time_or_several():
-    scores = np.array([[0.9, 0.1], [0.6, 0.4], [0.4, 0.6], [0.1, 0.9], [0.1, 0.2]])
+    scores = np.array([[0.9, 0.1]] * 2 + [[0.6, 0.4], [0.4, 0.6]] + [[0.1, 0.9]] * 2)
     one = SegmentRules(smoothing=1)
-    assert spans(find_segments(scores, np.arange(6.0), ["a", "b"], one)) == [
-        (0, 2, "a"),
-        (2, 4, "b"),
+    assert spans(find_segments(scores, np.arange(7.0), ["a", "b"], one)) == [
+        (0, 3, "a"),
+        (3, 6, "b"),
     ]
     several = SegmentRules(smoothing=1, exclusive=False)
-    assert spans(find_segments(scores, np.arange(6.0), ["a", "b"], several)) == [
-        (0, 3, "a"),
-        (2, 4, "b"),
+    assert spans(find_segments(scores, np.arange(7.0), ["a", "b"], several)) == [
+        (0, 4, "a"),
+        (3, 6, "b"),
     ]
 
 

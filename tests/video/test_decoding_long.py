@@ -158,6 +158,31 @@ def test_work_is_counted_for_each_wanted_frame(long_clip):
     assert decode_video(long_clip, range(0, 600, 50), short_side=8, limits=limits)[0].shape[0] == 12
 
 
+@pytest.mark.parametrize("hole", [0, 2**31, 3 << 30])
+def test_size_of_a_file_is_not_limited(folder: Path, bytes_read, hole: int):
+    """`hole` bytes of nothing before the pictures: a box that players pass over, no room on disk."""
+    plain = make_clip(folder, "b-frames.mp4")
+    data = plain.read_bytes()
+    begin = int.from_bytes(data[:4], "big")  # behind the first box, `ftyp`
+    table = data.index(b"stco") + 8  # 32-bit places of the chunks in the file
+    count = int.from_bytes(data[table : table + 4], "big")
+    places = np.frombuffer(data, ">u4", count, table + 4) + hole
+    data = data[: table + 4] + places.astype(">u4").tobytes() + data[table + 4 + 4 * count :]
+    large = folder / "large.mp4"
+    with large.open("wb") as file:
+        file.write(data[:begin])
+        if hole:
+            file.write((1).to_bytes(4, "big") + b"free" + hole.to_bytes(8, "big"))
+            file.seek(begin + hole)
+        file.write(data[begin:])
+    assert large.stat().st_size == len(data) + hole
+    del bytes_read[:]
+    frames, _ = decode_video(large, [0, 21, 39])
+    assert sum(bytes_read) < 4_000_000
+    np.testing.assert_array_equal(frames, decode_video(plain, [0, 21, 39])[0])
+    large.unlink()
+
+
 def encode_stream(path: Path, num_frames: int = 80) -> tuple[list[int], list[int]]:
     """H.264 with key frames every 20 frames; returns places in the file and numbers of the key
     frames.

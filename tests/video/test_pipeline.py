@@ -293,6 +293,9 @@ def test_settings_of_the_processor_are_arguments_of_the_pipeline_and_of_a_call(
         model, TimeSformerVideoProcessor(**SETTINGS | {"sampling_rate": 1}), video
     )
     assert_scores(classify(folder)(video, frame_sampling_rate=1, top_k=6), expected)
+    for early, late in (({"limits": {"max_frames": 19}}, {}), ({}, {"limits": {"max_frames": 19}})):
+        with pytest.raises(ValueError, match="more than the limit of 19 frames"):
+            classify(folder, **early)(video, **late)
     # 20 frames of 30 a second
     assert classify(folder).preprocess(video, fps=9)["pixel_values"].shape[1] == 6
 
