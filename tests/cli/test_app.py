@@ -15,11 +15,13 @@ from browser import ENTER, SPACE, TAB, Browser, missing_programs
 from huggingface_hub import SpaceCard
 
 import hf_timesformer
+from hf_timesformer.cli.app_timeline import name_segment
 from hf_timesformer.data.synthetic import MOTIONS, motion_frames
 from hf_timesformer.hub.space import export_space
 from hf_timesformer.inference import load_model_and_processor
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
+from hf_timesformer.timeline.labelling import LabelSettings, label_video
 from hf_timesformer.video.encoding import write_video
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
 from hf_timesformer.visualization.pictures import explain
@@ -46,7 +48,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_size=64, patch_size=8, num_frames=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=64, initializer_range=0.2, id2label=dict(enumerate(MOTIONS)),
     )  # fmt: skip
-    TimeSformerForVideoClassification(config).save_pretrained(folder / "model")
+    model = TimeSformerForVideoClassification(config)
+    model.classifier.weight.data *= 8  # sure enough of something to make segments
+    model.save_pretrained(folder / "model")
     TimeSformerVideoProcessor(
         num_frames=4,
         sampling_rate=4,
@@ -55,13 +59,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(folder / "model")
     frames = motion_frames("up", np.random.default_rng(0), num_frames=24, size=96)
     write_video(folder / "clip.avi", frames, codec="mpeg4")  # no browser plays it, we do
-    long = [
-        motion_frames(name, np.random.default_rng(1), num_frames=60, size=96)
-        for name in ("up", "down")
-    ]
-    write_video(folder / "long.mp4", np.concatenate(long), fps=10)
+    moving = motion_frames("up", np.random.default_rng(1), num_frames=60, size=96)
+    write_video(folder / "long.mp4", np.concatenate([moving, 0 * moving]), fps=10)
     (folder / "bad.mp4").write_text("<img src=x onerror=\"document.title='run'\"> no video")
     return folder
+
+
+def load(place: Path) -> tuple[TimeSformerForVideoClassification, TimeSformerVideoProcessor]:
+    """The page's model and processor, for one view of a clip."""
+    model, processor = load_model_and_processor(str(place / "model"), num_clips=1, num_crops=1)
+    return model.eval(), processor
 
 
 @pytest.fixture
@@ -159,9 +166,13 @@ def test_an_example_by_the_keyboard_on_a_phone(page: str) -> None:
 @needs_gradio
 @needs_browser
 def test_the_timeline_of_a_long_video_plays_what_is_clicked(page: str, place: Path) -> None:
-    """12 seconds in which `up` gives way to `down`: a click into the picture, and one on a segment,
-    play a piece.
+    """12 seconds in which `up` gives way to darkness: a click into the picture, and one on a segment
+    of the list, play that segment.
     """
+    settings = LabelSettings(window=2.0, stride=1.0)
+    segments = label_video(place / "long.mp4", *load(place), settings).segments
+    lengths = [segment.end - segment.start for segment in segments]
+    assert len(lengths) > 1
     with Browser() as browser:
         browser.open(page)
         browser.wait_for("document.querySelector('#video input[type=file]') !== null")
@@ -177,12 +188,18 @@ def test_the_timeline_of_a_long_video_plays_what_is_clicked(page: str, place: Pa
         )
         browser.wait_for("document.querySelector('#piece video')?.readyState >= 2")
         first = browser.run("return document.querySelector('#piece video').currentSrc")
-        assert browser.run("return document.querySelector('#piece video').duration") >= 1.9
-        if browser.run("return document.querySelectorAll('#segments input').length"):
-            # by the keyboard
-            browser.run("document.querySelector('#segments input').focus()")
-            browser.press(SPACE)
-            browser.wait_for(f"document.querySelector('#piece video')?.currentSrc != '{first}'")
+        length = "return document.querySelector('#piece video').duration"
+        assert browser.run(length) == pytest.approx(lengths[-1], abs=0.2)
+        texts = browser.run(
+            "return [...document.querySelectorAll('#segments label')].map(label => label.textContent.trim())"
+        )
+        assert texts == [name_segment(segment) for segment in segments]
+        # the one before it by the keyboard
+        browser.run("[...document.querySelectorAll('#segments input')].at(-2).focus()")
+        browser.press(SPACE)
+        browser.wait_for(f"document.querySelector('#piece video')?.currentSrc != '{first}'")
+        browser.wait_for("document.querySelector('#piece video')?.readyState >= 2")
+        assert browser.run(length) == pytest.approx(lengths[-2], abs=0.2)
         browser.screenshot(ARTIFACTS / "page_timeline.png")
 
 
