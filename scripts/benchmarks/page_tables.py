@@ -77,15 +77,22 @@ def cluster(stored: Content, sampling: str = "1 in 32") -> Content:
 
 
 def small_set(stored: Content) -> Content:
-    """Top-1 of every way on every small set, with the spread over the runs."""
+    """Top-1 of every way on every small set, with the spread over the runs and how many these are."""
     sets = list(stored["results"])
     ways = list(dict.fromkeys(way for found in stored["results"].values() for way in found))
     rows = []
     for way in ways:
         cells = [stored["results"][name].get(way) for name in sets]
-        texts = [c and f"{c['mean']:.1f} ± {c['deviation']:.1f}" for c in cells]
+        texts = [c and _over_runs(c) for c in cells]
         rows.append([NAMES_OF_WAYS.get(way, way), *texts])
     return _facts(stored) | {"columns": ["way", *(f"{name}, %" for name in sets)], "rows": rows}
+
+
+def _over_runs(result: Content) -> str:
+    """`95.7 ± 3.1 (9)`: mean, deviation and number of runs."""
+    runs = result["runs"]
+    count = runs if isinstance(runs, int) else len(runs)
+    return f"{result['mean']:.1f} ± {result['deviation']:.1f} ({count})"
 
 
 def formats(stored: Content) -> Content:
