@@ -42,6 +42,8 @@ def results_of(tuned: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         yield "tokens", network_of(tuned)(INPUTS).last_hidden_state
     tuned.train().zero_grad()
     torch.manual_seed(3)
+    # within one autocast torch 2.10 takes the weights that it cast without gradients again
+    torch.clear_autocast_cache()
     loss = tuned(INPUTS.clone().requires_grad_(), labels=LABELS).loss
     loss.backward()
     yield "loss", loss.detach()
