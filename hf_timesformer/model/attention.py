@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from enum import Enum
 
 import torch
 from torch import nn
@@ -42,6 +43,15 @@ MOST_PACKED_KEYS = 32  # of a group: at least four share a tile
 
 # A launch on a GPU has no more blocks than this along the axis that kernels number sequences by.
 MOST_SEQUENCES = 65535
+
+
+class Sdpa(Enum):
+    """How attention that the config names "sdpa" is run."""
+
+    CALLED = "as PyTorch's function"
+    # where there are few keys: written out on CPUs, many groups together on GPUs
+    BRIEF = "as is fastest on the device"
+    WRITTEN_OUT = "product by product"
 
 
 def eager_attention_forward(
@@ -125,7 +135,11 @@ class TimeSformerSelfAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
 
     def forward(
-        self, tokens: torch.Tensor, grid: Grid, with_weights: bool = False
+        self,
+        tokens: torch.Tensor,
+        grid: Grid,
+        with_weights: bool = False,
+        sdpa: Sdpa = Sdpa.CALLED,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What `tokens (b, n, d)` attend to, of the same shape, and the weights (eager); with CLS
         `(b, 1 + n, d)`.
@@ -133,46 +147,47 @@ class TimeSformerSelfAttention(nn.Module):
         CLS joins every group, and what it gathers there is averaged over the groups. The weights
         of `local`, a matrix of all tokens by all tokens, are made only `with_weights`.
         """
-        return self.attend(call(self.qkv, tokens), grid, with_weights)
+        return self.attend(call(self.qkv, tokens), grid, with_weights, sdpa)
 
     def attend(
-        self, qkv: torch.Tensor, grid: Grid, with_weights: bool = False, brief: bool = False
+        self,
+        qkv: torch.Tensor,
+        grid: Grid,
+        with_weights: bool = False,
+        sdpa: Sdpa = Sdpa.CALLED,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """All of `forward` after the projection: queries, keys and values `(b, [1 +] n, 3d)` ->
-        `(b, [1 +] n, d)`.
-
-        `brief`: see [`TimeSformerSelfAttention.attend_in_groups`].
-        """
+        `(b, [1 +] n, d)`."""
         if self.step == "local":
-            return self._attend_locally(qkv.unflatten(1, grid), with_weights)
+            return self._attend_locally(qkv.unflatten(1, grid), with_weights, sdpa)
         stride = STRIDES[self.step](*grid)
         if not self.with_cls:
-            context, _, weights = self.attend_in_groups(qkv.unflatten(1, grid), None, stride, brief)
+            context, _, weights = self.attend_in_groups(qkv.unflatten(1, grid), None, stride, sdpa)
             return context.flatten(1, 3), weights
         if math.prod(stride) == 1:  # one group: all tokens as they lie
-            return self._attend(*self._heads(qkv), None, brief)
+            return self._attend(*self._heads(qkv), None, sdpa)
         cls, patches = qkv.split((1, qkv.shape[1] - 1), dim=1)
         context, cls_context, weights = self.attend_in_groups(
-            patches.unflatten(1, grid), cls, stride, brief
+            patches.unflatten(1, grid), cls, stride, sdpa
         )
         assert cls_context is not None  # CLS was given
         return torch.cat((cls_context, context.flatten(1, 3)), dim=1), weights
 
     def attend_in_groups(
-        self, qkv: torch.Tensor, cls_qkv: torch.Tensor | None, stride: Grid, brief: bool = False
+        self,
+        qkv: torch.Tensor,
+        cls_qkv: torch.Tensor | None,
+        stride: Grid,
+        sdpa: Sdpa = Sdpa.CALLED,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """`qkv (b, h, w, t, 3d)` of whole groups, a clip or part of one, and `cls_qkv (b, 1, 3d)`
         or None -> the context `(b, h, w, t, d)`, that of CLS `(b, 1, d)` or None, the weights
-        `(b*g, heads, l, l)` or None.
-
-        `brief`: run sdpa as is fastest on the device where there are few keys: written out on CPUs,
-        many groups together on GPUs.
-        """
+        `(b*g, heads, l, l)` or None."""
         grid = sides_of(qkv)
         if not is_known(grid[2], stride[2]):
             return self._attend_in_open_frames(qkv, cls_qkv, stride)
         tokens = group(qkv, stride, cls_qkv)  # (b, h, w, t, 3d) -> (b*g, l, 3d)
-        context, weights = self.attend_groups(tokens, grid, stride, brief)
+        context, weights = self.attend_groups(tokens, grid, stride, sdpa)
         if cls_qkv is None:
             return ungroup(context, stride, grid), None, weights
         cls, context = context.split((1, context.shape[1] - 1), dim=1)
@@ -209,17 +224,14 @@ class TimeSformerSelfAttention(nn.Module):
         return ungroup(context, apart, grid), cls[:, None], None
 
     def attend_groups(
-        self, qkv: torch.Tensor, grid: Grid, stride: Grid, brief: bool = False
+        self, qkv: torch.Tensor, grid: Grid, stride: Grid, sdpa: Sdpa = Sdpa.CALLED
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Groups side by side, `qkv (b*g, l, 3d)` as `group` lays a `grid` out -> their context
-        `(b*g, l, d)`, and the weights `(b*g, heads, l, l)` or None.
-
-        `brief`: see [`TimeSformerSelfAttention.attend_in_groups`].
-        """
+        `(b*g, l, d)`, and the weights `(b*g, heads, l, l)` or None."""
         mask = self._mask(grid, stride, qkv)
-        if brief and mask is None and self._packs(qkv):
+        if sdpa is Sdpa.BRIEF and mask is None and self._packs(qkv):
             return self._attend_packed(qkv), None
-        return self._attend(*self._heads(qkv), mask, brief)
+        return self._attend(*self._heads(qkv), mask, sdpa)
 
     def _packs(self, qkv: torch.Tensor) -> bool:
         """Whether groups `(n, l, 3d)` are so small, on such a device, that many go together."""
@@ -251,7 +263,7 @@ class TimeSformerSelfAttention(nn.Module):
         return context[:count] if missing else context
 
     def _attend_locally(
-        self, qkv: torch.Tensor, with_weights: bool
+        self, qkv: torch.Tensor, with_weights: bool, sdpa: Sdpa
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(b, h, w, t, 3d) -> (b, n, d)`, and the weights, put together, where asked for and
         given."""
@@ -276,7 +288,7 @@ class TimeSformerSelfAttention(nn.Module):
             )
 
         windows = self.attend_in_windows(
-            query_of, keys_values, keep_weights if with_weights else None
+            query_of, keys_values, keep_weights if with_weights else None, sdpa
         )
         context = torch.cat([context for _, context in windows], dim=2)
         return context.flatten(1, 3), all_weights[0] if all_weights else None
@@ -286,6 +298,7 @@ class TimeSformerSelfAttention(nn.Module):
         query_of: Callable[[slice], torch.Tensor],
         keys_values: torch.Tensor,
         keep_weights: Callable[[Tile, Tile, torch.Tensor], None] | None = None,
+        sdpa: Sdpa = Sdpa.CALLED,
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """`local` attention, a column of tiles after the other, of as many heads as the arguments
         hold.
@@ -303,7 +316,7 @@ class TimeSformerSelfAttention(nn.Module):
             query = query_of(columns).unflatten(-1, (-1, self.head_dim))
             # The regions of the tiles overlap: copied once a column, they are views.
             strip = keys_values[:, :, key_columns].contiguous()
-            yield columns, self._attend_in_column(query, strip, tiles, grid, keep_weights)
+            yield columns, self._attend_in_column(query, strip, tiles, grid, keep_weights, sdpa)
 
     def _attend_in_column(
         self,
@@ -312,6 +325,7 @@ class TimeSformerSelfAttention(nn.Module):
         tiles: list[tuple[Tile, Tile]],
         grid: Grid,
         keep_weights: Callable[[Tile, Tile, torch.Tensor], None] | None,
+        sdpa: Sdpa,
     ) -> torch.Tensor:
         """Queries `(b, h, columns, t, heads, c)`, keys and values `(b, h, key columns, t, 2,
         heads, c)` -> context."""
@@ -329,7 +343,8 @@ class TimeSformerSelfAttention(nn.Module):
                 known = shape
             tile = query[:, rows]
             key, value = keys_values[:, key_rows].flatten(1, 3).permute(2, 0, 3, 1, 4)
-            context, weights = self._attend(tile.flatten(1, 3).transpose(1, 2), key, value, mask)
+            tokens = tile.flatten(1, 3).transpose(1, 2)
+            context, weights = self._attend(tokens, key, value, mask, sdpa)
             contexts.append(context.unflatten(1, tile.shape[1:4]))
             if keep_weights is not None and weights is not None:
                 keep_weights(queries, keys, weights)
@@ -341,13 +356,13 @@ class TimeSformerSelfAttention(nn.Module):
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor | None,
-        brief: bool = False,
+        sdpa: Sdpa = Sdpa.CALLED,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(n, heads, l, c)` each -> context `(n, l, d)` and the weights where the interface has
         them."""
         if self._is_too_much_for_a_launch(query):
-            return self._attend_in_launches(query, key, value, mask, brief)
-        context, weights = self._interface(mask, key, brief)(
+            return self._attend_in_launches(query, key, value, mask, sdpa)
+        context, weights = self._interface(mask, key, sdpa)(
             self,
             query,
             key,
@@ -375,14 +390,14 @@ class TimeSformerSelfAttention(nn.Module):
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor | None,
-        brief: bool,
+        sdpa: Sdpa,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `_attend`, so many sequences after the other as a launch takes."""
         contexts, all_weights = [], []
         for start in range(0, query.shape[0], MOST_SEQUENCES):
             some = slice(start, start + MOST_SEQUENCES)
             part = mask if mask is None or mask.shape[0] == 1 else mask[some]
-            context, weights = self._attend(query[some], key[some], value[some], part, brief)
+            context, weights = self._attend(query[some], key[some], value[some], part, sdpa)
             contexts.append(context)
             all_weights += [] if weights is None else [weights]
         return torch.cat(contexts), torch.cat(all_weights) if all_weights else None
@@ -393,13 +408,15 @@ class TimeSformerSelfAttention(nn.Module):
         query, key, value = (part.transpose(1, 2) for part in tokens.unbind(2))
         return query, key, value
 
-    def _interface(self, mask: torch.Tensor | None, key: torch.Tensor, brief: bool) -> Callable:
+    def _interface(self, mask: torch.Tensor | None, key: torch.Tensor, sdpa: Sdpa) -> Callable:
         """The attention function that the config names, for keys `(n, heads, l, c)`; flash and flex
         take no masks `(b*g, 1, 1, l)` or `(1, 1, queries*t, keys*t)`: there sdpa."""
         name = self.config._attn_implementation
         if mask is not None and name is not None and ("flash" in name or "flex" in name):
             name = "sdpa"
-        if brief and name == "sdpa" and _is_short_for_cpu(key):
+        if name == "sdpa" and sdpa is Sdpa.WRITTEN_OUT:
+            return eager_attention_forward
+        if name == "sdpa" and sdpa is Sdpa.BRIEF and _is_short_for_cpu(key):
             return short_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
 
@@ -410,7 +427,5 @@ class TimeSformerSelfAttention(nn.Module):
             return None
         if self.with_cls:
             exists = nn.functional.pad(exists, (1, 0), value=True)  # CLS is there in every group
-        zeros = torch.zeros_like(tokens.unflatten(0, (-1, math.prod(stride)))[..., 0])  # (b, g, l)
-        return zeros.masked_fill(~exists, torch.finfo(tokens.dtype).min).flatten(0, 1)[
-            :, None, None
-        ]
+        batch = tokens.shape[0] // math.prod(stride)
+        return additive(exists, tokens.dtype).repeat(batch, 1)[:, None, None]  # (g, l) a clip

@@ -11,14 +11,14 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import TimeSformerSelfAttention
+from .attention import Sdpa, TimeSformerSelfAttention
 from .configuration_timesformer import TimeSformerConfig
 from .drop_path import TimeSformerDropPath
 from .efficient_inference import run_block_in_place
 from .efficient_linear import call
 from .efficient_training import run_block
 from .schemes import SCHEMES, Grid
-from .way import PLAIN, Way
+from .way import BY_MODULE, PLAIN, Way
 
 
 class TimeSformerDense(nn.Module):
@@ -50,11 +50,15 @@ class TimeSformerAttention(nn.Module):
         self.output = TimeSformerDense(config, config.hidden_size, config.hidden_size)
 
     def forward(
-        self, tokens: torch.Tensor, grid: Grid, with_weights: bool = False
+        self,
+        tokens: torch.Tensor,
+        grid: Grid,
+        with_weights: bool = False,
+        sdpa: Sdpa = Sdpa.CALLED,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Patches `(b, n, d)`, in a last step CLS before them `(b, 1 + n, d)` -> their updates,
         and the weights (eager) in between."""
-        context, weights = self.attention(tokens, grid, with_weights)
+        context, weights = self.attention(tokens, grid, with_weights, sdpa)
         return self.output(context), weights
 
 
@@ -98,18 +102,18 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         """
         if way.in_place:
             return run_block_in_place(self, hidden_states, grid, cls_only)
-        if way is not PLAIN:
+        if way not in BY_MODULE:
             return run_block(self, hidden_states, grid, way, cls_only)
-        hidden_states = self._attend_early(hidden_states, grid, with_weights)
+        hidden_states = self._attend_early(hidden_states, grid, way, with_weights)
         update, _ = self.attention(
-            self.layernorm_before(hidden_states), grid, with_weights=with_weights
+            self.layernorm_before(hidden_states), grid, with_weights=with_weights, sdpa=way.sdpa
         )
         hidden_states = hidden_states + self.drop_path(update)
         update = self.output(self.intermediate(self.layernorm_after(hidden_states)))
         return hidden_states + self.drop_path(update)
 
     def _attend_early(
-        self, hidden_states: torch.Tensor, grid: Grid, with_weights: bool
+        self, hidden_states: torch.Tensor, grid: Grid, way: Way, with_weights: bool
     ) -> torch.Tensor:
         """The steps before the last, of patches only, each through one more linear layer: `(b, 1 +
         n, d)` -> the same."""
@@ -118,7 +122,9 @@ class TimeSformerLayer(GradientCheckpointingLayer):
         cls, patches = hidden_states.split((1, hidden_states.shape[1] - 1), dim=1)
         for step in self.earlier_steps:
             layernorm, attention, dense = self.early_modules(step)
-            update, _ = attention(layernorm(patches), grid, with_weights=with_weights)
+            update, _ = attention(
+                layernorm(patches), grid, with_weights=with_weights, sdpa=way.sdpa
+            )
             patches = patches + self.drop_path(call(dense, update))
         return torch.cat((cls, patches), dim=1)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .attention import TimeSformerSelfAttention, at_least_float32
+from .attention import Sdpa, TimeSformerSelfAttention, at_least_float32
 from .efficient_linear import activated_linear, call, fuse, linear
 from .schemes import STRIDES, Grid, group, is_known, key_mask, sides_of, ungroup
 from .upstream import is_exporting
@@ -42,8 +42,8 @@ def project_activated(
 def attend(attention: TimeSformerSelfAttention, tokens: torch.Tensor, grid: Grid) -> torch.Tensor:
     """`attention(tokens, grid)` without the weights: `(b, [1 +] n, d)` -> the same."""
     # an exported graph must not depend on how many keys there are
-    brief = not is_exporting()
-    return attention.attend(project(attention.qkv, tokens), grid, brief=brief)[0]
+    sdpa = Sdpa.CALLED if is_exporting() else Sdpa.BRIEF
+    return attention.attend(project(attention.qkv, tokens), grid, sdpa=sdpa)[0]
 
 
 def attend_groups(
@@ -51,8 +51,8 @@ def attend_groups(
 ) -> torch.Tensor:
     """The attention of groups side by side, as `group` lays a `grid` out: `(b*g, l, d)` -> the
     same."""
-    brief = not is_exporting()
-    return attention.attend_groups(project(attention.qkv, tokens), grid, stride, brief)[0]
+    sdpa = Sdpa.CALLED if is_exporting() else Sdpa.BRIEF
+    return attention.attend_groups(project(attention.qkv, tokens), grid, stride, sdpa)[0]
 
 
 def early_projection(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from .attention import TimeSformerSelfAttention
+from .attention import Sdpa, TimeSformerSelfAttention
 from .efficient_attention import (
     KEY_VALUE,
     QUERY,
@@ -95,7 +95,7 @@ def _attend_in_groups(layer: Block, step: str, patches: torch.Tensor, rows: int)
     layernorm, attention, to_update = _early_parts(layer, step, patches)
     for _, part, stride in whole_groups(patches, step, rows):
         qkv = project(attention.qkv, layernorm(part))
-        context, _, _ = attention.attend_in_groups(qkv, None, stride, brief=True)
+        context, _, _ = attention.attend_in_groups(qkv, None, stride, Sdpa.BRIEF)
         part += to_update(context)
 
 
@@ -191,7 +191,7 @@ def _update_small_groups(
     """As `attend_with_cls`, given the queries, keys and values of CLS `(b, 1, 3d)`."""
     attention, output = layer.attention.attention, layer.attention.output.dense
     qkv = _qkv_of(layer, patches)
-    context, gathered, _ = attention.attend_in_groups(qkv, cls_qkv, stride, brief=True)
+    context, gathered, _ = attention.attend_in_groups(qkv, cls_qkv, stride, Sdpa.BRIEF)
     assert gathered is not None  # CLS was given
     return project(output, context), project(output, gathered)
 

@@ -4,14 +4,18 @@ The plain way is the paper, module by module, and it is always right. A fast way
 numbers from the same weights, but reads the weights itself where the plain way calls a module. So
 it is entered only where nobody can tell the difference, but for the time and the memory:
 
-| way       | last block gives | two linear maps | MLP's wide part | works in | taken                               |
-|           | CLS alone        | in a row as one | computed again  | place    |                                     |
-|-----------|------------------|-----------------|-----------------|----------|-------------------------------------|
-| PLAIN     | no               | no              | no              | no       | if a line of `REASONS` holds; else: |
-| EXPORTED  | yes              | no              | no              | no       | by `torch.export`                   |
-| COMPILED  | yes              | yes             | no              | no       | by `torch.compile`                  |
-| TRAINING  | yes              | yes             | yes             | no       | with gradients or stochastic depth  |
-| INFERENCE | yes              | yes             | -               | yes      | otherwise                           |
+| way       | last block | two maps in  | MLP widened | in    | sdpa is     | taken                              |
+|           | CLS alone  | a row as one | twice       | place |             |                                    |
+|-----------|------------|--------------|-------------|-------|-------------|------------------------------------|
+| TRACED    | no         | no           | no          | no    | written out | by `torch.onnx`, `dynamo=False`    |
+| PLAIN     | no         | no           | no          | no    | called      | if a line of `REASONS` holds; else |
+| EXPORTED  | yes        | no           | no          | no    | called      | by `torch.export`                  |
+| COMPILED  | yes        | yes          | no          | no    | as is best  | by `torch.compile`                 |
+| TRAINING  | yes        | yes          | yes         | no    | as is best  | with gradients or random depth     |
+| INFERENCE | yes        | yes          | -           | yes   | as is best  | otherwise                          |
+
+TRACED is the plain way, but for attention: of PyTorch's own, `torch.onnx` makes a graph that holds
+for the traced batch alone.
 
 LoRA adapters (PEFT's) keep no pass from a fast way: they map token by token, as the layers that
 they were put around. Each way calls such a pair as the module that it is, and neither makes one map
@@ -27,7 +31,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention import TimeSformerSelfAttention, eager_attention_forward
+from .attention import Sdpa, TimeSformerSelfAttention, eager_attention_forward
 from .drop_path import TimeSformerDropPath
 from .upstream import (
     EXPORT_TENSORS,
@@ -44,20 +48,23 @@ from .upstream import (
 class Way(Enum):
     """A row of the table above, by its columns."""
 
-    PLAIN = (False, False, False, False)
-    EXPORTED = (True, False, False, False)
-    COMPILED = (True, True, False, False)
-    TRAINING = (True, True, True, False)
-    INFERENCE = (True, True, False, True)
+    TRACED = (False, False, False, False, Sdpa.WRITTEN_OUT)
+    PLAIN = (False, False, False, False, Sdpa.CALLED)
+    EXPORTED = (True, False, False, False, Sdpa.CALLED)
+    COMPILED = (True, True, False, False, Sdpa.BRIEF)
+    TRAINING = (True, True, True, False, Sdpa.BRIEF)
+    INFERENCE = (True, True, False, True, Sdpa.BRIEF)
 
-    def __init__(self, cls_alone: bool, fuses: bool, recomputes: bool, in_place: bool):
+    def __init__(self, cls_alone: bool, fuses: bool, recomputes: bool, in_place: bool, sdpa: Sdpa):
         self.cls_alone = cls_alone
         self.fuses = fuses
         self.recomputes = recomputes
         self.in_place = in_place
+        self.sdpa = sdpa
 
 
-PLAIN, EXPORTED, COMPILED, TRAINING, INFERENCE = Way
+TRACED, PLAIN, EXPORTED, COMPILED, TRAINING, INFERENCE = Way
+BY_MODULE = (TRACED, PLAIN)
 
 # float64 is for checking gradients: the plain way.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -90,6 +97,8 @@ def choose_way(network: nn.Module, tokens: torch.Tensor, records: bool = False) 
 
     `records`: whether hidden states or attention weights are asked for.
     """
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+        return TRACED
     this = _look_at(network, tokens, records)
     if _first_reason(this) is not None:
         return PLAIN

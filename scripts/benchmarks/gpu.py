@@ -126,7 +126,9 @@ def temporal_attention(args: argparse.Namespace) -> dict[str, float]:
     qkv = qkv.to(device(), torch.bfloat16).requires_grad_()
 
     def forward() -> torch.Tensor:
-        return layer.attend_groups(qkv, (places, 1, frames), (places, 1, 1), brief=True)[0]
+        return layer.attend_groups(
+            qkv, (places, 1, frames), (places, 1, 1), sdpa=attention.Sdpa.BRIEF
+        )[0]
 
     def step() -> None:
         (gradient,) = torch.autograd.grad(forward().sum(), qkv)

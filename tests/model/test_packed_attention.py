@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_timesformer.model import attention as attention_module
 from hf_timesformer.model import masks
+from hf_timesformer.model.attention import Sdpa
 from hf_timesformer.model.masks import blocks_mask, kept
 from hf_timesformer.model.way import TRAINING
 
@@ -67,7 +68,7 @@ def test_packed_groups_are_groups_by_themselves(groups, keys, dtype, as_on_a_gpu
     expected = by_itself(layer, qkv)
     (wanted,) = torch.autograd.grad((expected * weights).sum(), qkv)
     sequences.clear()
-    found, _ = layer.attend_groups(qkv, (groups, 1, keys), (groups, 1, 1), brief=True)
+    found, _ = layer.attend_groups(qkv, (groups, 1, keys), (groups, 1, 1), sdpa=Sdpa.BRIEF)
     together = 128 // keys
     assert sequences == [(-(-groups // together), together * keys)]
     (gradient,) = torch.autograd.grad((found * weights).sum(), qkv)
