@@ -12,8 +12,8 @@ ONNX_RUNTIME = "onnxruntime>=1.26; python_version >= '3.11'"
 EXTRAS = {
     "app": ["gradio>=6.0"],
     "viz": ["matplotlib>=3.8.4"],
-    # for `peft.get_peft_model`, which is what this package calls; `add_adapter` of transformers 5.24
-    # asks for 0.22
+    # With 0.19 a quantised base with adapters failed. This is for `peft.get_peft_model`, which is what
+    # this package calls; transformers' own `add_adapter` asks for more (0.22, transformers 5.24).
     "peft": ["peft>=0.20"],
     "onnx": ["onnx>=1.18", "onnxscript>=0.6.2", ONNX_RUNTIME],
     # transformers' exporters are of 5.23
