@@ -94,9 +94,18 @@ class TimeSformerPreTrainedModel(PreTrainedModel):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay should spare: biases, norms, CLS and all
-        position embeddings."""
-        spared = ("cls_token", "position_embeddings", "time_embeddings")
-        return {name for name, p in self.named_parameters() if p.ndim <= 1 or name.endswith(spared)}
+        position embeddings.
+
+        Names and modules decide, never shapes: FSDP1 shows every parameter as a flat shard.
+        """
+        spared = ("bias", "cls_token", "position_embeddings", "time_embeddings")
+        names = set()
+        for prefix, module in self.named_modules():
+            is_norm = "norm" in type(module).__name__.lower()
+            for name, _ in module.named_parameters(prefix, recurse=False):
+                if is_norm or name.endswith(spared):
+                    names.add(name)
+        return names
 
     def save_pretrained(
         self,

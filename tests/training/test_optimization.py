@@ -88,6 +88,7 @@ def test_flat_shards_decay_by_name_as_the_whole_parameters_do():
         layers[index]._fsdp_wrapped_module = layer
     outer = torch.nn.Module()
     outer._fsdp_wrapped_module = wrapped
+    outer.no_weight_decay = wrapped.no_weight_decay  # FSDP1 passes on what it does not know
     options = {
         "learning_rate": 1.0,
         "head_learning_rate": 3.0,
