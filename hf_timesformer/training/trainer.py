@@ -85,6 +85,7 @@ class VideoTrainer(
         self.class_weights = (
             None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         )
+        self._check_parallel()
         self._check_problem()
         self._check_average()
         self.train_faults = FaultTally(self.num_train_clips, limit=args.max_bad_fraction)
@@ -104,6 +105,18 @@ class VideoTrainer(
             getattr(self.accelerator.unwrap_model(self.model).config, "problem_type", None)
             or SINGLE_LABEL
         )
+
+    def _check_parallel(self) -> None:
+        """Accelerate leaves FSDP and DeepSpeed out on CPUs, and says nothing."""
+        is_sharded = self.is_fsdp_enabled or self.is_fsdp_xla_enabled
+        for name, given, is_on in (
+            ("fsdp", self.args.fsdp, is_sharded),
+            ("deepspeed", self.args.deepspeed, self.is_deepspeed_enabled),
+        ):
+            if given and not is_on:
+                raise ValueError(
+                    f"--{name} does nothing on CPUs: leave it out there, and several processes train as with DDP"
+                )
 
     def _check_problem(self) -> None:
         if self.problem_type == REGRESSION and self.class_weights is not None:

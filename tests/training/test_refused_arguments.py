@@ -95,6 +95,17 @@ def test_ways_to_deal_out_clips_that_do_not_fit(tmp_path):
             VideoTrainer(model=tiny_model("axial"), args=args, train_dataset=clips)
 
 
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed"])
+def test_sharding_that_accelerate_leaves_out_on_cpus_is_refused(name, tmp_path, monkeypatch):
+    trainer = VideoTrainer(
+        model=tiny_model("axial"),
+        args=VideoTrainingArguments(output_dir=str(tmp_path), use_cpu=True, eval_strategy="no"),
+    )
+    monkeypatch.setattr(trainer.args, name, True)
+    with pytest.raises(ValueError, match=f"--{name} does nothing on CPUs"):
+        trainer._check_parallel()
+
+
 def test_arguments_of_another_kind(tmp_path):
     with pytest.raises(TypeError, match="takes VideoTrainingArguments, not TrainingArguments"):
         VideoTrainer(
