@@ -57,8 +57,11 @@ def shards_of(model: nn.Module) -> dict[str, torch.Tensor]:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-        elif isinstance(module, FullyShardedDataParallel) and module._handle is not None:
-            module._handle.reshard(True)
+        elif isinstance(module, FullyShardedDataParallel):
+            handle = module._handle
+            # before the first pass there is nothing to let go of
+            if handle is not None and hasattr(handle.flat_param, "_local_shard"):
+                handle.reshard(True)
     shares = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

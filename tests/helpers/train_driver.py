@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 
 from hf_timesformer.cli.train import main as main_of_train
 from hf_timesformer.data import clips as loading
@@ -72,6 +73,24 @@ def terminate_if(variable: str):
                 os.kill(process, signal.SIGTERM)
 
     return maybe_terminate
+
+
+def shard_on_cpus() -> None:
+    """Accelerate leaves FSDP out where there are CPUs only, and says nothing: it is told that these
+    are GPUs, just before it looks.
+    """
+    original = AcceleratorState.__init__
+
+    def initialize(self, *args, **kwargs):
+        if kwargs.get("fsdp_plugin") is not None:
+            assert PartialState().distributed_type == DistributedType.MULTI_CPU
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        original(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.FSDP:
+            # without the number that a GPU would have
+            self.device = PartialState._shared_state["device"] = torch.device("cpu")
+
+    AcceleratorState.__init__ = initialize
 
 
 def run(argv: list[str]) -> None:
@@ -129,6 +148,7 @@ def run_in_child(argv: list[str], env: dict[str, str], output: str) -> int:
 
 
 torch.set_num_threads(1)
+shard_on_cpus()
 transformers.Trainer.get_batch_samples = watch_batches
 watch(training.VideoTrainer, "training_step", die_if("DIE_AT_STEP"))
 watch(training.VideoTrainer, "training_step", terminate_if("TERM_AT_STEP"))
