@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.utils import logging
 
 
 VitSource: TypeAlias = str | os.PathLike | PreTrainedModel
@@ -60,6 +61,8 @@ SETTLED = (
 )
 # The parts of a block that its earlier steps start from.
 STEP = r"(encoder\.layer\.\d+\.)(attention|layernorm)(?:_before)?\.(.*)"
+# Of a ViT, what a TimeSformer does not take.
+UNUSED = r"pooler\.|embeddings\.mask_token"
 HEADS_OF = 64  # channels of a head in every ViT that timm has, which its files do not tell
 
 
@@ -68,7 +71,7 @@ def load_vit(vit: VitSource) -> tuple[dict, State]:
     below `timesformer.`.
 
     Raises:
-        ValueError: if `vit` is no plain ViT, DeiT or DINOv2.
+        ValueError: if `vit` is no plain ViT, DeiT or DINOv2, or its checkpoint lacks weights.
     """
     if isinstance(vit, PreTrainedModel):
         return from_transformers(vit)
@@ -76,7 +79,26 @@ def load_vit(vit: VitSource) -> tuple[dict, State]:
         if not Path(vit).is_file():
             raise ValueError(f"from_vit: there is no file {str(vit)!r}.")
         return from_timm(load_file(vit), str(vit))
-    return from_transformers(AutoModel.from_pretrained(vit))
+    return from_transformers(_load(vit))
+
+
+def _load(vit: str | os.PathLike) -> PreTrainedModel:
+    """A ViT of transformers without its head, whichever its checkpoint has.
+
+    transformers would list that head, and the pooler that no TimeSformer has, as findings.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, found = AutoModel.from_pretrained(vit, output_loading_info=True)
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = [name for name in found["missing_keys"] if not re.match(UNUSED, name)]
+    if missing:
+        raise ValueError(
+            f"from_vit: {str(vit)!r} lacks weights of its {model.config.model_type}, such as {min(missing)}."
+        )
+    return model
 
 
 def from_timm(state: State, source: str) -> tuple[dict, State]:

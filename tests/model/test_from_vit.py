@@ -266,12 +266,13 @@ def own_features(vit, images):
 
 
 @pytest.mark.parametrize("form", ["instance", "folder"])
-def test_transformers_vits(source, form, tmp_path):
+def test_transformers_vits(source, form, tmp_path, capfd):
     vit = source
     if form == "folder":
         source.save_pretrained(tmp_path)
         vit = str(tmp_path)
     model, images = TimeSformerForVideoClassification.from_vit(vit, num_frames=2), clips(2, 3, 8, 8)
+    assert "UNEXPECTED" not in capfd.readouterr().err  # of a head that nobody asked for
     expected = own_features(source, images)
     assert_close(features(model, images[:, None]), expected)
     still = features(model, images[:, None].repeat(1, 3, 1, 1, 1))
@@ -356,6 +357,12 @@ def test_a_missing_weight_is_named(tmp_path):
     save_file(state, tmp_path / "vit.safetensors")
     with pytest.raises(ValueError, match=r"encoder\.layer\.1\.output\.dense\.bias"):
         TimeSformerForVideoClassification.from_vit(tmp_path / "vit.safetensors")
+    ViTModel(ViTConfig(**SIZES)).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in state.items() if "layernorm_after" not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks weights of its vit, such as .*layernorm_after"):
+        TimeSformerForVideoClassification.from_vit(str(tmp_path))
 
 
 def test_weights_of_a_real_vit(shared_dir):
