@@ -3,6 +3,7 @@ says.
 """
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -20,6 +21,7 @@ from hf_timesformer.model.way import (
     EXPORTED,
     INFERENCE,
     PLAIN,
+    TRACED,
     TRAINING,
     choose_way,
     why_plain,
@@ -64,6 +66,24 @@ def test_exported_and_compiled(ways):
 
     assert torch.compile(numbered, backend="eager", fullgraph=True)(TOKENS).max() == 2
     assert torch.compile(torch.func.vmap(numbered), backend="eager")(TOKENS[None]).max() == 0
+
+
+def test_traced(ways):
+    class Logits(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values):
+            return self.model(pixel_values).logits
+
+    model, inputs = tiny_model("axial"), clips(1, 4, 3, 12, 8)
+    torch.jit.trace(Logits(model), inputs, check_trace=False)
+    assert set(ways) == {PLAIN}
+    pytest.importorskip("onnx")
+    ways.clear()
+    torch.onnx.export(Logits(model), (inputs,), io.BytesIO(), dynamo=False, opset_version=17)
+    assert set(ways) == {TRACED}
 
 
 def test_counted_and_autocast_passes_are_ordinary(ways):
