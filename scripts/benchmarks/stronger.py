@@ -56,9 +56,9 @@ BATCH = 16  # as the recipe `demo` has it
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `benchmarks stronger`."""
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--clips", type=int, default=20, help="of each class to train on")
-    parser.add_argument("--steps", type=int, default=100, help="of 16 clips, in each run")
+    parser.add_argument("--steps", type=int, default=150, help="of 16 clips, in each run")
     parser.add_argument("--record", action="store_true", help="write results/stronger.json")
 
 
