@@ -11,7 +11,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import Sdpa, TimeSformerSelfAttention
+from .attention import TimeSformerSelfAttention
+from .attention_functions import Sdpa
 from .configuration_timesformer import TimeSformerConfig
 from .drop_path import TimeSformerDropPath
 from .efficient_inference import run_block_in_place

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .attention import Sdpa, TimeSformerSelfAttention, at_least_float32
+from .attention import TimeSformerSelfAttention
+from .attention_functions import Sdpa, at_least_float32
 from .efficient_linear import activated_linear, call, fuse, linear
 from .schemes import STRIDES, Grid, group, is_known, key_mask, sides_of, ungroup
 from .upstream import is_exporting

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from .attention import Sdpa, TimeSformerSelfAttention
+from .attention import TimeSformerSelfAttention
+from .attention_functions import Sdpa
 from .efficient_attention import (
     KEY_VALUE,
     QUERY,

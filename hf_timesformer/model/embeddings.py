@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .attention import at_least_float32
+from .attention_functions import at_least_float32
 from .configuration_timesformer import TimeSformerConfig, pair
 from .schemes import Grid, sides_of
 from .upstream import is_transformed

@@ -31,7 +31,8 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention import Sdpa, TimeSformerSelfAttention, eager_attention_forward
+from .attention import TimeSformerSelfAttention
+from .attention_functions import Sdpa, eager_attention_forward
 from .drop_path import TimeSformerDropPath
 from .upstream import (
     EXPORT_TENSORS,

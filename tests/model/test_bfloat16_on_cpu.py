@@ -7,9 +7,11 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.activations import ACT2FN
 
-from hf_timesformer.model import attention as attention_module
-from hf_timesformer.model import efficient_linear, upstream
-from hf_timesformer.model.attention import eager_attention_forward, short_attention_forward
+from hf_timesformer.model import attention_functions, efficient_linear, upstream
+from hf_timesformer.model.attention_functions import (
+    eager_attention_forward,
+    short_attention_forward,
+)
 
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +34,7 @@ def straight(monkeypatch):
         return onednn_linear(inputs, weight, bias, gelu)
 
     monkeypatch.setattr(efficient_linear, "onednn_linear", noting)
-    monkeypatch.setattr(attention_module, "USES_ONEDNN", True)
+    monkeypatch.setattr(attention_functions, "USES_ONEDNN", True)
     return seen
 
 
@@ -154,10 +156,10 @@ def test_networks_with_adapters(straight, scheme):
 
 
 def test_long_sequences_and_gradients_stay_with_sdpa(straight):
-    keys = torch.zeros(1, 1, attention_module.SHORT_BFLOAT16_SEQUENCE, 1, dtype=BF16)
-    assert not attention_module._is_short_for_cpu(keys)
+    keys = torch.zeros(1, 1, attention_functions.SHORT_BFLOAT16_SEQUENCE, 1, dtype=BF16)
+    assert not attention_functions.is_short_for_cpu(keys)
     with torch.no_grad():
-        assert attention_module._is_short_for_cpu(keys)
-        assert not attention_module._is_short_for_cpu(torch.cat((keys, keys), dim=2))
-        assert not attention_module._is_short_for_cpu(keys.float())
-        assert not attention_module._is_short_for_cpu(keys.to("meta"))
+        assert attention_functions.is_short_for_cpu(keys)
+        assert not attention_functions.is_short_for_cpu(torch.cat((keys, keys), dim=2))
+        assert not attention_functions.is_short_for_cpu(keys.float())
+        assert not attention_functions.is_short_for_cpu(keys.to("meta"))

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_timesformer.model import attention as attention_module
 from hf_timesformer.model import masks
-from hf_timesformer.model.attention import Sdpa
+from hf_timesformer.model.attention_functions import Sdpa
 from hf_timesformer.model.masks import blocks_mask, kept
 from hf_timesformer.model.way import TRAINING
 
