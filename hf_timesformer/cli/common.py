@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -260,18 +261,28 @@ def failures_of_all(failed: int) -> int:
     them is done; of a process that neither has started, its own.
 
     A launcher ends all of its processes as soon as one of them has ended with an error. So whoever
-    could not read a video waits for the others, who may be at work for hours.
+    could not read a video waits for the others, who may be at work for hours. They count in the
+    launcher's store; where that is gone, so are the others.
     """
-    import torch
     import torch.distributed as dist
 
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         return failed
-    dist.init_process_group("gloo", timeout=timedelta(days=365))
-    total = torch.tensor(failed)
-    dist.all_reduce(total)
-    end_process_group()
-    return int(total)
+    attempt = f"timesformer/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=30),
+        )
+        store.add(f"{attempt}/failed", failed)
+        store.add(f"{attempt}/done", 1)
+        while store.add(f"{attempt}/done", 0) < int(os.environ["WORLD_SIZE"]):
+            time.sleep(0.2)
+        return store.add(f"{attempt}/failed", 0)
+    except RuntimeError:
+        return failed
 
 
 def end_process_group() -> None:
