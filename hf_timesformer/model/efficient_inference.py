@@ -19,6 +19,7 @@ from .efficient_attention import (
     KEY_VALUE,
     QUERY,
     attend,
+    attend_groups,
     early_projection,
     is_plain,
     project,
@@ -31,7 +32,7 @@ from .efficient_training import (
     feed_forward,
     finish_cls,
 )
-from .schemes import STRIDES, Grid, sides_of
+from .schemes import STRIDES, Grid, group, sides_of, ungroup
 
 
 # Tokens taken at a time: few enough that what they are widened to stays in a CPU's cache; large on
@@ -95,9 +96,10 @@ def _attend_in_groups(layer: Block, step: str, patches: torch.Tensor, rows: int)
     """A step before the last, but `local`, of `patches (b, h, w, t, d)`."""
     layernorm, attention, to_update = _early_parts(layer, step, patches)
     for _, part, stride in whole_groups(patches, step, rows):
-        qkv = project(attention.qkv, layernorm(part))
-        context, _, _ = attention.attend_in_groups(qkv, None, stride, Sdpa.BRIEF)
-        part += to_update(context)
+        # Tokens are grouped before anything is done to them: what is copied is d wide, not 3d.
+        tokens = group(part, stride)  # (b, h, w, t, d) -> (b*g, l, d)
+        context = attend_groups(attention, layernorm(tokens), sides_of(part), stride)
+        part += ungroup(to_update(context), stride, sides_of(part))
 
 
 def _attend_in_windows(layer: Block, step: str, patches: torch.Tensor, rows: int) -> None:
