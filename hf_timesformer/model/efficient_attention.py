@@ -26,6 +26,14 @@ def is_plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear
 
 
+def has_dropout(layer: nn.Module) -> bool:
+    """Whether an adapter around a linear layer has dropout that is active."""
+    return not is_plain(layer) and any(
+        type(module) is nn.Dropout and module.training and module.p > 0
+        for module in layer.modules()
+    )
+
+
 def project(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """`layer(inputs)`, `(..., d) -> (..., e)`, by the faster product."""
     return linear(inputs, layer.weight, layer.bias) if is_plain(layer) else call(layer, inputs)

@@ -21,6 +21,7 @@ from .efficient_attention import (
     attend_from_cls,
     attend_groups,
     early_projection,
+    has_dropout,
     is_plain,
     project,
     project_activated,
@@ -102,7 +103,10 @@ def _attend_last(
     1 + n, d)`."""
     stride = STRIDES[layer.last_step](*grid)
     is_open = not is_known(grid[2], stride[2])
-    if layer.last_step not in LARGE_GROUPS or math.prod(stride) == 1 or is_open:
+    attention = layer.attention
+    # CLS in each group would be dropped out in each of its own
+    drops_out = has_dropout(attention.attention.qkv) or has_dropout(attention.output.dense)
+    if layer.last_step not in LARGE_GROUPS or math.prod(stride) == 1 or is_open or drops_out:
         return _attend_as_they_lie(layer, torch.cat((cls, patches), dim=1), grid)
     drop_path = layer.drop_path.draw(cls.shape[0], cls.device)
     patches = patches.unflatten(1, grid)

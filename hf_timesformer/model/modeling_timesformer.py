@@ -189,7 +189,8 @@ class TimeSformerForVideoClassification(TimeSformerPreTrainedModel):
             for name in ("output_hidden_states", "output_attentions")
         )
         cls_only = not (records or is_watched(self.timesformer))  # a hook there is for all tokens
-        outputs = self.timesformer(pixel_values, cls_only=cls_only, **kwargs)
+        # a tuple, if one is wanted, is made of what this model gives
+        outputs = self.timesformer(pixel_values, cls_only=cls_only, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state[:, 0])
         if views is not None:
             logits = logits.unflatten(0, (-1, views)).mean(dim=1)  # (b*v, labels) -> (b, labels)

@@ -11,7 +11,7 @@ it is entered only where nobody can tell the difference, but for the time and th
 | PLAIN     | no         | no           | no          | no    | called      | if a line of `REASONS` holds; else |
 | EXPORTED  | yes        | no           | no          | no    | called      | by `torch.export`                  |
 | COMPILED  | yes        | yes          | no          | no    | as is best  | by `torch.compile`                 |
-| TRAINING  | yes        | yes          | yes         | no    | as is best  | with gradients or random depth     |
+| TRAINING  | yes        | yes          | yes         | no    | as is best  | with gradients or random numbers   |
 | INFERENCE | yes        | yes          | -           | yes   | as is best  | otherwise                          |
 
 TRACED is the plain way, but for attention: of PyTorch's own, `torch.onnx` makes a graph that holds
@@ -19,7 +19,8 @@ for the traced batch alone.
 
 LoRA adapters (PEFT's) keep no pass from a fast way: they map token by token, as the layers that
 they were put around. Each way calls such a pair as the module that it is, and neither makes one map
-of it and another layer nor computes it again.
+of it and another layer nor computes it again. So dropout in an adapter runs as it does in PLAIN, on
+each token that the way passes through it.
 """
 
 from collections.abc import Callable
@@ -107,7 +108,7 @@ def choose_way(network: nn.Module, tokens: torch.Tensor, records: bool = False) 
         return EXPORTED
     if torch.compiler.is_compiling():
         return COMPILED
-    return TRAINING if torch.is_grad_enabled() or _drops_paths(this) else INFERENCE
+    return TRAINING if torch.is_grad_enabled() or _draws(this) else INFERENCE
 
 
 def why_plain(network: nn.Module, tokens: torch.Tensor, records: bool = False) -> str | None:
@@ -151,16 +152,24 @@ def _has_other_tensors(this: Pass) -> bool:
 
 
 def _drops_out(this: Pass) -> bool:
-    for module in (*this.modules, *this.adapters):
-        if type(module) is nn.Dropout and module.training and module.p > 0:
+    for module in this.modules:
+        if _is_active_dropout(module):
             return True
         if type(module) is TimeSformerSelfAttention and module.training and module.dropout > 0:
             return True
     return False
 
 
-def _drops_paths(this: Pass) -> bool:
-    return any(type(module) is TimeSformerDropPath and module.is_active for module in this.modules)
+def _is_active_dropout(module: nn.Module) -> bool:
+    return type(module) is nn.Dropout and module.training and module.p > 0
+
+
+def _draws(this: Pass) -> bool:
+    """Whether blocks, or the dropout in adapters, draw random numbers. A recomputation whose first
+    pass had no gradients must draw them in the order of that pass, so both go the same way."""
+    return any(
+        type(module) is TimeSformerDropPath and module.is_active for module in this.modules
+    ) or any(_is_active_dropout(module) for module in this.adapters)
 
 
 def _has_own_attention(this: Pass) -> bool:
@@ -192,8 +201,7 @@ REASONS: tuple[tuple[str, Callable[[Pass], bool]], ...] = (
     # Who asks for so many digits wants each operation as it is written, gradients checked by
     # differences above all.
     ("the tokens are float64", lambda this: this.tokens.dtype not in DTYPES),
-    # Ways draw in different orders, and a recomputation without the first pass's gradients must
-    # draw as that did.
+    # The fast ways leave the network's own dropout out; that in adapters runs as they do.
     ("dropout is active", _drops_out),
     ("the attention function is the user's own", _has_own_attention),
 )

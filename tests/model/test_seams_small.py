@@ -60,6 +60,17 @@ def stock_and_ours(scheme: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     return stock, ours
 
 
+def test_a_config_may_ask_for_tuples():
+    stock, ours = stock_and_ours("divided_space_time")
+    inputs = clips(2, 4, 3, 8, 8)
+    for model in (stock, ours):
+        model.config.return_dict = False
+    with torch.no_grad():
+        (found,), (expected,) = ours(inputs), stock(inputs)
+        assert_close(found, expected)
+        assert_close(ours(inputs, return_dict=True).logits, expected)
+
+
 @pytest.mark.parametrize("scheme", [scheme for scheme in STOCK_SCHEMES if scheme != "space_only"])
 def test_tuples_begin_as_stocks(scheme):
     stock, ours = stock_and_ours(scheme)
