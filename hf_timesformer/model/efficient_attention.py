@@ -26,12 +26,14 @@ def is_plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear
 
 
+def is_active_dropout(module: nn.Module) -> bool:
+    """Whether `module` is dropout that draws."""
+    return type(module) is nn.Dropout and module.training and module.p > 0
+
+
 def has_dropout(layer: nn.Module) -> bool:
-    """Whether an adapter around a linear layer has dropout that is active."""
-    return not is_plain(layer) and any(
-        type(module) is nn.Dropout and module.training and module.p > 0
-        for module in layer.modules()
-    )
+    """Whether an adapter around a linear layer has dropout that draws."""
+    return not is_plain(layer) and any(map(is_active_dropout, layer.modules()))
 
 
 def project(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .attention import TimeSformerSelfAttention
 from .attention_functions import Sdpa, eager_attention_forward
 from .drop_path import TimeSformerDropPath
+from .efficient_attention import is_active_dropout
 from .upstream import (
     EXPORT_TENSORS,
     apart_from_adapters,
@@ -153,15 +154,11 @@ def _has_other_tensors(this: Pass) -> bool:
 
 def _drops_out(this: Pass) -> bool:
     for module in this.modules:
-        if _is_active_dropout(module):
+        if is_active_dropout(module):
             return True
         if type(module) is TimeSformerSelfAttention and module.training and module.dropout > 0:
             return True
     return False
-
-
-def _is_active_dropout(module: nn.Module) -> bool:
-    return type(module) is nn.Dropout and module.training and module.p > 0
 
 
 def _draws(this: Pass) -> bool:
@@ -169,7 +166,7 @@ def _draws(this: Pass) -> bool:
     pass had no gradients must draw them in the order of that pass, so both go the same way."""
     return any(
         type(module) is TimeSformerDropPath and module.is_active for module in this.modules
-    ) or any(_is_active_dropout(module) for module in this.adapters)
+    ) or any(map(is_active_dropout, this.adapters))
 
 
 def _has_own_attention(this: Pass) -> bool:

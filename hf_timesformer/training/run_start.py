@@ -4,6 +4,8 @@ the clips.
 
 import copy
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,8 @@ def start_network(
         return TemporalStart("attention")
     start = TemporalStart(name)
     if name == "auto":
-        clips = (found, processor, args, label_ids, group_by)
-        start = _go_on(checkpoint) if checkpoint else _settle(network, *clips)
+        choose = partial(_choose, network, found, processor, args, label_ids, group_by)
+        start = _go_on(checkpoint) if checkpoint else _settle(network, found, args, choose)
     count = start_blocks(network, start.name)
     logger.info(
         "time embeddings start at random, and the temporal heads of %d blocks as in --temporal_start %s",
@@ -88,10 +90,8 @@ def _go_on(checkpoint: str | Path) -> TemporalStart:
 def _settle(
     network: TimeSformerForVideoClassification,
     found: FoundVideos,
-    processor: TimeSformerVideoProcessor,
     args: VideoTrainingArguments,
-    label_ids: list[int],
-    group_by: str | None,
+    choose: Callable[[], TemporalStart],
 ) -> TemporalStart:
     """The start that suits the clips, of all processes the same; where none can be chosen, the usual
     one.
@@ -102,7 +102,7 @@ def _settle(
         return TemporalStart(USUAL)
     choice: list[Any] = [None]
     if args.process_index == 0:
-        choice = [_choose(network, found, processor, args, label_ids, group_by)]
+        choice = [choose()]
         logger.info(choice[0].describe())
     if args.world_size > 1:
         broadcast_object_list(choice)
