@@ -415,17 +415,17 @@ def test_every_video_is_in_one_share(film, model_folder, tmp_path: Path, capsys,
 def test_torchrun_labels_all_though_one_process_has_nothing_that_can_be_read(
     film, model_folder, tmp_path: Path, capsys
 ):
-    """The process that is soon done, with an error, does not take the other one with it."""
+    """The process that is soon done, with an error, does not take the other one with it, which has
+    hundreds of windows to go through."""
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(12):
         Image.new("RGB", (48, 32), (20 * number,) * 3).save(pictures / f"{number}.png")
-    readable = [film, pictures, *(tmp_path / f"{number}.mp4" for number in range(6))]
-    for link in readable[2:]:
-        link.symlink_to(film)
+    readable = [film, pictures]
     (tmp_path / "a.mp4").write_text("no video")
-    broken = [tmp_path / "a.mp4", *(tmp_path / f"missing{number}.mp4" for number in range(7))]
+    broken = [tmp_path / "a.mp4", tmp_path / "missing.mp4"]
     options = ["--frame_rate", 4, "--model", model_folder, "--dtype", "float32"]
+    options += ["--stride", 0.01, "--batch_size", 1]
     code, _, err = run(capsys, broken[0], *readable[:2], *options, "--output_dir", tmp_path / "one")
     assert (code, err.count("error: ")) == (1, 1)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
@@ -439,7 +439,7 @@ def test_torchrun_labels_all_though_one_process_has_nothing_that_can_be_read(
         text=True,
         timeout=240,
     )
-    assert (done.returncode, done.stderr.count("error: ")) == (1, 8), done.stderr[-3000:]
+    assert (done.returncode, done.stderr.count("error: ")) == (1, 2), done.stderr[-3000:]
     for path in (tmp_path / "one").iterdir():
         assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
     assert {path.stem for path in (tmp_path / "two").glob("*.vtt")} == {
