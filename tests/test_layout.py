@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hf_timesformer"
 # From the ground up. A folder imports from its own floor or from one below it, and no two folders
 # import each other.
 FLOORS = (
-    ("model", "video", "versions"),
+    ("model", "video", "versions", "run_lock"),
     ("data",),
     ("evaluation", "visualization", "hub", "conversion", "inference"),
     ("timeline", "training", "recipes"),

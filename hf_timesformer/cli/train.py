@@ -13,8 +13,8 @@ from contextlib import nullcontext
 
 from transformers.utils import logging as transformers_logging
 
+from ..run_lock import Work, only_run_in
 from ..training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
-from ..training.checkpoints import only_run_in
 from ..training.recipes import apply_recipe
 from ..training.run import train
 from ..training.stopping import EXIT_CODE, RunStopped
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
         try:
-            with only_run_in(args.output_dir) if args.should_save else nullcontext():
+            with only_run_in(args.output_dir, Work("train")) if args.should_save else nullcontext():
                 train(model_args, data_args, args)
         except RunStopped as stop:
             end_process_group()

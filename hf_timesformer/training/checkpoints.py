@@ -1,5 +1,4 @@
-"""Which checkpoints of a run are whole, which may be removed, and that a folder has one run at a
-time.
+"""Which checkpoints of a run are whole, and which may be removed.
 
 A checkpoint of ours carries a mark: `incomplete` while it is being written, `data_order.json` from
 then on. What carries neither is somebody else's, and is never removed.
@@ -8,11 +7,8 @@ then on. What carries neither is somebody else's, and is never removed.
 import logging
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from transformers.trainer import TRAINER_STATE_NAME
 
 
@@ -23,10 +19,7 @@ BAD_CLIPS = "bad_clips.json"
 DATA_ORDER = "data_order.json"
 # stands in a checkpoint that was saved when an evaluation was due, or was cut off
 EVALUATION_DUE = "evaluation_due"
-RUN_LOCK = "_run.lock"  # the underscore keeps Trainer from pushing it to the Hub
-WAIT_SECONDS = 20  # decoding workers outlive a killed run by some seconds, and hold its lock
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
-_held: set[Path] = set()  # locks that this process has already
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -99,48 +92,3 @@ def remove_old_checkpoints(output_dir: str | Path, keep: int | None, best: str |
     for path in ours:
         if path not in kept:
             shutil.rmtree(path)
-
-
-@contextmanager
-def only_run_in(output_dir: str | Path) -> Iterator[None]:
-    """Keep other runs out of the folder while this one is alive; also a `kill -9` gives it back.
-
-    The launchers of torch and accelerate start every process in a session of its own, so a kill may
-    miss one, which trains and saves on. A process that has the folder already keeps it. Raises
-    ValueError where another run has it.
-    """
-    path = (Path(output_dir) / RUN_LOCK).resolve()
-    if path in _held:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        _acquire(lock, output_dir)
-    except Timeout as error:
-        raise ValueError(
-            f"another run is at work in {output_dir}: end all of its processes, those too that outlived their "
-            "launcher, or choose another --output_dir"
-        ) from error
-    except (OSError, NotImplementedError) as error:
-        logger.warning(
-            "%s cannot be locked (%s): two runs in it would not notice each other", path, error
-        )
-    _held.add(path)
-    try:
-        yield
-    finally:
-        _held.discard(path)
-        lock.release()
-
-
-def _acquire(lock: FileLock, output_dir: str | Path) -> None:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning(
-            "another run, or what is left of a killed one, holds %s: waiting up to %d s",
-            output_dir,
-            WAIT_SECONDS,
-        )
-        lock.acquire(timeout=WAIT_SECONDS)

@@ -18,8 +18,8 @@ from ..data.faults import FaultTally
 from ..data.shard_source import ShardSource
 from ..data.targets import REGRESSION, SINGLE_LABEL, is_counted
 from ..hub.publish import PublishMixin
+from ..run_lock import Work, only_run_in
 from .arguments import VideoTrainingArguments
-from .checkpoints import only_run_in
 from .objective import CLIP_LOSS, NON_FINITE, clip_loss
 from .refused_arguments import refuse
 from .run_callback import RunCallback
@@ -339,7 +339,9 @@ class VideoTrainer(
         SIGTERM.
         """
         with (
-            only_run_in(self.args.output_dir) if self.args.should_save else nullcontext(),
+            only_run_in(self.args.output_dir, Work("train"))
+            if self.args.should_save
+            else nullcontext(),
             self._stop,
         ):
             self._leaves_after_save = self._evaluation_due = False

@@ -1,19 +1,14 @@
-"""Which checkpoints are gone on from, which are removed, and that a folder has one run at a time."""
+"""Which checkpoints are gone on from, and which are removed."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from hf_timesformer.training import checkpoints
 from hf_timesformer.training.checkpoints import (
     DATA_ORDER,
     INCOMPLETE,
-    RUN_LOCK,
     find_checkpoint,
     list_checkpoints,
-    only_run_in,
     remove_half_written,
     remove_old_checkpoints,
 )
@@ -82,24 +77,3 @@ def test_the_last_and_the_best_checkpoints_stay(keep, best, left, tmp_path):
         (make_checkpoint(tmp_path, step) / DATA_ORDER).write_text("{}")
     remove_old_checkpoints(tmp_path, keep, best and str(tmp_path / f"checkpoint-{best}"))
     assert list_checkpoints(tmp_path) == [tmp_path / f"checkpoint-{step}" for step in left]
-
-
-def test_a_folder_has_one_run_at_a_time_and_a_kill_gives_it_back(tmp_path, monkeypatch, caplog):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    path = str(folder / RUN_LOCK)
-    hold = f"import filelock; lock = filelock.FileLock({path!r}); lock.acquire(); print('held', flush=True); input()"
-    monkeypatch.setattr(checkpoints, "WAIT_SECONDS", 0)
-    with subprocess.Popen(
-        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        other.stdout.readline()
-        with pytest.raises(ValueError, match="another run is at work in"), only_run_in(folder):
-            pass
-        assert f"holds {folder}: waiting up to 0 s" in caplog.text
-        other.kill()
-    for _ in range(2):
-        with only_run_in(folder), only_run_in(folder):  # the command and the trainer in it
-            probe = f"import filelock; filelock.FileLock({path!r}).acquire(timeout=0)"
-            refused = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
-            assert "Timeout" in refused.stderr

@@ -7,18 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from transformers import Trainer, default_data_collator
 from transformers.trainer_utils import EvalPrediction
 
+from hf_timesformer import run_lock
 from hf_timesformer.data.clips import TrainingClips
 from hf_timesformer.data.row_source import RecordSource
 from hf_timesformer.data.targets import NO_CLIP, UNREADABLE
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
-from hf_timesformer.training import checkpoints
 from hf_timesformer.training.arguments import VideoTrainingArguments
-from hf_timesformer.training.checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE, RUN_LOCK
+from hf_timesformer.training.checkpoints import BAD_CLIPS, DATA_ORDER, INCOMPLETE
 from hf_timesformer.training.learning_curve import draw_curve
 from hf_timesformer.training.objective import ClipMetrics, balanced_weights
 from hf_timesformer.training.trainer import VideoTrainer
@@ -327,14 +326,12 @@ def test_the_best_model_is_loaded_where_it_can_be(
 
 
 def test_train_itself_keeps_other_runs_out_of_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "WAIT_SECONDS", 0)
     trainer = make_trainer(tmp_path, trainer={"train_dataset": make_items(4)}, max_steps=1)
     folder = trainer.args.output_dir
-    with (
-        FileLock(Path(folder) / RUN_LOCK),
-        pytest.raises(ValueError, match=f"another run is at work in {folder}: "),
-    ):
-        trainer.train()
+    with run_lock.only_run_in(folder, run_lock.Work("train")):
+        monkeypatch.setattr(run_lock, "_held", set())  # as if it were another process
+        with pytest.raises(ValueError, match=f"another run is at work in {folder}: process "):
+            trainer.train()
 
 
 def test_a_checkpoint_is_pushed_when_it_is_whole(tmp_path, monkeypatch):
