@@ -222,28 +222,49 @@ def program_for_launchers(argv: Sequence[str]) -> str:
     return f"-m hf_timesformer.cli.{command}"
 
 
-def share_of(count: int, shard: str | None = None) -> list[int]:
-    """The numbers, out of `count`, that are this process's share of some work.
+def add_shard_argument(parser: Any) -> None:
+    """`--shard I/N` of all commands whose work several machines share; it is read into `(I, N)`."""
+    parser.add_argument(
+        "--shard",
+        type=parse_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="only the I-th of N equal shares of the videos, counted from 0, as SLURM's array tasks and ranks are; "
+        "processes of torchrun divide it once more (default: all videos)",
+    )
 
-    `shard` is `"i/n"`: the i-th, from 0, of n machines or array tasks. Each of them may run several
-    processes, started by torchrun or accelerate (`RANK`, `WORLD_SIZE`), which share its part:
 
-        10 videos, shard 1/2, rank 0 of 2: 2, 6        rank 1 of 2: 3, 7
+def parse_shard(text: str) -> tuple[int, int]:
+    """`"2/4"` -> `(2, 4)`, the third of four shares. Raises ArgumentTypeError for what is none."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if found and int(found[1]) < int(found[2]):
+        return int(found[1]), int(found[2])
+    shares = (int(found[2]) if found else 0) or 4
+    raise argparse.ArgumentTypeError(
+        f"{text} is no share: they count from 0 to N-1, "
+        + (f"so it is 0/{shares} to {shares - 1}/{shares}" if shares > 1 else "so it is 0/1")
+    )
 
-    Raises ValueError for a shard that is none.
+
+def own_share(shard: tuple[int, int]) -> tuple[int, int]:
+    """Which of how many equal shares of some work is this process's, from 0.
+
+    `shard` is that of its machine or array task. Each of them may run several processes, started by
+    torchrun or accelerate (`RANK`, `WORLD_SIZE`), which share its part:
+
+        shard 1/2, rank 0 of 2: 2/4        rank 1 of 2: 3/4
     """
-    part, parts = _parse_shard(shard)
+    part, parts = shard
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    return list(range(part * world + rank, count, parts * world))
+    return part * world + rank, parts * world
 
 
-def _parse_shard(shard: str | None) -> tuple[int, int]:
-    if shard is None:
-        return 0, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not found or int(found[1]) >= int(found[2]):
-        raise ValueError(f"--shard {shard}: give I/N with I from 0 to N - 1, such as 0/4")
-    return int(found[1]), int(found[2])
+def share_of(count: int, shard: tuple[int, int]) -> list[int]:
+    """The numbers, out of `count`, that are this process's share of some work: of 10 videos and
+    share 2/4 they are 2 and 6.
+    """
+    part, parts = own_share(shard)
+    return list(range(part, count, parts))
 
 
 def local_device() -> str | None:

@@ -22,7 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.arguments import add_dataset_arguments, dataset_arguments
-from .common import failures_of_all, local_device, make_parser, share_of, user_errors
+from .common import (
+    add_shard_argument,
+    failures_of_all,
+    local_device,
+    make_parser,
+    own_share,
+    share_of,
+    user_errors,
+)
 
 
 if TYPE_CHECKING:
@@ -51,9 +59,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--num_clips", type=int, default=1, help="clips a video, averaged")
     parser.add_argument("--num_frames", type=int, help="frames a clip, if not the checkpoint's")
-    parser.add_argument(
-        "--shard", metavar="I/N", help="only the I-th (from 0) of N equal shares of the videos"
-    )
+    add_shard_argument(parser)
     parser.add_argument("--batch_size", type=int, default=8, help="videos that run together")
     parser.add_argument(
         "--num_workers", type=int, default=2, help="processes that decode, for each process"
@@ -80,10 +86,12 @@ def main(argv: list[str] | None = None) -> None:
     from ..data.faults import Fault
     from ..evaluation.features import FeatureFolder, FeatureSettings, extract
     from ..inference import choose_device, choose_dtype, load_model_and_processor
+    from ..run_lock import Work, only_run_in
 
     transformers.logging.disable_progress_bar()
     failed = 0
-    with user_errors():
+    work_here = Work("extract", own_share(args.shard))
+    with user_errors(), only_run_in(args.output_dir, work_here):
         device = choose_device(args.device or local_device())
         dtype = choose_dtype(args.dtype, device)
         data = dataset_arguments(args)
@@ -128,20 +136,17 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(int(failures_of_all(failed) > 0))
 
 
-def share_of_videos(videos: "Dataset | IterableDataset", shard: str | None) -> list[int]:
+def share_of_videos(videos: "Dataset | IterableDataset", shard: tuple[int, int]) -> list[int]:
     """This process's rows of a map-style data set; of a stream, which of how many shares of its
     shards is its own.
     """
-    if hasattr(videos, "__len__"):
-        return share_of(len(videos), shard)
-    shares = (int(shard.split("/")[1]) if shard else 1) * int(os.environ.get("WORLD_SIZE", 1))
-    return [*share_of(shares, shard), shares]
+    return share_of(len(videos), shard) if hasattr(videos, "__len__") else [*own_share(shard)]
 
 
-def writer_name(shard: str | None) -> str:
+def writer_name(shard: tuple[int, int]) -> str:
     """A name that no other process of this work has, for its parts."""
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    return f"{(shard or '0/1').replace('/', 'of')}-{rank}of{world}"
+    return f"{shard[0]}of{shard[1]}-{rank}of{world}"
 
 
 if __name__ == "__main__":

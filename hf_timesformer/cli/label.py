@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING
 
 from .common import (
     add_reading_arguments,
+    add_shard_argument,
     failures_of_all,
     local_device,
     make_parser,
@@ -156,9 +157,7 @@ def add_work(parser: argparse.ArgumentParser) -> None:
     add_reading_arguments(parser)
     work = parser.add_argument_group("work")
     work.add_argument("--resume", action="store_true", help="go on where a killed run stopped")
-    work.add_argument(
-        "--shard", metavar="I/N", help="only the I-th (from 0) of N equal shares of the videos"
-    )
+    add_shard_argument(work)
     work.add_argument("--batch_size", type=int, default=8, help="windows that run together")
     work.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
     work.add_argument(
@@ -174,39 +173,50 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     import transformers  # after the command line: `--help` answers at once
 
-    from ..timeline.windows import Windows
-    from ..video.decoding import VideoDecodeError
+    from ..run_lock import Work, only_run_in
 
     transformers.logging.disable_progress_bar()
-    failed = 0
     with user_errors():
         videos = find_videos(args.videos)
         names = output_names(videos)
         share = share_of(len(videos), args.shard)
         check_outputs(args, several=len(videos) > 1)
-        model, processor = load(args)
-        settings = label_settings(args, model)
-        limits_of(args)  # refuses unknown ones before any work
-        # refuses what makes no windows, before any work
-        Windows(args.window, args.stride, processor.num_frames)
-        warn_of_speed(args, processor)
-        args.output_dir.mkdir(parents=True, exist_ok=True)
         if len(share) < len(videos):
             print(f"{len(share)} of {len(videos)} videos are this process's share")
-        for number in share:
-            base = args.output_dir / names[number]
-            looked = looked_at(videos[number], model, processor, settings, args)
-            if args.resume and is_finished(
-                base, further_files(base, args.overlay, args.features), looked
-            ):
-                print(f"{videos[number]}: finished before ({base.name}.json)")
-                continue
-            try:
-                label_one(videos[number], base, model, processor, settings, args)
-            except VideoDecodeError as error:
-                failed += 1
-                print(f"error: {error}", file=sys.stderr)
+        own = {names[number]: videos[number] for number in share}
+        with only_run_in(args.output_dir, Work("label", names=frozenset(own))):
+            failed = label_videos(own, args)
     sys.exit(int(failures_of_all(failed) > 0))
+
+
+def label_videos(videos: dict[str, Path], args: argparse.Namespace) -> int:
+    """Label the videos, each under its name in the output folder. Returns how many cannot be read.
+
+    Raises ValueError for settings that make no sense.
+    """
+    from ..timeline.windows import Windows
+    from ..video.decoding import VideoDecodeError
+
+    model, processor = load(args)
+    settings = label_settings(args, model)
+    limits_of(args)  # refuses unknown ones before any work
+    # refuses what makes no windows, before any work
+    Windows(args.window, args.stride, processor.num_frames)
+    warn_of_speed(args, processor)
+    failed = 0
+    for name, video in videos.items():
+        base = args.output_dir / name
+        looked = looked_at(video, model, processor, settings, args)
+        further = further_files(base, args.overlay, args.features)
+        if args.resume and is_finished(base, further, looked):
+            print(f"{video}: finished before ({base.name}.json)")
+            continue
+        try:
+            label_one(video, base, model, processor, settings, args)
+        except VideoDecodeError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    return failed
 
 
 def check_outputs(args: argparse.Namespace, *, several: bool) -> None:

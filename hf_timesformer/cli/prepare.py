@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.arguments import DATASETS, add_dataset_arguments, dataset_arguments
-from .common import make_parser, user_errors
+from .common import add_shard_argument, make_parser, own_share, user_errors
 
 
 if TYPE_CHECKING:
@@ -66,10 +66,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default="true",
         help="re-encode without what makes decoding dear, for files that are a little larger",
     )
-    parser.add_argument(
-        "--shard",
-        help="part of the work, such as 1/4 on the first of four machines; torchrun sets it for each process",
-    )
+    add_shard_argument(parser)
     parser.add_argument("--seed", type=int, default=0, help="order of the videos in the shards")
     return parser.parse_args(argv)
 
@@ -77,20 +74,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Scan, write the manifest, pack, and write the manifest again with the places in the shards."""
     args = parse_arguments(argv)
-    from filelock import FileLock, Timeout
-
     from ..data.preparation.parts import Part
+    from ..run_lock import Work, only_run_in
 
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
     output_dir = Path(args.output_dir)
     try:
         with user_errors():
-            output_dir.mkdir(parents=True, exist_ok=True)
-            part = Part.parse(args.shard) if args.shard else Part.of_process()
-            with FileLock(output_dir / f".lock{part.tag}", timeout=0):
-                prepare(args, output_dir, part)
-    except Timeout:
-        sys.exit(f"error: another `timesformer prepare` is at work in {output_dir}")
+            share = own_share(args.shard)
+            with only_run_in(output_dir, Work("prepare", share)):
+                prepare(args, output_dir, Part(*share))
     except KeyboardInterrupt:
         sys.exit("interrupted: run the same command again, it goes on here")
 
@@ -148,9 +141,9 @@ def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
     print_summary(table.to_pylist(), packed=args.pack)
     waiting = join_parts(output_dir, part) if part.of > 1 else []
     if waiting:
-        others = ", ".join(map(str, waiting))
+        others = ", ".join(f"{number}/{part.of}" for number in waiting)
         print(
-            f"wrote {path}, part {part.number} of {part.of}; still to come before all is joined: {others}"
+            f"wrote {path}, part {part.number}/{part.of}; still to come before all is joined: {others}"
         )
         return
     path = output_dir / MANIFEST

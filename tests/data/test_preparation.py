@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import os
 import resource
 import shutil
 import subprocess
@@ -18,10 +19,11 @@ import pool_function
 import pyarrow.parquet as pq
 import pytest
 
+from hf_timesformer import run_lock
 from hf_timesformer.cli import prepare as prepare_command
 from hf_timesformer.data.dataset_factory import find_videos, load_videos
 from hf_timesformer.data.preparation.pack import PackSettings, pack
-from hf_timesformer.data.preparation.parts import Part, join_indexes
+from hf_timesformer.data.preparation.parts import Part, join_indexes, refuse_other_division
 from hf_timesformer.data.preparation.scan import (
     Listed,
     list_records,
@@ -495,7 +497,7 @@ def prepare(*argv: object) -> None:
     prepare_command.main([str(word) for word in argv])
 
 
-@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 @pytest.mark.parametrize("by_launcher", [False, True])
 def test_parts_are_joined(
     clips: Path, tmp_path: Path, order, by_launcher: bool, monkeypatch, capsys
@@ -511,13 +513,14 @@ def test_parts_are_joined(
             with pytest.raises(ValueError, match="is not finished"):
                 load_videos("webdataset", output, "train")
         if by_launcher:
-            monkeypatch.setenv("RANK", str(number - 1))
+            monkeypatch.setenv("RANK", str(number))
             monkeypatch.setenv("WORLD_SIZE", "3")
             prepare(*common, "--output_dir", output)
         else:
             prepare(*common, "--output_dir", output, "--shard", f"{number}/3")
     told = capsys.readouterr().out
-    assert f"part {order[0]} of 3; still to come before all is joined: " in told
+    others = ", ".join(f"{number}/3" for number in sorted(order[1:]))
+    assert f"part {order[0]}/3; still to come before all is joined: {others}\n" in told
 
     def content(folder: Path) -> dict[str, bytes]:
         return {
@@ -554,16 +557,33 @@ def test_another_division_is_refused(clips: Path, tmp_path: Path, capsys):
         "--check",
         "header",
     )
-    prepare(*common, "--shard", "1/2")
+    prepare(*common, "--shard", "0/2")
     for shard, complaint in (
-        ("1/3", "was prepared in 2 parts, not 3"),
-        ("1/1", "was prepared in 2 parts, not 1"),
-        ("0/2", "write 1/4 to 4/4"),
-        ("half", "write 1/4 to 4/4"),
+        ("0/3", "was prepared in 2 parts, not 3"),
+        ("0/1", "was prepared in 2 parts, not 1"),
+        ("3/3", "3/3 is no share: they count from 0 to N-1, so it is 0/3 to 2/3"),
+        ("half", "half is no share: they count from 0 to N-1, so it is 0/4 to 3/4"),
     ):
         with pytest.raises(SystemExit):
             prepare(*common, "--shard", shard)
         assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["scan-1of4.jsonl", "manifest-4of4.parquet"])
+def test_parts_that_were_counted_from_1_are_refused(tmp_path: Path, name: str):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"{name} is of an earlier version, which counted parts"):
+        refuse_other_division(tmp_path, Part(0, 4))
+
+
+def test_a_part_has_one_run_at_a_time(clips: Path, tmp_path: Path, capsys, monkeypatch):
+    common = ("--data_dir", clips, "--output_dir", tmp_path, "--num_workers", 0)
+    with run_lock.only_run_in(tmp_path, run_lock.Work("prepare", (1, 2))):
+        monkeypatch.setattr(run_lock, "_held", set())  # as if it were another process
+        with pytest.raises(SystemExit):
+            prepare(*common, "--shard", "1/2")
+        assert f"at work in {tmp_path}: process {os.getpid()} on " in capsys.readouterr().err
+        prepare(*common, "--shard", "0/2", "--check", "header")
 
 
 def test_parts_of_different_settings_are_not_joined():
@@ -583,7 +603,7 @@ def test_missing_videos_are_shared_out():
     for number in range(5):
         records.add_listed(f"m{number}", None, 0)
         records.add(f"v{number}", f"{number}.mp4", 0, weight=float(number))
-    parts = [part.take(records) for part in Part(1, 2).all()]
+    parts = [part.take(records) for part in Part(0, 2).all()]
     assert [part.video_ids for part in parts] == [["v0", "v2", "v4"], ["v1", "v3"]]
     assert [part.missing for part in parts] == [["m0", "m2", "m4"], ["m1", "m3"]]
     assert parts[1].extras == [{"weight": 1.0}, {"weight": 3.0}]

@@ -11,6 +11,7 @@ import torch
 from tiny import tiny_model
 from tiny_models import write_clips, write_model
 
+from hf_timesformer import run_lock
 from hf_timesformer.cli import extract as command
 from hf_timesformer.data.synthetic import MOTIONS
 from hf_timesformer.evaluation import features as features_module
@@ -131,6 +132,17 @@ def test_shares_and_a_kill(clips, model_folder, tmp_path: Path, capsys, monkeypa
     assert "holds features of pool='cls', now it is 'patches'" in err
 
 
+def test_a_share_has_one_run_at_a_time(clips, model_folder, tmp_path: Path, capsys, monkeypatch):
+    with run_lock.only_run_in(tmp_path, run_lock.Work("extract", (1, 2))):  # rank 1 of 2 is left
+        monkeypatch.setattr(run_lock, "_held", set())  # as if it were another process
+        code, _, err = run(capsys, *arguments(clips, model_folder, tmp_path))
+        assert code == 2
+        assert f"at work in {tmp_path}: process {os.getpid()} on " in err
+        run(capsys, *arguments(clips, model_folder, tmp_path), "--shard", "0/4")
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".parquet"}
+    assert not list(tmp_path.glob("_run-*"))
+
+
 def test_shards_of_a_stream(clips, model_folder, tmp_path: Path, capsys, monkeypatch):
     from hf_timesformer.cli import prepare
 
@@ -166,7 +178,8 @@ def test_shards_of_a_stream(clips, model_folder, tmp_path: Path, capsys, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("option", "message"), [(["--layer", 2], "1 to 1, got 2"), (["--shard", "2/2"], "give I/N")]
+    ("option", "message"),
+    [(["--layer", 2], "1 to 1, got 2"), (["--shard", "2/2"], "from 0 to N-1, so it is 0/2 to 1/2")],
 )
 def test_mistakes(clips, model_folder, tmp_path, capsys, option: list, message: str):
     code, _, err = run(capsys, *arguments(clips, model_folder, tmp_path), *option)

@@ -23,9 +23,9 @@ from PIL import Image
 from ports import free_port
 from tiny import tiny_model
 
-from hf_timesformer import TimeSformerVideoProcessor
+from hf_timesformer import TimeSformerVideoProcessor, run_lock
 from hf_timesformer.cli import label
-from hf_timesformer.cli.common import share_of
+from hf_timesformer.cli.common import parse_shard, share_of
 from hf_timesformer.timeline import film as film_module
 from hf_timesformer.timeline.film import caption, cut_film
 from hf_timesformer.timeline.journal import Journal
@@ -412,6 +412,22 @@ def test_every_video_is_in_one_share(film, model_folder, tmp_path: Path, capsys,
     assert len(list((tmp_path / "out").glob("*_cam.json"))) == 5
 
 
+def test_a_video_has_one_run_at_a_time(film, model_folder, tmp_path: Path, capsys, monkeypatch):
+    """What a dead launcher has left at work keeps its videos, however they are divided now."""
+    other = tmp_path / "other.mp4"
+    other.symlink_to(film)
+    options = ["--model", model_folder, "--output_dir", tmp_path / "out", "--window", 8]
+    left = run_lock.Work("label", names=frozenset([film.stem, "another"]))
+    with run_lock.only_run_in(tmp_path / "out", left):
+        monkeypatch.setattr(run_lock, "_held", set())  # as if it were another process
+        code, _, err = run(capsys, film, other, *options, "--resume")
+        assert code == 2
+        assert f"at work in {tmp_path / 'out'}: process {os.getpid()} on " in err
+        assert err.count("error: ") == 1
+        assert run(capsys, film, other, *options, "--shard", "1/2")[0] == 0  # only the other video
+    assert not list((tmp_path / "out").glob("_run-*"))
+
+
 def test_torchrun_labels_all_though_one_process_has_nothing_that_can_be_read(
     film, model_folder, tmp_path: Path, capsys
 ):
@@ -448,18 +464,18 @@ def test_torchrun_labels_all_though_one_process_has_nothing_that_can_be_read(
 
 
 @pytest.mark.parametrize(
-    ("shard", "rank", "world", "share"), [("1/2", 0, 2, [2, 6]), (None, 1, 3, [1, 4, 7])]
+    ("shard", "rank", "world", "share"), [("1/2", 0, 2, [2, 6]), ("0/1", 1, 3, [1, 4, 7])]
 )
-def test_shares(monkeypatch, shard: str | None, rank: int, world: int, share: list[int]):
+def test_shares(monkeypatch, shard: str, rank: int, world: int, share: list[int]):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(world))
-    assert share_of(10, shard) == share
+    assert share_of(10, parse_shard(shard)) == share
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shard", "4/4"], "--shard 4/4: give I/N"),
+        (["--shard", "4/4"], "argument --shard: 4/4 is no share: they count from 0 to N-1, so"),
         (["--window", "0"], "window must be a positive number of seconds, got 0.0"),
         (["--threshold", "0.2", "--low_threshold", "0.4"], "low_threshold must lie between"),
         (["--smoothing", "4"], "smoothing must be an odd number"),

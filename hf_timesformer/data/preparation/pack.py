@@ -119,7 +119,7 @@ def pack(
         settings: how videos become shards.
         expected: listed videos of each split, packed or not.
         num_workers: processes that read and encode; 0: this one.
-        part: which part of the data set `videos` are; its files have its name (`shards-2of4.json`).
+        part: which part of the data set `videos` are; its files have its name (`shards-1-of-4.json`).
         reading: of the videos' files. Folders of pictures whose rate nobody tells are packed at
             `encoding.UNKNOWN_RATE`, which is said in the log.
 

@@ -1,13 +1,12 @@
 """One data set prepared by several machines: each takes a part of the videos, the last one to
 finish joins the lists.
 
-Part 2 of 4 takes every fourth video, from the second on, so that each has clips of all classes. All
-parts write into one folder, each under names of its own (`scan-2of4.jsonl`,
-`train-2of4-000000.tar`), and nobody waits for another.
+Part 1 of 4, counted from 0, takes every fourth video, from the second on, so that each has clips of
+all classes. All parts write into one folder, each under names of its own (`scan-1-of-4.jsonl`,
+`train-1-of-4-000000.tar`), and nobody waits for another.
 """
 
 import json
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,60 +18,44 @@ from filelock import FileLock
 
 from ..readers.shard_files import INDEX_FILE
 from ..records import VideoRecords
-from .scan import MANIFEST, written_whole
+from .scan import MANIFEST, SCAN_LOG, written_whole
 
 
 @dataclass(frozen=True)
 class Part:
-    """Part `number` (from 1) of `of`; the whole if there is only one."""
+    """Part `number` (from 0) of `of`; the whole if there is only one."""
 
-    number: int = 1
+    number: int = 0
     of: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Part":
-        """`2/4` -> part 2 of 4. Raises ValueError for anything else."""
-        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-        if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise ValueError(
-                f"--shard {text!r} is no part of a whole: write 1/4 to 4/4 on four machines"
-            )
-        return cls(int(match[1]), int(match[2]))
-
-    @classmethod
-    def of_process(cls) -> "Part":
-        """The part of this process where a launcher such as torchrun started several, else the
-        whole.
-        """
-        return cls(int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1)))
 
     @property
     def tag(self) -> str:
         """What stands in the names of its files; "" for the whole."""
-        return f"-{self.number}of{self.of}" if self.of > 1 else ""
+        return f"-{self.number}-of-{self.of}" if self.of > 1 else ""
 
     def name(self, file: str) -> str:
-        """`scan.jsonl` -> `scan-2of4.jsonl`."""
+        """`scan.jsonl` -> `scan-1-of-4.jsonl`."""
         path = Path(file)
         return f"{path.stem}{self.tag}{path.suffix}"
 
     def take(self, records: VideoRecords) -> VideoRecords:
         """Its videos of a split, and its share of those that are not on disk."""
-        share = slice(self.number - 1, None, self.of)
+        share = slice(self.number, None, self.of)
         lists = ("video_ids", "videos", "labels", "extras", "missing")
         return replace(records, **{name: getattr(records, name)[share] for name in lists})
 
     def all(self) -> "list[Part]":
         """This part and all others, in order."""
-        return [Part(number, self.of) for number in range(1, self.of + 1)]
+        return [Part(number, self.of) for number in range(self.of)]
 
 
 def refuse_other_division(output_dir: Path, part: Part) -> None:
     """Raise ValueError where the folder holds a manifest of the same data in another number of
-    parts.
+    parts, or parts that were counted from 1.
     """
-    for path in sorted(output_dir.glob(f"{Path(MANIFEST).stem}-*of*.parquet")):
-        others = re.search(r"-\d+of(\d+)$", path.stem)
+    _refuse_parts_from_1(output_dir)
+    for path in sorted(output_dir.glob(f"{Path(MANIFEST).stem}-*-of-*.parquet")):
+        others = re.search(r"-\d+-of-(\d+)$", path.stem)
         if others and int(others[1]) != part.of:
             raise ValueError(
                 f"{output_dir} was prepared in {others[1]} parts, not {part.of}: keep to that or take another folder"
@@ -82,6 +65,20 @@ def refuse_other_division(output_dir: Path, part: Part) -> None:
         raise ValueError(
             f"{output_dir} was prepared as a whole, not in parts: choose another folder"
         )
+
+
+def _refuse_parts_from_1(output_dir: Path) -> None:
+    """Raise ValueError where an earlier version has left parts: it counted them from 1, and named
+    them so (`scan-1of4.jsonl` is of 0/4).
+    """
+    for name in (SCAN_LOG, MANIFEST):
+        stem, suffix = Path(name).stem, Path(name).suffix
+        for path in sorted(output_dir.glob(f"{stem}-*of*{suffix}")):
+            if re.fullmatch(rf"{stem}-\d+of\d+", path.stem):
+                raise ValueError(
+                    f"{path} is of an earlier version, which counted parts from 1 (now they count from 0): take "
+                    "another --output_dir and prepare all parts anew. Shards that are joined can be read as before"
+                )
 
 
 def join_parts(output_dir: Path, part: Part) -> list[int]:
