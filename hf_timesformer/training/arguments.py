@@ -45,9 +45,10 @@ class ModelArguments:
         default="attention",
         metadata={
             "help": "Temporal attention with --from_vit: `attention`, the ViT's own, which adds nothing at first and "
-            "is blind to order; for few clips `parts`, each head looks at a part of the clip, or `changes`, which "
-            "shows what changes and costs some of what pictures tell; `auto` takes the one of the two that a "
-            "classifier of the untrained features does better with.",
+            "is blind to order; for few clips `parts`, each head looks at a part of the clip, `changes`, which shows "
+            "what changes, or `comparisons`, which tells which parts of the clip are alike (both cost some of what "
+            "pictures tell; with the last the temporal half learns at a tenth of --temporal_learning_rate); `auto` "
+            "takes the one that a classifier of the untrained features does best with.",
             "choices": START_CHOICES,
         },
     )

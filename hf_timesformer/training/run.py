@@ -38,7 +38,7 @@ from .run_clips import (
     make_source,
     settle_groups,
 )
-from .run_start import start_network
+from .run_start import settle_temporal_rate, start_network
 from .settle import settle_arguments, settle_depth, settle_evaluation
 from .starting_point import (
     load_network,
@@ -207,6 +207,7 @@ def make_trainer(
             group_by=settle_groups(data_args)[1],
             checkpoint=checkpoint,
         )
+        args = settle_temporal_rate(args, start.name)
     warn_if_blind_to_order(network)
     learner = add_adapter(network, model_args, args)
 

@@ -31,7 +31,14 @@ from .temporal_choice import (
     clips_to_look_at,
     saved_start,
 )
-from .temporal_start import has_temporal_half_that_learns, start_blocks, start_time_embeddings
+from .temporal_comparisons import CLIPS
+from .temporal_start import (
+    NEEDS_CLIPS,
+    RATES,
+    has_temporal_half_that_learns,
+    start_blocks,
+    start_time_embeddings,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -62,6 +69,9 @@ def start_network(
         label_ids: the model's number for each class of the data.
         group_by: as of `hold_out`.
         checkpoint: that the run goes on from; its start is taken over by `auto`.
+
+    Raises:
+        ValueError: a start that must see some clips first, and these are in tar shards.
     """
     if name == "attention" or not start_time_embeddings(network):
         return TemporalStart("attention")
@@ -69,13 +79,31 @@ def start_network(
     if name == "auto":
         choose = partial(_choose, network, found, processor, args, label_ids, group_by)
         start = _go_on(checkpoint) if checkpoint else _settle(network, found, args, choose)
-    count = start_blocks(network, start.name)
+    clips = None
+    if start.name in NEEDS_CLIPS:
+        clips = _some_clips(found, processor, label_ids)
+    dtype = _dtype(args)
+    count = start_blocks(network, start.name, clips, device=args.device, dtype=dtype)
     logger.info(
         "time embeddings start at random, and the temporal heads of %d blocks as in --temporal_start %s",
         count,
         start.name,
     )
     return start
+
+
+def settle_temporal_rate(args: VideoTrainingArguments, start: str) -> VideoTrainingArguments:
+    """A copy of `args` with the learning rate that suits that start of the temporal half."""
+    args = copy.copy(args)
+    if args.temporal_learning_rate and start in RATES:
+        args.temporal_learning_rate *= RATES[start]
+        logger.info(
+            "--temporal_start %s: the temporal half learns at %g times --temporal_learning_rate, %g",
+            start,
+            RATES[start],
+            args.temporal_learning_rate,
+        )
+    return args
 
 
 def _go_on(checkpoint: str | Path) -> TemporalStart:
@@ -134,21 +162,63 @@ def _choose(
     label_ids: list[int],
     group_by: str | None,
 ) -> TemporalStart:
-    count = clips_to_look_at(len(found.videos))
-    rows = spread_rows(found, count, np.random.default_rng(SEED))
-    records = found.videos.select(rows)
-    middle = copy.copy(processor)
-    middle.num_clips = middle.num_crops = 1
+    records = _spread(found, clips_to_look_at(len(found.videos)))
     loader = torch.utils.data.DataLoader(
-        EvaluationClips(RecordSource(records), middle, label_ids=label_ids),
+        EvaluationClips(RecordSource(records), _one_view(processor), label_ids=label_ids),
         batch_size=args.eval_batch_size,
         collate_fn=ClipCollator(network.num_labels),
         num_workers=args.dataloader_num_workers,
         generator=torch.Generator().manual_seed(SEED),  # the run's own stays as it is
     )
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    groups = _group_numbers(records, group_by)
-    return choose_start(network, loader, groups, device=args.device, dtype=dtype)
+    return choose_start(
+        network,
+        loader,
+        _group_numbers(records, group_by),
+        clips=_some_clips(found, processor, label_ids),
+        device=args.device,
+        dtype=_dtype(args),
+    )
+
+
+def _some_clips(
+    found: FoundVideos, processor: TimeSformerVideoProcessor, label_ids: list[int]
+) -> torch.Tensor:
+    """A few of the clips, `(n, t, c, h, w)`: the same in every process, and in a run that goes on.
+
+    Raises ValueError for tar shards.
+    """
+    if found.shards is not None:
+        raise ValueError(
+            f"--temporal_start {', '.join(NEEDS_CLIPS)} looks at some clips from all over the data before "
+            "the training, and tar shards are read from the front: give parts or changes"
+        )
+    records = _spread(found, min(CLIPS, len(found.videos)))
+    clips = EvaluationClips(RecordSource(records), _one_view(processor), label_ids=label_ids)
+    items = [clips[row] for row in range(len(clips))]
+    readable = [item["pixel_values"] for item in items if not item["faults"]]
+    if not readable:
+        raise ValueError(
+            f"none of {len(items)} clips can be read, such as {items[0]['faults'][0]}: "
+            "--temporal_start comparisons must see some"
+        )
+    return torch.stack(readable)
+
+
+def _spread(found: FoundVideos, count: int) -> Dataset:
+    """That many of the clips, of each class in proportion; always the same."""
+    return found.videos.select(spread_rows(found, count, np.random.default_rng(SEED)))
+
+
+def _one_view(processor: TimeSformerVideoProcessor) -> TimeSformerVideoProcessor:
+    """The processor, with which a clip has one view, in the middle."""
+    middle = copy.copy(processor)
+    middle.num_clips = middle.num_crops = 1
+    return middle
+
+
+def _dtype(args: VideoTrainingArguments) -> torch.dtype | None:
+    """That of the run's autocast."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
 def _group_numbers(records: Dataset, group_by: str | None) -> list[int]:

@@ -3,16 +3,17 @@
 Before anything is learned, each start gives features of its own, and a classifier fitted to some of
 the training clips (`classifier_fit`) is right or wrong about the others. Where the classes differ in
 what is seen, the quieter start, `parts`, is better; where only movement tells them apart, `changes`
-may be. The blocks that do not learn run once for all starts, and there are no gradients, so it costs
+or `comparisons` may be. The blocks that do not learn run once for all starts, and there are no gradients, so it costs
 less than one pass over the clips.
 """
 
 import copy
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def choose_start(
     batches: Iterable[Mapping[str, Any]],
     groups: Sequence[int],
     *,
+    clips: torch.Tensor,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> TemporalStart:
@@ -104,10 +106,13 @@ def choose_start(
         batches: of clips `pixel_values` `(B, T, C, H, W)`, and `labels` `(B,)`.
         groups: of each clip, in the order of the batches, a number that clips which must not be
             parted share.
+        clips: some of them, `(n, t, c, h, w)`, for the starts that must see some.
         device: to run on.
         dtype: of autocast; None runs without.
     """
-    runs = _runs_of_starts(network, device)
+    runs = _runs_of_starts(
+        network, partial(start_blocks, clips=clips, device=device, dtype=dtype), device
+    )
     autocast = nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype)
     found: dict[str, list[torch.Tensor]] = {start: [] for start in STARTS}
     targets = []
@@ -123,15 +128,18 @@ def choose_start(
     )
 
 
-def _runs_of_starts(network: Any, device: torch.device | str) -> Any:
-    """A function from pixels `(b, t, c, h, w)` to the features `(b, d)` of each start."""
+def _runs_of_starts(
+    network: Any, start_with: Callable[[Any, str], int], device: torch.device | str
+) -> Any:
+    """A function from pixels `(b, t, c, h, w)` to the features `(b, d)` of each start, which
+    `start_with` gives the network."""
     base = network.timesformer
     layers = list(base.encoder.layer)
     first = next(i for i, layer in enumerate(layers) if has_temporal_half_that_learns(layer))
     before = copy.deepcopy(base.encoder.state_dict())
     tops = {}
     for start in STARTS:
-        start_blocks(network, start)
+        start_with(network, start)
         tops[start] = nn.ModuleList(copy.deepcopy(layers[first:])).to(device).eval()
         base.encoder.load_state_dict(before)
     embeddings = copy.deepcopy(base.embeddings).to(device).eval()

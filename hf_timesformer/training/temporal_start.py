@@ -5,7 +5,7 @@ so that temporal attention compares frames without knowing which comes first. Wh
 are frozen, the time embeddings, which lie below them, never learn either. And its temporal attention
 adds nothing: the dense layer behind it is zero. Hundreds of thousands of clips change both; a few
 hundred do not. So for them the time embeddings are small random numbers, different for each frame,
-and the temporal attention of the blocks that learn starts in one of two ways.
+and the temporal attention of the blocks that learn starts in one of three ways.
 
 `parts`: each temporal head looks at a part of the clip of its own, whatever the frames show, and the
 dense layer behind lets through what the heads have found. Then every patch knows what its place
@@ -22,8 +22,11 @@ what follows can compare them:
 is written in random directions, so that the blocks above are shown changes beside pictures. The
 other heads look for the frames in which the place of a patch shows something like the patch itself,
 and say when that is. Only the first two blocks that learn start so. It tells movements that `parts`
-does not tell, and costs some of what the image ViT knows of pictures: `temporal_choice` weighs the
-two.
+does not tell, and costs some of what the image ViT knows of pictures.
+
+`comparisons`: two blocks tell which parts of the clip are alike (`temporal_comparisons`). It tells what
+is in no sum of frames, and needs some clips to see. It costs more of the pictures: `temporal_choice`
+weighs the three.
 """
 
 import logging
@@ -33,19 +36,23 @@ import torch
 from torch import nn
 
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
+from .directions import cosines, distances_to_parts, right_angles
+from .temporal_comparisons import start_with_comparisons
 
 
 logger = logging.getLogger(__name__)
 
-STARTS = ("parts", "changes")
+STARTS = ("parts", "changes", "comparisons")
+NEEDS_CLIPS = ("comparisons",)
+RATES = {"comparisons": 0.1}  # times --temporal_learning_rate: a faster one undoes it
 START_CHOICES = ("auto", "attention", *STARTS)
 
+FEW_BLOCKS = 2  # start so, where not all do
 TIME_DEVIATION = 0.03  # of the time embeddings
 SHARPNESS = 1.0  # scores fall by this one part of the clip away from a head's own
 DENSE = 0.3  # times the identity
 CHANGES_SHARPNESS = 4.0
 CHANGES_DENSE = 0.3  # times directions at right angles
-CHANGES_BLOCKS = 2
 MARKS_CUTOFF = 1e-3  # of the strongest mark: below it there is none
 
 
@@ -68,12 +75,54 @@ def start_time_embeddings(network: TimeSformerForVideoClassification) -> bool:
 
 
 @torch.no_grad()
-def start_blocks(network: TimeSformerForVideoClassification, start: str) -> int:
+def start_blocks(
+    network: TimeSformerForVideoClassification,
+    start: str,
+    clips: torch.Tensor | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> int:
     """Start the temporal attention of blocks that learn as `start` says, one of `STARTS`; returns how
     many blocks these are.
 
     Call it when the time embeddings are there, and it is settled which parameters learn
     (`freeze_parameters`). Schemes without temporal attention stay as they are.
+
+    Args:
+        network: from an image ViT.
+        start: one of `STARTS`.
+        clips: some to train on, as the network gets them, `(n, t, c, h, w)`; for `comparisons`.
+        device: to run these on.
+        dtype: of autocast then; None runs without.
+
+    Raises:
+        ValueError: for `comparisons` without clips.
+    """
+    if start in NEEDS_CLIPS and clips is None:
+        raise ValueError(
+            f"the start {start!r} learns from clips how tokens tell the time: give some"
+        )
+    layers: Any = network.timesformer.encoder.layer
+    blocks = [i for i, layer in enumerate(layers) if has_temporal_half_that_learns(layer)]
+    if start != "parts":
+        blocks = blocks[:FEW_BLOCKS]
+    if start == "comparisons":
+        if clips is None:
+            raise ValueError(
+                f"the start {start} learns from clips how tokens tell the time: give some"
+            )
+        start_with_comparisons(network, blocks, clips, device=device, dtype=dtype)
+    elif blocks:
+        _start_by_marks(network, start, blocks)
+    return len(blocks)
+
+
+def _start_by_marks(
+    network: TimeSformerForVideoClassification, start: str, blocks: list[int]
+) -> None:
+    """Start `blocks` with `parts` or `changes`.
+
     What tells frames apart is the mark that the time embeddings leave in a block's tokens. It is
     read off clips that stand still, in which nothing else differs from frame to frame.
     """
@@ -84,11 +133,9 @@ def start_blocks(network: TimeSformerForVideoClassification, start: str) -> int:
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randn(2, 1, *size, generator=generator)
     tokens, grid = base.embeddings(pictures.expand(-1, config.num_frames, -1, -1, -1))
-    left = CHANGES_BLOCKS if start == "changes" else len(base.encoder.layer)
-    count = 0
-    blocks: Any = base.encoder.layer
-    for layer in blocks:
-        if count < left and has_temporal_half_that_learns(layer):
+    layers: Any = base.encoder.layer
+    for number, layer in enumerate(layers[: blocks[-1] + 1]):
+        if number in blocks:
             patches = layer.temporal_layernorm(tokens[:, 1:]).unflatten(1, grid)  # (b, h, w, t, d)
             marks = patches.mean(dim=(0, 1, 2))  # (t, d)
             marks = marks - marks.mean(dim=0)
@@ -96,9 +143,7 @@ def start_blocks(network: TimeSformerForVideoClassification, start: str) -> int:
                 start_with_changes(layer, marks, config.num_attention_heads, generator)
             else:
                 start_with_parts(layer, marks, config.num_attention_heads)
-            count += 1
         tokens = layer(tokens, grid)
-    return count
 
 
 def has_temporal_half_that_learns(layer: Any) -> bool:
@@ -132,10 +177,7 @@ def directions_of_parts(marks: torch.Tensor, num_parts: int, sharpness: float) -
     in the middle of the part, and lower by `sharpness` times the square of the distance to it, in
     parts.
     """
-    frames = len(marks)
-    places = (torch.arange(frames) + 0.5) / frames * num_parts  # of the frames, in parts
-    middles = torch.arange(num_parts) + 0.5
-    scores = -sharpness * (places - middles[:, None]).square()  # (parts, t)
+    scores = -sharpness * distances_to_parts(len(marks), num_parts).square()  # (parts, t)
     scores = scores - scores.mean(dim=1, keepdim=True)
     return scores.double() @ torch.linalg.pinv(marks.double(), rtol=MARKS_CUTOFF).T
 
@@ -177,20 +219,6 @@ def start_with_changes(
         weight[:2, head] = right_angles(width, size, generator)
         weight[2, head, : len(times)] = times.to(weight.dtype)
         into[:, head] = right_angles(width, size, generator).T
-
-
-def right_angles(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
-    """`count` random directions of length 1 at right angles to each other, `(count, size)`."""
-    return torch.linalg.qr(torch.randn(size, size, generator=generator))[0][:count]
-
-
-def cosines(count: int) -> torch.Tensor:
-    """The cosines over `count` places but the constant one, of length 1 and at right angles,
-    `(count - 1, count)`: half a wave, one wave, one and a half ...
-    """
-    places = torch.arange(count) + 0.5
-    halves = torch.arange(1, count)[:, None]
-    return (2 / count) ** 0.5 * torch.cos(torch.pi * halves * places / count)
 
 
 def warn_if_blind_to_order(network: TimeSformerForVideoClassification) -> None:

@@ -34,7 +34,8 @@ from hf_timesformer.model.way import structure_of
 from hf_timesformer.training.classifier_fit import fit_classifier
 from hf_timesformer.training.optimization import freeze_parameters, parameter_groups
 from hf_timesformer.training.temporal_choice import compare_starts
-from hf_timesformer.training.temporal_start import STARTS, start_blocks
+from hf_timesformer.training.temporal_comparisons import CLIPS
+from hf_timesformer.training.temporal_start import NEEDS_CLIPS, RATES, STARTS, start_blocks
 from hf_timesformer.video.decoding import decode_video
 
 
@@ -89,6 +90,8 @@ WAYS = {
     "parts, no training": replace(PARTS, epochs=0),
     "changes": replace(NEW, start="changes"),
     "changes, no training": replace(NEW, start="changes", epochs=0),
+    "comparisons": replace(NEW, start="comparisons"),
+    "comparisons, no training": replace(NEW, start="comparisons", epochs=0),
     "new": NEW,
     "new, no training": replace(NEW, epochs=0),
     "new, 5 epochs": replace(NEW, epochs=5),
@@ -162,8 +165,10 @@ def make_motions(count: int = 40) -> Clips:
 # What the frozen blocks give
 
 
-def make_network(vit: str, way: Way, num_classes: int, seed: int) -> Any:
-    """The network that `way` starts from."""
+def make_network(
+    vit: str, way: Way, num_classes: int, seed: int, seen: torch.Tensor | None = None
+) -> Any:
+    """The network that `way` starts from; `seen`: frames of clips for a start that needs some."""
     torch.manual_seed(seed)
     network = TimeSformerForVideoClassification.from_vit(
         vit,
@@ -180,11 +185,17 @@ def make_network(vit: str, way: Way, num_classes: int, seed: int) -> Any:
         numbers = torch.randn(1, FRAMES, base.config.hidden_size, generator=seeded(0))
         base.embeddings.time_embeddings.data = way.time_embeddings * numbers
     if way.start in STARTS:
-        start_blocks(network, way.start)
+        clips = None if seen is None else (spread(seen, CLIPS) / 255 - MEAN) / STD
+        start_blocks(network, way.start, clips, dtype=torch.bfloat16)
     if way.dense is not None:
         for layer in base.encoder.layer[FROZEN:]:
             layer.temporal_dense.weight.data = way.dense * torch.eye(base.config.hidden_size)
     return network
+
+
+def spread(frames: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` of clips, from all over the set."""
+    return frames[:: max(1, len(frames) // count)][:count]
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -222,7 +233,9 @@ def cached_tokens(vit: str, name: str, clips: Clips, way: Way, folder: Path) -> 
     """`frozen_tokens` of a small set, read from `folder` where they are there already."""
     path = folder / f"{name}-{way.attention_type}-{way.time_embeddings:g}.npy"
     if not path.is_file():
-        network = make_network(vit, way, clips.num_classes, seed=0).eval()
+        network = make_network(
+            vit, replace(way, start="attention"), clips.num_classes, seed=0
+        ).eval()
         for layer in network.timesformer.encoder.layer[:FROZEN]:
             layer.earlier_steps = []  # they add nothing: their dense layers are zero
         parts = [frozen_tokens(network, part) for part in clips.frames.split(8)]
@@ -263,7 +276,7 @@ def tune(network: Any, tokens: torch.Tensor, labels: torch.Tensor, way: Way, see
         network,
         learning_rate=way.learning_rate,
         head_learning_rate=way.head_learning_rate,
-        temporal_learning_rate=way.temporal_learning_rate,
+        temporal_learning_rate=RATES.get(way.start, 1.0) * way.temporal_learning_rate,
         layer_decay=0.75,
         weight_decay=0.05,
     )
@@ -356,14 +369,16 @@ def judge(
         tokens = flat.unflatten(0, (len(tokens), -1)) if alone else flat
     names = STARTS if way.start == "auto" else (way.start,)
     looks_first = way.start == "auto" or not way.epochs
-    untrained = {
-        start: untrained_features(vit, clips, tokens, replace(way, start=start))
-        for start in names
-        if looks_first
-    }
+    known: dict[str, torch.Tensor] = {}  # features of starts that look at no clips
     accuracies, seconds, starts = [], [], []
     for seed in seeds:
         for train, test in folds(clips.groups, seed):
+            untrained = known | {
+                start: untrained_features(vit, clips, tokens, replace(way, start=start), train)
+                for start in names
+                if looks_first and start not in known
+            }
+            known = {start: untrained[start] for start in untrained if start not in NEEDS_CLIPS}
             start = choose(untrained, clips, train) if way.start == "auto" else way.start
             began = time.process_time()
             if way.epochs:
@@ -384,9 +399,11 @@ def judge(
     }
 
 
-def untrained_features(vit: str, clips: Clips, tokens: torch.Tensor, way: Way) -> torch.Tensor:
+def untrained_features(
+    vit: str, clips: Clips, tokens: torch.Tensor, way: Way, train: np.ndarray
+) -> torch.Tensor:
     """What the classifier gets before anything is learned, `(n, d)`."""
-    network = make_network(vit, way, clips.num_classes, seed=0)
+    network = make_network(vit, way, clips.num_classes, seed=0, seen=clips.frames[train])
     keep_last_blocks(network, way.pooled)
     return features_of(network, tokens)
 
@@ -408,7 +425,7 @@ def train_and_answer(
     seed: int,
 ) -> torch.Tensor:
     """The classes that a network which is tuned to some clips gives the others."""
-    network = make_network(vit, way, clips.num_classes, seed)
+    network = make_network(vit, way, clips.num_classes, seed, seen=clips.frames[train])
     keep_last_blocks(network, way.pooled)
     tune(network, tokens[train], clips.labels[train], way, seed)
     with torch.no_grad():

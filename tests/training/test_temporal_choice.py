@@ -2,6 +2,7 @@
 
 import copy
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -66,7 +67,9 @@ def batches(clips: torch.Tensor, labels: torch.Tensor) -> list[dict[str, torch.T
 
 def test_pictures_that_differ_are_told_by_the_usual_start(vit):
     clips, labels = pictures()
-    choice = choose_start(make_network(vit), batches(clips, labels), range(len(clips)))
+    choice = choose_start(
+        make_network(vit), batches(clips, labels), range(len(clips)), clips=clips[:6]
+    )
     assert (choice.name, choice.clips) == (USUAL, len(clips))
     assert choice.percent_right[USUAL] > 95
 
@@ -78,7 +81,7 @@ def test_percentages_are_those_of_the_whole_network_with_each_start(vit):
     before = copy.deepcopy(network.state_dict())
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     groups = torch.arange(60) // 4
-    choice = choose_start(network, batches(clips, labels), groups.tolist())
+    choice = choose_start(network, batches(clips, labels), groups.tolist(), clips=clips[:6])
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
     for name, value in network.state_dict().items():
@@ -87,7 +90,7 @@ def test_percentages_are_those_of_the_whole_network_with_each_start(vit):
     counts = labels >= 0
     for start in STARTS:
         network.load_state_dict(before)
-        start_blocks(network, start)
+        start_blocks(network, start, clips[:6])
         with torch.no_grad():
             features = network.eval().timesformer(clips).last_hidden_state[counts, 0].double()
         targets = functional.one_hot(labels[counts], 2).double()
@@ -188,13 +191,38 @@ def test_a_run_that_goes_on_takes_the_start_that_it_began_with(run, tmp_path, mo
     assert "does not say how its run started" in caplog.text
 
 
+def test_comparisons_in_a_run_that_goes_on(run, tmp_path, caplog):
+    """It looks at the same clips again, and its temporal half learns more slowly."""
+    caplog.set_level("INFO")
+    options = {"temporal_learning_rate": 0.01, "eval_strategy": "no", "save_strategy": "epoch"}
+    trainer = run("comparisons", "whole", **options)
+    line = "--temporal_start comparisons: the temporal half learns at 0.1 times --temporal_learning_rate"
+    assert f"{line}, 0.001" in caplog.text
+    assert trainer.args.temporal_learning_rate == pytest.approx(0.001)
+    run("comparisons", "parted", **options)
+    last = max((tmp_path / "parted").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    shutil.rmtree(last)
+    run("comparisons", "parted", **options, resume_from_checkpoint="auto")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parted"))
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
+
+
+def test_comparisons_need_clips_that_can_be_seen(vit, folder, monkeypatch):
+    network = make_network(vit)
+    with pytest.raises(ValueError, match="give some"):
+        start_blocks(network, "comparisons")
+    with pytest.raises(ValueError, match="tar shards are read from the front: give parts"):
+        run_start._some_clips(SimpleNamespace(shards=["a.tar"]), None, [0, 1])
+
+
 def test_other_processes_take_what_the_first_chose(vit, monkeypatch):
     def broadcast(choice):
         choice[0] = TemporalStart("changes", 50)
 
     monkeypatch.setattr(run_start, "broadcast_object_list", broadcast)
     monkeypatch.setattr(run_start, "_obstacle", lambda *_: None)
-    args = SimpleNamespace(process_index=1, world_size=2)
+    args = SimpleNamespace(process_index=1, world_size=2, device="cpu", bf16=False, fp16=False)
     network = make_network(vit)
     start = run_start.start_network(network, "auto", None, None, args, label_ids=[0, 1])
     assert start.name == "changes"
@@ -217,7 +245,10 @@ def found(count: int = 100, **fields):
 )
 def test_where_it_cannot_choose_it_says_so(clips, arguments, reason, vit, caplog):
     caplog.set_level("INFO")
-    args = SimpleNamespace(**{"fsdp": None, "deepspeed": None} | arguments)
+    args = SimpleNamespace(
+        **{"fsdp": None, "deepspeed": None, "device": "cpu", "bf16": False, "fp16": False}
+        | arguments
+    )
     start = run_start.start_network(make_network(vit), "auto", clips, None, args, label_ids=[0, 1])
     assert start == TemporalStart(USUAL)
     assert f"--temporal_start auto takes {USUAL}: " in caplog.text

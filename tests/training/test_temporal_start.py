@@ -6,12 +6,11 @@ import torch
 from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.training.arguments import ModelArguments, VideoTrainingArguments
+from hf_timesformer.training.directions import cosines, right_angles
 from hf_timesformer.training.optimization import freeze_parameters
 from hf_timesformer.training.settle import settle_arguments
 from hf_timesformer.training.temporal_start import (
     STARTS,
-    cosines,
-    right_angles,
     start_blocks,
     start_time_embeddings,
     warn_if_blind_to_order,
