@@ -99,10 +99,6 @@ def start_blocks(
     Raises:
         ValueError: for `comparisons` without clips.
     """
-    if start in NEEDS_CLIPS and clips is None:
-        raise ValueError(
-            f"the start {start!r} learns from clips how tokens tell the time: give some"
-        )
     layers: Any = network.timesformer.encoder.layer
     blocks = [i for i, layer in enumerate(layers) if has_temporal_half_that_learns(layer)]
     if start != "parts":

@@ -23,6 +23,8 @@ NAMES_OF_WAYS = {
     "parts, no training": "`--temporal_start parts`, untrained",
     "changes": "`--temporal_start changes`",
     "changes, no training": "`--temporal_start changes`, untrained",
+    "comparisons": "`--temporal_start comparisons`",
+    "comparisons, no training": "`--temporal_start comparisons`, untrained",
     "space only, no training": "space only, untrained",
     "divided, as it was": "the recipe as it was in 0.1.0",
 }

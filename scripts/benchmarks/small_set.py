@@ -485,6 +485,19 @@ def over_time(features: torch.Tensor) -> torch.Tensor:
     )
 
 
+def between_frames(tokens: torch.Tensor) -> torch.Tensor:
+    """How far every two frames of a clip are apart, the mean over the places, as a logarithm:
+    tokens `(clips, 1 + GRID*GRID*t, d)` -> `(clips, t * (t - 1) / 2)`.
+
+    What no sum over frames shows. It is made for sets that differ in the order or the speed of frames.
+    """
+    places = functional.layer_norm(tokens[:, 1:].float(), tokens.shape[-1:])
+    places = places.unflatten(1, (GRID**2, FRAMES))
+    apart = torch.cat([torch.cdist(part, part).square().mean(dim=1) for part in places.split(16)])
+    first, second = torch.triu_indices(FRAMES, FRAMES, 1)
+    return apart[:, first, second].clamp(min=1e-3).log()
+
+
 # The command
 
 
@@ -510,6 +523,8 @@ def run(args: argparse.Namespace) -> None:
         features = frame_features(args.from_vit, clips, args.cache / f"{name}-frames.npy")
         keep(args.json, name, "probe of frames", probe(features.mean(dim=1), clips, seeds))
         keep(args.json, name, "probe over time", probe(over_time(features), clips, seeds))
+        tokens = cached_tokens(args.from_vit, name, clips, PARTS, args.cache)
+        keep(args.json, name, "probe of distances", probe(between_frames(tokens), clips, seeds))
         for text in args.ways:
             way = find_way(text)
             result = judge(args.from_vit, name, clips, way, seeds, args.cache)
