@@ -75,6 +75,11 @@ def start_network(
     """
     if name == "attention" or not start_time_embeddings(network):
         return TemporalStart("attention")
+    if not any(map(has_temporal_half_that_learns, network.timesformer.encoder.layer)):
+        logger.info(
+            "time embeddings start at random; no temporal attention learns that could start"
+        )
+        return TemporalStart("attention")
     start = TemporalStart(name)
     if name == "auto":
         choose = partial(_choose, network, found, processor, args, label_ids, group_by)
@@ -124,7 +129,7 @@ def _settle(
     """The start that suits the clips, of all processes the same; where none can be chosen, the usual
     one.
     """
-    obstacle = _obstacle(network, found, args)
+    obstacle = _obstacle(found, args)
     if obstacle is not None:
         logger.info("--temporal_start auto takes %s: %s", USUAL, obstacle)
         return TemporalStart(USUAL)
@@ -137,9 +142,7 @@ def _settle(
     return choice[0]
 
 
-def _obstacle(
-    network: TimeSformerForVideoClassification, found: FoundVideos, args: VideoTrainingArguments
-) -> str | None:
+def _obstacle(found: FoundVideos, args: VideoTrainingArguments) -> str | None:
     """Why no start can be chosen by the clips; None where one can."""
     if found.shards is not None:
         return "clips in tar shards are not chosen from"
@@ -147,8 +150,6 @@ def _obstacle(
         return f"it is judged by one class a clip, and the problem is {found.problem_type}"
     if args.fsdp or args.deepspeed:
         return "DeepSpeed and FSDP spread the network over the processes"
-    if not any(map(has_temporal_half_that_learns, network.timesformer.encoder.layer)):
-        return "no temporal attention learns"
     if not clips_to_look_at(len(found.videos)):
         return f"{len(found.videos)} clips are too few to tell (fewer than {FEWEST_CLIPS})"
     return None
@@ -190,7 +191,7 @@ def _some_clips(
     if found.shards is not None:
         raise ValueError(
             f"--temporal_start {', '.join(NEEDS_CLIPS)} looks at some clips from all over the data before "
-            "the training, and tar shards are read from the front: give parts or changes"
+            "the training, and shards are read from the front: give parts or changes"
         )
     records = _spread(found, min(CLIPS, len(found.videos)))
     clips = EvaluationClips(RecordSource(records), _one_view(processor), label_ids=label_ids)

@@ -212,8 +212,20 @@ def test_comparisons_need_clips_that_can_be_seen(vit, folder, monkeypatch):
     network = make_network(vit)
     with pytest.raises(ValueError, match="give some"):
         start_blocks(network, "comparisons")
-    with pytest.raises(ValueError, match="tar shards are read from the front: give parts"):
+    with pytest.raises(ValueError, match="shards are read from the front: give parts"):
         run_start._some_clips(SimpleNamespace(shards=["a.tar"]), None, [0, 1])
+
+
+@pytest.mark.parametrize("name", ["auto", "comparisons"])
+def test_without_temporal_attention_only_time_embeddings_start(name, vit, caplog):
+    caplog.set_level("INFO")
+    network = TimeSformerForVideoClassification.from_vit(
+        vit, num_frames=8, attention_type="joint_space_time"
+    )
+    start = run_start.start_network(network, name, None, None, None, label_ids=[0, 1])
+    assert start == TemporalStart("attention")
+    assert "no temporal attention learns that could start" in caplog.text
+    assert network.timesformer.embeddings.time_embeddings.any()
 
 
 def test_other_processes_take_what_the_first_chose(vit, monkeypatch):
