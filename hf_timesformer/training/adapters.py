@@ -2,14 +2,13 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..model.configuration_timesformer import TimeSformerConfig
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from .arguments import ModelArguments, VideoTrainingArguments
 from .checkpoints import find_checkpoint
@@ -104,12 +103,20 @@ def take_weights(network: nn.Module, base: Path) -> None:
         network.load_state_dict(weights)
 
 
-def merge_adapter(adapted: Any, folder: str | Path) -> PreTrainedModel:
-    """Merge an adapter into its network, and save that as a whole model in place of the adapter's
-    files.
+def merge_adapter(folder: str | Path, config: TimeSformerConfig) -> None:
+    """Merge the adapter in an output folder into its base, and save that as a whole model with
+    `config` in place of the adapter's files. Where there is none, it has been merged already.
+
+    It takes what lies on disk: the network in training may be spread over the processes.
     """
-    merged = adapted.merge_and_unload()
-    for path in Path(folder).glob("adapter_*"):
+    from peft import PeftModel
+
+    folder = Path(folder)
+    files = list(folder.glob("adapter_*"))
+    if not files:
+        return
+    network = TimeSformerForVideoClassification.from_pretrained(folder / BASE_FOLDER, config=config)
+    merged = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
+    for path in files:
         path.unlink()
     merged.save_pretrained(folder)
-    return merged

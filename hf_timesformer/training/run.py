@@ -22,7 +22,7 @@ from ..data.record_video import ReadSettings
 from ..data.targets import SINGLE_LABEL
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
-from .adapters import add_adapter, merge_adapter
+from .adapters import add_adapter
 from .arguments import DataArguments, ModelArguments, VideoTrainingArguments
 from .checkpoints import find_checkpoint, list_checkpoints
 from .learning_curve import draw_curve
@@ -123,8 +123,6 @@ def save_results(
     """
     args = trainer.args
     trainer.save_model()
-    if model.lora_r is not None and model.lora_merge and args.should_save:
-        merge_adapter(trainer.model, args.output_dir)
     trainer.save_state()
     metrics |= trainer.final_metrics()
     if trainer.temporal_start is not None:
@@ -253,6 +251,7 @@ def make_trainer(
         processing_class=processor,
     )
     trainer.temporal_start = start
+    trainer.merges_adapter = model_args.lora_r is not None and model_args.lora_merge
     return trainer
 
 

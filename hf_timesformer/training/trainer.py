@@ -107,7 +107,9 @@ class VideoTrainer(
         )
 
     def _check_parallel(self) -> None:
-        """Accelerate leaves FSDP and DeepSpeed out on CPUs, and says nothing."""
+        """Accelerate leaves FSDP and DeepSpeed out on CPUs, and says nothing; PEFT's adapters wait
+        forever under FSDP1.
+        """
         is_sharded = self.is_fsdp_enabled or self.is_fsdp_xla_enabled
         for name, given, is_on in (
             ("fsdp", self.args.fsdp, is_sharded),
@@ -117,6 +119,10 @@ class VideoTrainer(
                 raise ValueError(
                     f"--{name} does nothing on CPUs: leave it out there, and several processes train as with DDP"
                 )
+        if is_sharded and hasattr(self.model, "peft_config") and not self.accelerator.is_fsdp2:
+            raise ValueError(
+                "adapters (--lora_r) cannot be saved under FSDP1: leave `version` out of --fsdp_config, or make it 2"
+            )
 
     def _check_problem(self) -> None:
         if self.problem_type == REGRESSION and self.class_weights is not None:

@@ -5,13 +5,14 @@ to.
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer_utils import TrainOutput
 
 from ..data.shard_source import ShardSource
+from .adapters import merge_adapter
 from .checkpoints import (
     BAD_CLIPS,
     DATA_ORDER,
@@ -39,6 +40,7 @@ class CheckpointMixin:
         self._evaluation_due = False
         self._folder_to_push: str | None = None
         self.temporal_start: TemporalStart | None = None  # of a run from an image ViT
+        self.merges_adapter = False  # in the final model
 
     # Saving
 
@@ -60,6 +62,33 @@ class CheckpointMixin:
         if self._folder_to_push is not None and not self._leaves_after_save:
             super()._push_from_checkpoint(self._folder_to_push)
         self._folder_to_push = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's own; the model is whole whatever FSDP's `state_dict_type` is, but for those of
+        checkpoints. Without `output_dir` it is the final one, whose adapter is merged where
+        `merges_adapter` says so.
+        """
+        is_checkpoint = _internal_call and output_dir is not None
+        with nullcontext() if is_checkpoint else self._saving_whole():
+            super().save_model(output_dir, _internal_call)
+        if self.merges_adapter and output_dir is None and self.args.should_save:
+            config = self.accelerator.unwrap_model(self.model).config
+            merge_adapter(self.args.output_dir, config)
+
+    @contextmanager
+    def _saving_whole(self) -> Iterator[None]:
+        """With `SHARDED_STATE_DICT` Trainer saves no model that can be loaded, and says nothing."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is None:
+            yield
+            return
+        usual = plugin.state_dict_type, plugin.state_dict_config, plugin.optim_state_dict_config
+        plugin.state_dict_config = plugin.optim_state_dict_config = None
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+        try:
+            yield
+        finally:
+            plugin.state_dict_type, plugin.state_dict_config, plugin.optim_state_dict_config = usual
 
     def _finish_checkpoint(self, folder: Path) -> None:
         """Write what makes resuming exact, then take the mark of an unfinished checkpoint away."""

@@ -104,7 +104,9 @@ def test_an_adapter_is_saved_as_one_or_merged(merge, arguments, tmp_path):
         assert learning
         assert all("lora_" in name or "classifier" in name for name in learning)
     clip = torch.randn(1, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    network = trainer.model.eval() if not merge else trainer.model.get_base_model().eval()
+    network = trainer.model.eval()
+    trainer.save_model()  # once more, as a push to the Hub does
+    assert (run / "adapter_config.json").exists() != merge
     with torch.no_grad():
         found = AutoModelForVideoClassification.from_pretrained(run).eval()(clip).logits
         torch.testing.assert_close(found, network(clip).logits, rtol=1e-4, atol=1e-5)
@@ -126,6 +128,9 @@ def test_adapters_keep_out_of_frozen_blocks_and_their_classifier_is_fitted(argum
     assert all(".layer.1." in name for name in names)
     trainer.train()
     assert "classifier fitted to" in caplog.text
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="cannot be saved under FSDP1: leave `version` out"):
+        trainer._check_parallel()
     with pytest.raises(ValueError, match="--freeze backbone does not go with --lora_r"):
         make_trainer(*arguments(lora_r=2, freeze="backbone"))
 
