@@ -6,7 +6,9 @@ Out-of-Distribution").
 """
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..data.targets import NO_CLIP
+from .upstream import write_part
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,7 @@ def fit_new_classifier(
     label_smoothing: float = 0.0,
 ) -> None:
     """Fit `model.classifier`, which must be linear, to the frozen network's features of all clips
-    in `batches`.
+    in `batches`. The model may be wrapped by PEFT, or by FSDP.
 
     Every process gives its own batches, as many as the others; each ends with the same classifier.
     `gather` takes a tuple of tensors and gives those of all processes (`accelerator.gather`).
@@ -67,10 +70,7 @@ def fit_new_classifier(
         len(features),
         100 * right.double().mean(),
     )
-    with torch.no_grad():
-        classifier.weight.copy_(weight)
-        if classifier.bias is not None:
-            classifier.bias.copy_(bias)
+    write_part(model, classifier, {"weight": weight, "bias": bias})
 
 
 @torch.no_grad()
@@ -88,16 +88,44 @@ def collect_features(
     for batch in batches:
         # (B, [views,] T, C, H, W) -> (B * views, T, C, H, W)
         views = batch["pixel_values"].flatten(0, -5)
-        tokens = model.base_model(views, cls_only=True).last_hidden_state
         targets = soft_targets(batch["labels"], model.num_labels)
         # (B, classes) -> (B * views, classes)
         targets = targets.repeat_interleave(len(views) // len(targets), dim=0)
-        features, targets = gather((tokens[:, 0].float(), targets))
+        features, targets = gather((_features_of(model, views), targets))
         found_features.append(features.cpu())
         found_targets.append(targets.cpu())
     features, targets = torch.cat(found_features), torch.cat(found_targets)
     counts = targets.sum(dim=1) > 0
     return features[counts], targets[counts]
+
+
+def _features_of(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
+    """What the classifier gets, float32 `(N, d)`, of `views` `(N, T, C, H, W)`.
+
+    It is taken on its way into the classifier, in a pass of the whole model: where FSDP has spread
+    the network over the processes, no smaller part of it runs by itself.
+    """
+    found: list[torch.Tensor] = []
+
+    def keep(classifier: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        found.append(arguments[0].float())
+
+    with _without_compiling():
+        hook = find_classifier(model).register_forward_pre_hook(keep)
+        try:
+            model(pixel_values=views)
+        finally:
+            hook.remove()
+    (features,) = found
+    return features
+
+
+def _without_compiling() -> AbstractContextManager:
+    """What torch.compile has compiled would not see a hook come and go: it runs as it is written."""
+    # nothing is compiled without it, and it takes seconds to import
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def soft_targets(labels: torch.Tensor, num_classes: int) -> torch.Tensor:

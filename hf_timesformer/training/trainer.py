@@ -365,19 +365,23 @@ class VideoTrainer(
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
     ) -> tuple:
-        """Trainer's own, after the fit of a new classifier, or what is to be taken over of a
-        checkpoint.
+        """Trainer's own, with what is to be taken over of a checkpoint, or the fit of a new
+        classifier.
         """
         if self.args.auto_find_batch_size and self._is_own_optimizer:
             self.optimizer = None  # its rates were for the batch before, which did not fit
         if resume_from_checkpoint is not None:
             self._take_over(Path(resume_from_checkpoint))
-        elif self._fits:
-            # training goes on with augmented clips
+        begins_with_fit = self._fits and resume_from_checkpoint is None
+        if begins_with_fit and not self.is_fsdp_enabled:
+            # training goes on with augmented clips; DDP gives all processes the first one's fit
             self.fit_classifier(with_views=False)
         prepared = super()._prepare_for_training(
             max_steps, train_dataloader, resume_from_checkpoint
         )
+        if begins_with_fit and self.is_fsdp_enabled:
+            # a network that one device does not hold runs only when it is spread over all
+            self.fit_classifier(with_views=False)
         self.start_average(resume_from_checkpoint)
         return prepared
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
-from transformers.trainer import unwrap_peft_model
 
 from ..data.clips import EvaluationClips
 from ..data.targets import SINGLE_LABEL
 from .classifier_fit import find_classifier, fit_new_classifier
+from .upstream import read_part, write_part
 
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ class ClassifierFitMixin:
         obstacle = None
         if not isinstance(classifier, nn.Linear):
             obstacle = f"it is a {type(classifier).__name__}, and only a linear one can be"
-        elif self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            obstacle = "DeepSpeed and FSDP spread the network over the processes"
+        elif self.is_deepspeed_enabled:
+            obstacle = "DeepSpeed keeps the weights to itself; under --fsdp it would be"
         elif self.problem_type != SINGLE_LABEL:
             obstacle = f"it is fitted to one class a clip, and the problem is {self.problem_type}"
         elif not self.has_clips:
@@ -56,7 +56,7 @@ class ClassifierFitMixin:
         try:
             with self.accelerator.autocast():
                 fit_new_classifier(
-                    unwrap_peft_model(self.model),
+                    self.model,
                     self.fitting_batches(self.args.probe_passes, with_views=with_views),
                     gather=self.accelerator.gather,
                     label_smoothing=self.args.label_smoothing_factor,
@@ -103,7 +103,7 @@ class ClassifierFitMixin:
         the best one.
         """
         classifier = find_classifier(self.model)
-        before = copy.deepcopy(classifier.state_dict())
+        before = read_part(self.model, classifier)
         self.fit_classifier(with_views=True)
         best = self.state.best_metric
         if not self.args.load_best_model_at_end or best is None:
@@ -119,6 +119,6 @@ class ClassifierFitMixin:
             "one before" if is_worse else "new one",
         )
         if is_worse:
-            classifier.load_state_dict(before)
+            write_part(self.model, classifier, before)
         else:
             self.state.best_metric = value

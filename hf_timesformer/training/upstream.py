@@ -7,6 +7,7 @@ As in `model/upstream.py`: checked with the versions in `CHECKED`, and
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,12 +48,26 @@ def shards_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """This process' share of each parameter that learns, by name; the network's own memory.
 
     Under FSDP1 a share is flat, `(n,)`; under FSDP2 it is some rows, `(rows, ...)`.
-    A forward pass without a backward pass leaves the outermost unit gathered. Whoever then changes
-    the shares would change nothing that the next pass sees, so it is let go of first.
     """
-    # only where they are needed: not every build of torch has them
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    # only where it is needed: not every build of torch has it
     from torch.distributed.tensor import DTensor
+
+    _let_go(model)
+    shares = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            share = parameter.data
+            shares[name] = share.to_local() if isinstance(share, DTensor) else share
+    return shares
+
+
+def _let_go(model: nn.Module) -> None:
+    """Have FSDP forget the whole weights that a pass has gathered.
+
+    A forward pass without a backward pass leaves the outermost unit gathered. Whoever then changes
+    the shares would change nothing that the next pass sees.
+    """
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -62,12 +77,62 @@ def shards_of(model: nn.Module) -> dict[str, torch.Tensor]:
             # before the first pass there is nothing to let go of
             if handle is not None and hasattr(handle.flat_param, "_local_shard"):
                 handle.reshard(True)
-    shares = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            share = parameter.data
-            shares[name] = share.to_local() if isinstance(share, DTensor) else share
-    return shares
+
+
+def read_part(model: nn.Module, part: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the weights of one part of a network, by name in that part, whole under FSDP, too.
+
+    All processes must call it.
+    """
+    if not _is_sharded(model):
+        return {name: weight.detach().clone() for name, weight in part.named_parameters()}
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    found = {}
+    with FullyShardedDataParallel.summon_full_params(model, writeback=False):
+        for name, weight in part.named_parameters():
+            whole: Any = weight
+            if isinstance(weight, DTensor):
+                # with `cpu_offload` it lies where no process can gather it
+                whole = whole.to(weight.device_mesh.device_type).full_tensor()
+            found[name] = whole.detach().clone()
+    return found
+
+
+@torch.no_grad()
+def write_part(model: nn.Module, part: nn.Module, values: dict[str, torch.Tensor]) -> None:
+    """Give one part of a network the weights `values`, by name in that part; under FSDP each process
+    keeps its share.
+
+    All processes must call it, with the same values.
+    """
+    if not _is_sharded(model):
+        for name, weight in part.named_parameters():
+            weight.copy_(values[name])
+        return
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    _let_go(model)
+    with FullyShardedDataParallel.summon_full_params(model):
+        for name, weight in part.named_parameters():
+            value = values[name].to(weight)
+            if isinstance(weight, DTensor):
+                weight.copy_(distribute_tensor(value, weight.device_mesh, weight.placements))
+            else:
+                weight.copy_(value)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP has spread the network over the processes."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return any(
+        isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules()
+    )
 
 
 @contextmanager

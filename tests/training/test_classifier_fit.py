@@ -10,6 +10,7 @@ import pytest
 import torch
 from shards import pack
 from tiny import assert_close
+from torch import nn
 from torch.nn import functional
 
 from hf_timesformer.data.augmentation import ClipAugmentation
@@ -280,9 +281,34 @@ def test_what_cannot_be_fitted_stays_as_it_is(folder, tmp_path, caplog):
     ):
         fit_new_classifier(deep.model, [])
     sharded = make_trainer(folder, tmp_path, probe_passes=1)
-    sharded.is_fsdp_enabled = True
+    sharded.is_deepspeed_enabled = True
     assert not sharded.can_fit_classifier()
-    assert "(probe_passes=1): DeepSpeed and FSDP spread" in caplog.text
+    assert "(probe_passes=1): DeepSpeed keeps the weights" in caplog.text
+
+
+class FrameMeans(nn.Module):
+    """The least that a classifier of clips is."""
+
+    num_labels = 2
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.classifier = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.body(pixel_values.mean(dim=(1, 3, 4))))
+
+
+def test_features_of_a_model_that_has_been_compiled_without_the_hook_that_takes_them():
+    model = FrameMeans().eval()
+    compiled = torch.compile(model, backend="eager")
+    pixels, labels = torch.randn(2, 2, 3, 8, 8), torch.tensor([0, 1])
+    with torch.no_grad():
+        logits = compiled(pixels)
+        features, _ = collect_features(compiled, [{"pixel_values": pixels, "labels": labels}])
+        assert_close(model.classifier(features), logits, 1e-5)
+        assert_close(compiled(pixels), logits, 0)
+    assert not model.classifier._forward_pre_hooks
 
 
 def test_classifier_is_fitted_anew_to_the_network_that_training_ends_with(
