@@ -18,6 +18,8 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 from transformers.trainer_pt_utils import get_module_class_from_name
 
+from hf_timesformer.training.upstream import read_part, write_part
+
 
 CLIPS, LABELS = clips(4, 4, 3, 12, 8), torch.tensor([0, 3, 1, 4])
 
@@ -48,7 +50,9 @@ WRAPPERS = {"ddp": wrap_ddp, "fsdp": wrap_fsdp, "fsdp2": wrap_fsdp2}
 
 
 def one_step(model, rank: int) -> dict:
-    """Loss of this rank's half; its logits in evaluation, before and after a step."""
+    """Loss of this rank's half; its logits in evaluation, before and after a step, and with a
+    classifier of twice the weights.
+    """
     half = slice(2 * rank, 2 * rank + 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     with torch.no_grad():
@@ -58,7 +62,11 @@ def one_step(model, rank: int) -> dict:
     optimizer.step()
     with torch.no_grad():
         after = model.eval()(CLIPS[half]).logits
-    return {"before": before, "loss": loss.detach(), "after": after}
+        classifier = getattr(model, "module", model).classifier
+        weights = read_part(model, classifier)
+        write_part(model, classifier, {name: 2 * weight for name, weight in weights.items()})
+        doubled = model(CLIPS[half]).logits
+    return {"before": before, "loss": loss.detach(), "after": after, "doubled": doubled}
 
 
 def main() -> None:

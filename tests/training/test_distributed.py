@@ -56,7 +56,7 @@ def single(request) -> tuple[str, dict]:
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_two_processes_equal_one(wrapper, single, ranks):
     """Logits, the loss, and logits after a step: every gradient was there, and the mean of both
-    halves'.
+    halves'. What is written into the classifier afterwards is what the next pass runs with.
     """
     scheme, expected = single
     seen = [rank[scheme, wrapper] for rank in ranks]
@@ -64,3 +64,4 @@ def test_two_processes_equal_one(wrapper, single, ranks):
     assert_close(torch.stack([rank["loss"] for rank in seen]).mean(), expected["loss"], 1e-5)
     assert (expected["after"] - expected["before"]).abs().max() > 0.01
     assert_close(torch.cat([rank["after"] for rank in seen]), expected["after"], 1e-4)
+    assert_close(torch.cat([rank["doubled"] for rank in seen]), 2 * expected["after"], 2e-4)
