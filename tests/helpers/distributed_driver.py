@@ -18,7 +18,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 from transformers.trainer_pt_utils import get_module_class_from_name
 
-from hf_timesformer.training.upstream import read_part, write_part
+from hf_timesformer.training.upstream import read_part, shards_of, write_part
 
 
 CLIPS, LABELS = clips(4, 4, 3, 12, 8), torch.tensor([0, 3, 1, 4])
@@ -65,6 +65,7 @@ def one_step(model, rank: int) -> dict:
         classifier = getattr(model, "module", model).classifier
         weights = read_part(model, classifier)
         write_part(model, classifier, {name: 2 * weight for name, weight in weights.items()})
+        shards_of(model)  # lets go of what the pass before has gathered: the shares count
         doubled = model(CLIPS[half]).logits
     return {"before": before, "loss": loss.detach(), "after": after, "doubled": doubled}
 
