@@ -148,8 +148,8 @@ def _obstacle(found: FoundVideos, args: VideoTrainingArguments) -> str | None:
         return "clips in tar shards are not chosen from"
     if found.problem_type != SINGLE_LABEL:
         return f"it is judged by one class a clip, and the problem is {found.problem_type}"
-    if args.fsdp or args.deepspeed:
-        return "DeepSpeed and FSDP spread the network over the processes"
+    if args.deepspeed:
+        return "DeepSpeed may have spread the network over the processes"
     if not clips_to_look_at(len(found.videos)):
         return f"{len(found.videos)} clips are too few to tell (fewer than {FEWEST_CLIPS})"
     return None

@@ -27,7 +27,8 @@ from .temporal_start import STARTS, has_temporal_half_that_learns, start_blocks
 
 logger = logging.getLogger(__name__)
 
-USUAL = STARTS[0]  # what another start must beat by more than the standard error
+USUAL = STARTS[0]
+MARGIN = 2.0  # standard errors by which another start must be better: a wrong one costs much
 SHARE_OF_CLIPS = 2 / 3  # are looked at, within these limits
 FEWEST_CLIPS, MOST_CLIPS = 40, 200
 FILE = "temporal_start.json"  # in a checkpoint, for the run that goes on from it
@@ -168,7 +169,7 @@ def compare_starts(
     features: dict[str, torch.Tensor], targets: torch.Tensor, groups: torch.Tensor
 ) -> TemporalStart:
     """The start whose features `(n, d)` tell the classes `targets (n, classes)` best. The usual one,
-    unless another is better by more than the standard error.
+    unless another is better by more than `MARGIN` standard errors.
     """
     counts = targets.sum(dim=1) > 0  # the others could not be read
     targets, groups = targets[counts].double(), groups[counts]
@@ -185,7 +186,7 @@ def compare_starts(
         for start, each in right.items()
         if start != USUAL
     }
-    better = [start for start in errors if percent[start] - percent[USUAL] > errors[start]]
+    better = [s for s in errors if percent[s] - percent[USUAL] > MARGIN * errors[s]]
     best = max(better, key=lambda start: percent[start], default=USUAL)
     return TemporalStart(best, int(told.sum()), percent, errors)
 
