@@ -46,9 +46,8 @@ class ModelArguments:
         metadata={
             "help": "Temporal attention with --from_vit: `attention`, the ViT's own, which adds nothing at first and "
             "is blind to order; for few clips `parts`, each head looks at a part of the clip, `changes`, which shows "
-            "what changes, or `comparisons`, which tells which parts of the clip are alike (both cost some of what "
-            "pictures tell; with the last the temporal half learns at a tenth of --temporal_learning_rate); `auto` "
-            "takes the one that a classifier of the untrained features does best with.",
+            "what changes, or `comparisons`, which tells which parts are alike (both cost some of what pictures tell; "
+            "comparisons learn at a tenth of --temporal_learning_rate); `auto` takes the best by untrained features.",
             "choices": START_CHOICES,
         },
     )

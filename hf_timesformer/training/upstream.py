@@ -80,7 +80,8 @@ def _let_go(model: nn.Module) -> None:
 
 
 def read_part(model: nn.Module, part: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the weights of one part of a network, by name in that part, whole under FSDP, too.
+    """A copy of the weights of one part of a network, by name in that part; under FSDP, too, in their
+    whole shapes `(rows, ...)`.
 
     All processes must call it.
     """
@@ -102,8 +103,8 @@ def read_part(model: nn.Module, part: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def write_part(model: nn.Module, part: nn.Module, values: dict[str, torch.Tensor]) -> None:
-    """Give one part of a network the weights `values`, by name in that part; under FSDP each process
-    keeps its share.
+    """Give one part of a network the weights `values`, by name in that part and in their whole shapes
+    `(rows, ...)`; under FSDP each process keeps its share.
 
     All processes must call it, with the same values.
     """
