@@ -84,17 +84,47 @@ def start_network(
     if name == "auto":
         choose = partial(_choose, network, found, processor, args, label_ids, group_by)
         start = _go_on(checkpoint) if checkpoint else _settle(network, found, args, choose)
-    clips = None
     if start.name in NEEDS_CLIPS:
-        clips = _some_clips(found, processor, label_ids)
-    dtype = _dtype(args)
-    count = start_blocks(network, start.name, clips, device=args.device, dtype=dtype)
+        count = _start_by_clips(network, start.name, found, processor, args, label_ids)
+    else:
+        count = start_blocks(network, start.name)
     logger.info(
         "time embeddings start at random, and the temporal heads of %d blocks as in --temporal_start %s",
         count,
         start.name,
     )
     return start
+
+
+def _start_by_clips(
+    network: TimeSformerForVideoClassification,
+    name: str,
+    found: FoundVideos,
+    processor: TimeSformerVideoProcessor,
+    args: VideoTrainingArguments,
+    label_ids: list[int],
+) -> int:
+    """Start with what is learned from some clips; the first process learns it for all, so that none
+    differs in a last digit."""
+    layers: Any = network.timesformer.encoder.layer
+    result: list[Any] = [0, None]
+    if args.process_index == 0:
+        clips = _some_clips(found, processor, label_ids)
+        result[0] = start_blocks(network, name, clips, device=args.device, dtype=_dtype(args))
+    if args.world_size > 1:
+        learning = [layer for layer in layers if has_temporal_half_that_learns(layer)]
+        result[1] = [_temporal_half(layer) for layer in learning[: result[0]]]
+        broadcast_object_list(result)
+        for layer, weights in zip(learning, result[1]):
+            layer.load_state_dict(weights, strict=False)
+    return result[0]
+
+
+def _temporal_half(layer: Any) -> dict[str, torch.Tensor]:
+    """The weights of a block that `start_blocks` may have changed, by name."""
+    return {
+        name: weight for name, weight in layer.state_dict().items() if name.startswith("temporal_")
+    }
 
 
 def settle_temporal_rate(args: VideoTrainingArguments, start: str) -> VideoTrainingArguments:

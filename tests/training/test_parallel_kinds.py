@@ -1,6 +1,6 @@
 """`VideoTrainer` under DDP and FSDP in two processes, from an image ViT whose temporal heads begin with
-comparisons, for which every process looks at the same clips: after a fit of the classifier, three
-steps and another fit the weights of one process, their averages too, with adapters and without.
+parts of the clip: after a fit of the classifier, three steps and another fit the weights of one
+process, their averages too, with adapters and without.
 """
 
 import json
@@ -48,7 +48,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def options(folder, vit) -> list[str]:
-    start = {"from_vit": vit, "temporal_start": "comparisons", "num_frames": 2, "image_size": 32}
+    start = {"from_vit": vit, "temporal_start": "parts", "num_frames": 2, "image_size": 32}
     start |= {"config_overrides": "initializer_range=0.2", "load_best_model_at_end": False}
     given = start | RATES | FITS | TIMES | {"data_dir": folder, "ema_decay": 0.5}
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]

@@ -243,6 +243,30 @@ def test_other_processes_take_what_the_first_chose(vit, monkeypatch):
     assert network.timesformer.encoder.layer[1].temporal_dense.weight.any()
 
 
+def test_other_processes_take_what_the_first_learned(vit, monkeypatch):
+    """Of comparisons: they look at no clips of their own."""
+    first, other = make_network(vit), make_network(vit)
+    sent = []
+
+    def broadcast(result):
+        if not sent:
+            sent.extend(result)
+        result[:] = sent
+
+    monkeypatch.setattr(run_start, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(run_start, "_some_clips", lambda *_: pictures(6)[0])
+    for index, network in enumerate((first, other)):
+        args = SimpleNamespace(
+            process_index=index, world_size=2, device="cpu", bf16=False, fp16=False
+        )
+        torch.manual_seed(0)  # as every process of a run does
+        run_start.start_network(network, "comparisons", None, None, args, label_ids=[0, 1])
+        monkeypatch.delattr(run_start, "_some_clips", raising=False)
+    for name, weight in first.timesformer.state_dict().items():
+        assert torch.equal(weight, other.timesformer.state_dict()[name]), name
+    assert other.timesformer.encoder.layer[1].temporal_dense.weight.any()
+
+
 def found(count: int = 100, **fields):
     values = {"videos": range(count), "shards": None, "problem_type": "single_label_classification"}
     return SimpleNamespace(**values | fields)
