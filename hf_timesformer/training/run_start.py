@@ -85,7 +85,8 @@ def start_network(
         choose = partial(_choose, network, found, processor, args, label_ids, group_by)
         start = _go_on(checkpoint) if checkpoint else _settle(network, found, args, choose)
     if start.name in NEEDS_CLIPS:
-        count = _start_by_clips(network, start.name, found, processor, args, label_ids)
+        look = partial(_some_clips, found, processor, label_ids)
+        count = _start_by_clips(network, start.name, look, args)
     else:
         count = start_blocks(network, start.name)
     logger.info(
@@ -99,18 +100,15 @@ def start_network(
 def _start_by_clips(
     network: TimeSformerForVideoClassification,
     name: str,
-    found: FoundVideos,
-    processor: TimeSformerVideoProcessor,
+    look: Callable[[], torch.Tensor],
     args: VideoTrainingArguments,
-    label_ids: list[int],
 ) -> int:
-    """Start with what is learned from some clips; the first process learns it for all, so that none
-    differs in a last digit."""
+    """Start with what is learned from the clips that `look` gives; the first process learns it for
+    all, so that none differs in a last digit."""
     layers: Any = network.timesformer.encoder.layer
     result: list[Any] = [0, None]
     if args.process_index == 0:
-        clips = _some_clips(found, processor, label_ids)
-        result[0] = start_blocks(network, name, clips, device=args.device, dtype=_dtype(args))
+        result[0] = start_blocks(network, name, look(), device=args.device, dtype=_dtype(args))
     if args.world_size > 1:
         learning = [layer for layer in layers if has_temporal_half_that_learns(layer)]
         result[1] = [_temporal_half(layer) for layer in learning[: result[0]]]

@@ -3,8 +3,8 @@
 Before anything is learned, each start gives features of its own, and a classifier fitted to some of
 the training clips (`classifier_fit`) is right or wrong about the others. Where the classes differ in
 what is seen, the quieter start, `parts`, is better; where only movement tells them apart, `changes`
-or `comparisons` may be. The blocks that do not learn run once for all starts, and there are no gradients, so it costs
-less than one pass over the clips.
+or `comparisons` may be. The blocks that do not learn run once for all starts, and there are no
+gradients, so it costs less than one pass over the clips.
 """
 
 import copy

@@ -236,12 +236,13 @@ def read_clock(tokens: _Tokens, layer: Any) -> Clock:
     """How the tokens before a block tell the time."""
     marks = _mean([patches.mean(dim=0) for patches in tokens.normalised(layer, still=True)])
     marks = marks - marks.mean(dim=0)
-    content, moving = [], []
+    centers, content, moving = [], [], []
     for patches in tokens.normalised(layer):
         patches = patches - marks
+        centers.append(patches.mean(dim=(0, 1)))
         content.append(_second_moment(patches))
         moving.append(_second_moment(patches - patches.mean(dim=1, keepdim=True)))
-    center = _mean([patches.mean(dim=(0, 1)) for patches in tokens.normalised(layer)])
+    center = _mean(centers)
     covariance = _mean(content) - torch.outer(center, center)
     return Clock(
         marks=marks,
