@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 
 from ..data.clips import ClipCollator, EvaluationClips
@@ -22,6 +21,7 @@ from ..data.targets import SINGLE_LABEL
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
 from ..video.video_processing_timesformer import TimeSformerVideoProcessor
 from .arguments import VideoTrainingArguments
+from .first_process import of_first_process
 from .run_clips import spread_rows
 from .temporal_choice import (
     FEWEST_CLIPS,
@@ -71,7 +71,8 @@ def start_network(
         checkpoint: that the run goes on from; its start is taken over by `auto`.
 
     Raises:
-        ValueError: a start that must see some clips first, and these are in tar shards.
+        ValueError: a start that must see some clips first, and these are in tar shards, or none can
+            be read; in the other processes also where the first one has failed.
     """
     if name == "attention" or not start_time_embeddings(network):
         return TemporalStart("attention")
@@ -106,16 +107,17 @@ def _start_by_clips(
     """Start with what is learned from the clips that `look` gives; the first process learns it for
     all, so that none differs in a last digit."""
     layers: Any = network.timesformer.encoder.layer
-    result: list[Any] = [0, None]
-    if args.process_index == 0:
-        result[0] = start_blocks(network, name, look(), device=args.device, dtype=_dtype(args))
-    if args.world_size > 1:
-        learning = [layer for layer in layers if has_temporal_half_that_learns(layer)]
-        result[1] = [_temporal_half(layer) for layer in learning[: result[0]]]
-        broadcast_object_list(result)
-        for layer, weights in zip(learning, result[1]):
+    learning = [layer for layer in layers if has_temporal_half_that_learns(layer)]
+
+    def learn() -> list[dict[str, torch.Tensor]]:
+        count = start_blocks(network, name, look(), device=args.device, dtype=_dtype(args))
+        return [_temporal_half(layer) for layer in learning[:count]]
+
+    halves = of_first_process(learn, args)
+    if args.process_index > 0:
+        for layer, weights in zip(learning, halves):
             layer.load_state_dict(weights, strict=False)
-    return result[0]
+    return len(halves)
 
 
 def _temporal_half(layer: Any) -> dict[str, torch.Tensor]:
@@ -161,13 +163,10 @@ def _settle(
     if obstacle is not None:
         logger.info("--temporal_start auto takes %s: %s", USUAL, obstacle)
         return TemporalStart(USUAL)
-    choice: list[Any] = [None]
+    choice = of_first_process(choose, args)
     if args.process_index == 0:
-        choice = [choose()]
-        logger.info(choice[0].describe())
-    if args.world_size > 1:
-        broadcast_object_list(choice)
-    return choice[0]
+        logger.info(choice.describe())
+    return choice
 
 
 def _obstacle(found: FoundVideos, args: VideoTrainingArguments) -> str | None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTModel
 
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
-from hf_timesformer.training import run_start, temporal_choice
+from hf_timesformer.training import first_process, run_start, temporal_choice
 from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
 from hf_timesformer.training.classifier_fit import held_out_logits
 from hf_timesformer.training.optimization import freeze_parameters
@@ -234,7 +234,7 @@ def test_other_processes_take_what_the_first_chose(vit, monkeypatch):
     def broadcast(choice):
         choice[0] = TemporalStart("changes", 50)
 
-    monkeypatch.setattr(run_start, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(first_process, "broadcast_object_list", broadcast)
     monkeypatch.setattr(run_start, "_obstacle", lambda *_: None)
     args = SimpleNamespace(process_index=1, world_size=2, device="cpu", bf16=False, fp16=False)
     network = make_network(vit)
@@ -253,7 +253,7 @@ def test_other_processes_take_what_the_first_learned(vit, monkeypatch):
             sent.extend(result)
         result[:] = sent
 
-    monkeypatch.setattr(run_start, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(first_process, "broadcast_object_list", broadcast)
     monkeypatch.setattr(run_start, "_some_clips", lambda *_: pictures(6)[0])
     for index, network in enumerate((first, other)):
         args = SimpleNamespace(

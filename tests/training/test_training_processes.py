@@ -184,3 +184,17 @@ def test_evaluations_while_training_give_the_same_numbers_on_two_processes(
         )
     assert found[0]["videos"] == (6 if kind == "folder" else 5)
     assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_all_processes_end_where_the_first_cannot_start_the_network(train, shards, vit, tmp_path):
+    """Comparisons are learned from clips of all the data, which shards do not give."""
+    options = ["--dataset", "webdataset", "--data_dir", str(shards), "--image_size", "32"]
+    options += ["--from_vit", str(vit), "--config_overrides", "num_frames=2"]
+    run = train(tmp_path / "run", *options, "--temporal_start", "comparisons", processes=2)
+    assert run.returncode == 2, run.output  # -9 where one had to be killed
+    why = "--temporal_start comparisons looks at some clips from all over the data"
+    assert f"error: {why}" in run.output
+    assert (
+        f"error: process 1 ends, because the first one has failed: ValueError: {why}" in run.output
+    )
