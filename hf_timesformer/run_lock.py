@@ -2,7 +2,8 @@
 
 A run that works in a folder puts two files there: `_run-<id>.lock`, which the operating system
 keeps locked for it, and `_run-<id>.json`, which says who it is and what it works on. With the end
-of a run, even by `kill -9`, its lock is free; the next run sees that and removes both files.
+of a run, even by `kill -9`, its lock is free; the next run sees that and removes both files. For
+the moment in which a run looks for others and puts its files there, it holds `_run.lock`.
 """
 
 import json
@@ -116,10 +117,7 @@ def only_run_in(output_dir: str | Path, work: Work) -> Iterator[None]:
         yield
         return
     try:
-        # First the own sign, then a look at those of others: of two that start together each sees
-        # the other one. The sign comes after its lock: a sign whose lock is free is of the dead.
-        _write_whole(sign, _Run(os.getpid(), platform.node(), work).written())
-        _keep_off_others(output_dir, sign, work)
+        _come_in(output_dir, sign, work)
         _held.add((folder, work))
         yield
     finally:
@@ -127,9 +125,10 @@ def only_run_in(output_dir: str | Path, work: Work) -> Iterator[None]:
         _remove(sign, lock)
 
 
-def _keep_off_others(output_dir: str | Path, own: Path, work: Work) -> None:
+def _come_in(output_dir: str | Path, sign: Path, work: Work) -> None:
+    """Put the own sign where no other run has some of this work, or wait until none has."""
     end: float | None = None
-    while (other := _find_other(own, work)) is not None:
+    while (other := _put_sign(sign, work)) is not None:
         if other.is_seen_alive():
             raise _refusal(output_dir, other)
         if end is None:
@@ -141,6 +140,41 @@ def _keep_off_others(output_dir: str | Path, own: Path, work: Work) -> None:
         if time.monotonic() >= end:
             raise _refusal(output_dir, other)
         time.sleep(0.2)
+
+
+def _put_sign(sign: Path, work: Work) -> _Run | None:
+    """Put the own sign, whose lock is held already: a sign whose lock is free is of the dead. Where a
+    run is alive that has some of this work, take the sign away again, and say which run it is.
+    """
+    with _one_at_a_time(sign.parent):
+        _write_whole(sign, _Run(os.getpid(), platform.node(), work).written())
+        other = _find_other(sign, work)
+        if other is not None:
+            sign.unlink()
+        return other
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of runs that come in together, one is first: it finds nobody, and the others find it.
+
+    This settles only who stays. That two never stay comes from the order, first the own sign, then a
+    look at those of others: without the lock, each of the two would see the other one, and leave.
+    So whoever does not get it for long, because its holder has been stopped, goes on without it.
+    """
+    door = folder / "_run.lock"
+    lock = FileLock(door)
+    try:
+        lock.acquire(timeout=WAIT_SECONDS, poll_interval=0.01)
+    except Timeout:
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps a file that is open
+            door.unlink()
+        lock.release()
 
 
 def _refusal(output_dir: str | Path, other: _Run) -> ValueError:

@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -85,6 +88,55 @@ def test_another_process_holds_its_part_until_it_dies(tmp_path, monkeypatch, cap
         assert own != sign
         assert f'"pid": {os.getpid()}' in own.read_text()
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_of_runs_that_start_together_one_stays(count, tmp_path, monkeypatch):
+    """Threads, each with a sign and locks of its own, as processes have them. All put their signs
+    before any looks for others, if they may.
+    """
+    all_signs, all_tried = threading.Barrier(count), threading.Barrier(count)
+    write = run_lock._write_whole
+
+    def write_and_wait(*given) -> None:
+        write(*given)
+        with suppress(threading.BrokenBarrierError):
+            all_signs.wait(0.3)
+
+    monkeypatch.setattr(run_lock, "_write_whole", write_and_wait)
+
+    def start(number: int) -> str:
+        try:
+            with only_run_in(tmp_path, names("a", str(number))):
+                all_tried.wait(60)
+                return "stayed"
+        except ValueError as error:
+            all_tried.wait(60)
+            return str(error)
+
+    with ThreadPoolExecutor(count) as pool:
+        said = sorted(pool.map(start, range(count)))
+    assert said[-1] == "stayed"
+    assert all(f"another run is at work in {tmp_path}" in other for other in said[:-1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_never_stay_even_where_one_stands_still_in_the_door(tmp_path, monkeypatch):
+    """The second one comes while the first one looks for others, and goes on without the lock."""
+    look, refused = run_lock._find_other, []
+
+    def second_comes(sign, work):
+        monkeypatch.setattr(run_lock, "_find_other", look)
+        with pytest.raises(ValueError, match="at work"), only_run_in(tmp_path, names("a", "b")):
+            pass
+        refused.append(True)
+        return look(sign, work)
+
+    monkeypatch.setattr(run_lock, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(run_lock, "_find_other", second_comes)
+    with only_run_in(tmp_path, names("a")):
+        assert refused
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, caplog):
