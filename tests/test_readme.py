@@ -266,10 +266,11 @@ def options_of(name: str) -> set[str]:
         from hf_timesformer.cli.train_help import make_train_parser
 
         return set(make_train_parser("train")._option_string_actions)
-    source = (ROOT / f"hf_timesformer/cli/{name}.py").read_text(encoding="utf-8")
-    shared = (ROOT / "hf_timesformer/cli/common.py").read_text(encoding="utf-8")
-    shared += (ROOT / "hf_timesformer/data/arguments.py").read_text(encoding="utf-8")
-    return set(re.findall(r"--\w+", source + shared)) | {"--help", "--version"}
+    package = ROOT / "hf_timesformer"
+    files = [*(package / "cli").glob(f"{name}*.py"), package / "cli/common.py"]
+    files.append(package / "data/arguments.py")
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    return set(re.findall(r"--\w+", source)) | {"--help", "--version"}
 
 
 def code_in_sentences(page: str) -> list[str]:
