@@ -1,12 +1,12 @@
 """One video of any length to its timeline: decoded once, forward, while the network runs beside it."""
 
 import os
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..inference import REGRESSION, problem_type_of
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
@@ -190,50 +190,18 @@ def _fingerprint(source: str | os.PathLike) -> dict[str, Any]:
     return {"video": os.fspath(source), "bytes": stat.st_size, "modified": stat.st_mtime_ns}
 
 
-class _End:
-    """Marks the end of a queue, with what ended it."""
-
-    def __init__(self, error: BaseException | None = None):
-        self.error = error
-
-
 def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
     """The items of an iterator that runs in a thread of its own, up to `count` ahead of the caller.
 
     Decoding leaves Python free, so the network runs meanwhile. An exception of the iterator is
     raised here. A caller that stops early stops the thread.
     """
-    waiting: queue.Queue[Item | _End] = queue.Queue(count)
-    stopped = threading.Event()
-
-    def put(item: Item | _End) -> None:
-        while not stopped.is_set():
-            try:
-                return waiting.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
+    end = cast(Item, object())
+    with ThreadPoolExecutor(1, "decode ahead") as thread:
+        waiting = deque(thread.submit(next, items, end) for _ in range(count))
         try:
-            for item in items:
-                put(item)
-                if stopped.is_set():
-                    return
-            put(_End())
-        # whatever it is, it is the caller's, who waits in the other thread
-        except BaseException as error:
-            put(_End(error))
-
-    thread = threading.Thread(target=work, name="decode ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = waiting.get()
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, items, end))
+                yield item
+        finally:
+            thread.shutdown(cancel_futures=True)

@@ -512,7 +512,8 @@ def test_items_ahead():
     time.sleep(0.05)
     assert len(begun) <= 5 + 3 + 1
     items.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "decode ahead"]
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("decode ahead")]
 
     def fails():
         yield 1
