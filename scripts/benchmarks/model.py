@@ -117,25 +117,12 @@ def run(args: argparse.Namespace) -> None:
 def compare(work: Work, args: argparse.Namespace) -> dict:
     """Times, ratios, peaks and FLOPs of one work."""
     clip = make_clip(work)
-    runs = eager_runs(work, args, clip)
-    if work.compiled and not args.no_compile and args.part in ("all", "compiled"):
-        runs |= compiled_runs(work, args, clip)
-    if not args.no_products:
-        runs |= matrix_products(work, args.layers)
-    error = {}
-    if work.exported and work.dtype == "float32" and args.part in ("all", "exported"):
-        graphs = export(work, args)
-        error = {
-            name: relative_error(graph, build(work, "ours", args.layers), clip)
-            for name, graph in graphs.items()
-        }
-        runs |= {name: partial(graph, clip) for name, graph in graphs.items()}
+    runs, error = all_runs(work, args, clip)
     seconds = {
         name: statistics.median(times) for name, times in alternate(runs, args.repeats).items()
     }
     load = load_average()
     peaks = {kind: measure_peak(work, kind, args) for kind in ("ours", work.baseline)}
-    best_baseline = min(seconds["baseline"], seconds.get("baseline compiled", float("inf")))
     result = {
         "work": work.name,
         "part": args.part,
@@ -149,18 +136,55 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
         "memory_ratio": peaks["ours"] / peaks[work.baseline],
     }
     if "ours compiled" in seconds:
+        best_baseline = min(seconds["baseline"], seconds.get("baseline compiled", float("inf")))
         result["compiled_faster_than_best"] = best_baseline / seconds["ours compiled"]
     if error:
         result["exported_faster"] = {name: seconds["baseline"] / seconds[name] for name in error}
         result["exported_error"] = error
-    limits = [name for name in seconds if name.startswith("products")]
-    if limits:
-        fastest = min(seconds[name] for name in limits)
+    result |= against_limits(seconds, work.batch)
+    if not work.training:
+        counted = counted_flops(work, args, clip)
+        result["TFLOPs_counted"] = counted
+        result["TFLOP_per_second"] = {
+            name: 2 * counted["ours"] * work.batch / taken
+            for name, taken in seconds.items()
+            if name.startswith("ours")
+        }
+    return result
+
+
+def all_runs(
+    work: Work, args: argparse.Namespace, clip: torch.Tensor
+) -> tuple[dict[str, Callable[[], None]], dict[str, float]]:
+    """All that is timed, by name, and the errors of the exported graphs."""
+    runs = eager_runs(work, args, clip)
+    if work.compiled and not args.no_compile and args.part in ("all", "compiled"):
+        runs |= compiled_runs(work, args, clip)
+    if not args.no_products:
+        runs |= matrix_products(work, args.layers)
+    error = {}
+    if work.exported and work.dtype == "float32" and args.part in ("all", "exported"):
+        graphs = export(work, args)
+        error = {
+            name: relative_error(graph, build(work, "ours", args.layers), clip)
+            for name, graph in graphs.items()
+        }
+        runs |= {name: partial(graph, clip) for name, graph in graphs.items()}
+    return runs, error
+
+
+def against_limits(seconds: dict[str, float], batch: int) -> dict[str, dict[str, float]]:
+    """How our times stand to those of the matrix products alone, and of the frames through a ViT,
+    where these were measured; and clips a second."""
+    ours = {name: taken for name, taken in seconds.items() if name.startswith("ours")}
+    result = {}
+    products = [taken for name, taken in seconds.items() if name.startswith("products")]
+    if products:
         result["over_matrix_products"] = {
-            name: taken / fastest for name, taken in seconds.items() if name.startswith("ours")
+            name: taken / min(products) for name, taken in ours.items()
         }
     result["clips_per_second"] = {
-        name: work.batch / taken
+        name: batch / taken
         for name, taken in seconds.items()
         if name.startswith(("ours", "baseline"))
     }
@@ -168,23 +192,20 @@ def compare(work: Work, args: argparse.Namespace) -> dict:
         result["over_ViT_frames"] = {
             name: taken
             / seconds["ViT frames compiled" if name.endswith("compiled") else "ViT frames"]
-            for name, taken in seconds.items()
-            if name.startswith("ours")
-        }
-    if not work.training:
-        kinds = ("ours", work.baseline)
-        result["TFLOPs_counted"] = {
-            kind: count_flops(build(work, kind, args.layers), clip) for kind in kinds
-        }
-        if work.scheme == "divided_space_time" and (work.frames, work.size) in PAPER_TFLOPS:
-            result["TFLOPs_counted"]["paper"] = PAPER_TFLOPS[work.frames, work.size]
-        multiply_adds = result["TFLOPs_counted"]["ours"] * work.batch
-        result["TFLOP_per_second"] = {
-            name: 2 * multiply_adds / taken
-            for name, taken in seconds.items()
-            if name.startswith("ours")
+            for name, taken in ours.items()
         }
     return result
+
+
+def counted_flops(work: Work, args: argparse.Namespace, clip: torch.Tensor) -> dict[str, float]:
+    """TFLOPs of one view, in multiply-adds: ours, the baseline's, and the paper's, where it has the
+    work."""
+    counted = {
+        kind: count_flops(build(work, kind, args.layers), clip) for kind in ("ours", work.baseline)
+    }
+    if work.scheme == "divided_space_time" and (work.frames, work.size) in PAPER_TFLOPS:
+        counted["paper"] = PAPER_TFLOPS[work.frames, work.size]
+    return counted
 
 
 def eager_runs(
