@@ -11,13 +11,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
-from ..data.clips import (
-    ClipCollator,
-    EvaluationClips,
-    FrameSampling,
-    TrainingClips,
-    check_every_class_is_readable,
-)
+from ..data.clips import ClipCollator, TrainingClips, check_every_class_is_readable
 from ..data.record_video import ReadSettings
 from ..data.targets import SINGLE_LABEL
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
@@ -30,12 +24,10 @@ from .objective import ClipMetrics
 from .optimization import freeze_parameters
 from .preview import write_preview
 from .run_clips import (
-    data_seed,
     draw_clips,
     find_class_weights,
     find_splits,
-    make_augmentation,
-    make_source,
+    make_clips,
     settle_groups,
 )
 from .run_start import settle_temporal_rate, start_network
@@ -188,10 +180,8 @@ def make_trainer(
     network, label_ids, processor = make_network(
         model_args, train_videos.class_names, problem_type, **data_args.reading
     )
-    reading = ReadSettings.of(processor)
     if train_videos.shards is None and problem_type == SINGLE_LABEL:
-        check_every_class_is_readable(train_videos.videos, reading)
-    names = [network.config.id2label[number] for number in range(network.config.num_labels)]
+        check_every_class_is_readable(train_videos.videos, ReadSettings.of(processor))
     freeze_parameters(network, args.freeze, args.freeze_depth or 0.0)
     start = None
     if model_args.from_vit:
@@ -209,19 +199,9 @@ def make_trainer(
     warn_if_blind_to_order(network)
     learner = add_adapter(network, model_args, args)
 
-    training = TrainingClips(
-        make_source(train_videos, data_args, args, training=True),
-        FrameSampling.of(processor),
-        make_augmentation(processor, data_args),
-        label_ids=label_ids,
-        seed=data_seed(args),
-        repeats=data_args.repeated_augmentation,
-        reading=reading,
-    )
-    validation = None
-    if validation_videos is not None:
-        source = make_source(validation_videos, data_args, args, training=False)
-        validation = EvaluationClips(source, processor, label_ids=label_ids)
+    clips = make_clips(train_videos, validation_videos, processor, data_args, args, label_ids)
+    training, validation = clips
+    names = [network.config.id2label[number] for number in range(network.config.num_labels)]
     collator = ClipCollator(
         len(names),
         mixup_alpha=data_args.mixup,
@@ -230,15 +210,7 @@ def make_trainer(
     )
     logger.info("%d clips to train on, %d classes", len(training), len(train_videos.class_names))
     if data_args.preview and args.should_save:
-        size = args.train_batch_size
-        sheets = write_preview(
-            training, collator, data_args.preview, args.output_dir, names=names, batch_size=size
-        )
-        logger.info(
-            "%d training clips as the network sees them: %s",
-            data_args.preview,
-            ", ".join(map(str, sheets)),
-        )
+        preview(training, collator, data_args.preview, args, names)
     trainer = VideoTrainer(
         model=learner,
         args=args,
@@ -253,6 +225,22 @@ def make_trainer(
     trainer.temporal_start = start
     trainer.merges_adapter = model_args.lora_r is not None and model_args.lora_merge
     return trainer
+
+
+def preview(
+    clips: TrainingClips,
+    collator: ClipCollator,
+    count: int,
+    args: VideoTrainingArguments,
+    names: list[str],
+) -> None:
+    """Write contact sheets of `count` training clips to the output folder, and say which."""
+    sheets = write_preview(
+        clips, collator, count, args.output_dir, names=names, batch_size=args.train_batch_size
+    )
+    logger.info(
+        "%d training clips as the network sees them: %s", count, ", ".join(map(str, sheets))
+    )
 
 
 def make_callbacks(args: VideoTrainingArguments) -> list[TrainerCallback]:

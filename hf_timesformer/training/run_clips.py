@@ -9,9 +9,11 @@ import torch
 
 from ..data.augmentation import ClipAugmentation
 from ..data.balance import draw_shares
+from ..data.clips import EvaluationClips, FrameSampling, TrainingClips
 from ..data.dataset_factory import FoundVideos, available_splits, find_videos
 from ..data.hold_out import hold_out
 from ..data.readers.table import has_column
+from ..data.record_video import ReadSettings
 from ..data.row_source import ClipSource, RecordSource
 from ..data.shard_source import ShardSource, StreamLayout, count_clips, warn_of_few_shards
 from ..data.targets import REGRESSION, SINGLE_LABEL
@@ -112,6 +114,42 @@ def spread_rows(found: FoundVideos, count: int, generator: np.random.Generator) 
         rows = generator.permutation(np.flatnonzero(classes == label))
         places[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     return np.sort(np.argsort(places, kind="stable")[:count])
+
+
+def make_clips(
+    train: FoundVideos,
+    validation: FoundVideos | None,
+    processor: TimeSformerVideoProcessor,
+    data: DataArguments,
+    args: VideoTrainingArguments,
+    label_ids: list[int],
+) -> tuple[TrainingClips, EvaluationClips | None]:
+    """The clips to train on, and those to evaluate on, if any.
+
+    Args:
+        train: as `find_splits` gives it, with `validation`.
+        validation: None makes no clips.
+        processor: of the run.
+        data: what is done to clips in training.
+        args: of the run.
+        label_ids: the model's number for each class of the data.
+
+    Raises:
+        ValueError: arguments of the run that do not go with these clips.
+    """
+    training = TrainingClips(
+        make_source(train, data, args, training=True),
+        FrameSampling.of(processor),
+        make_augmentation(processor, data),
+        label_ids=label_ids,
+        seed=data_seed(args),
+        repeats=data.repeated_augmentation,
+        reading=ReadSettings.of(processor),
+    )
+    if validation is None:
+        return training, None
+    source = make_source(validation, data, args, training=False)
+    return training, EvaluationClips(source, processor, label_ids=label_ids)
 
 
 def make_source(

@@ -19,6 +19,7 @@ from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassif
 from hf_timesformer.training import run as flow
 from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
 from hf_timesformer.training.recipes import apply_recipe
+from hf_timesformer.training.run_clips import make_augmentation
 from hf_timesformer.training.starting_point import load_network, parse_overrides
 from hf_timesformer.training.temporal_start import DENSE
 from hf_timesformer.video.video_processing_timesformer import TimeSformerVideoProcessor
@@ -289,5 +290,5 @@ def test_a_run_for_few_clips_starts_the_temporal_half_of_what_learns(folder, lor
 )
 def test_ssv2_is_never_mirrored(dataset, flip, mirrors):
     data = DataArguments(data_dir="x", dataset=dataset, flip=flip)
-    steps = flow.make_augmentation(TimeSformerVideoProcessor(), data).transform.transforms
+    steps = make_augmentation(TimeSformerVideoProcessor(), data).transform.transforms
     assert any(isinstance(step, v2.RandomHorizontalFlip) for step in steps) == mirrors
