@@ -18,6 +18,7 @@ Exit code 1 where a video could not be read (the others are still written), 2 fo
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ from .common import (
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+
+    from ..data.faults import Fault
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -80,60 +83,78 @@ def main(argv: list[str] | None = None) -> None:
     """Extract this process's share; go on after a video that cannot be read."""
     args = parse_arguments(argv)
     import transformers  # after the command line: `--help` answers at once
-    from tqdm.auto import tqdm
 
-    from ..data.dataset_factory import find_videos
-    from ..data.faults import Fault
-    from ..evaluation.features import FeatureFolder, FeatureSettings, extract
-    from ..inference import choose_device, choose_dtype, load_model_and_processor
     from ..run_lock import Work, only_run_in
 
     transformers.logging.disable_progress_bar()
-    failed = 0
-    work_here = Work("extract", own_share(args.shard))
-    with user_errors(), only_run_in(args.output_dir, work_here):
-        device = choose_device(args.device or local_device())
-        dtype = choose_dtype(args.dtype, device)
-        data = dataset_arguments(args)
-        overrides = {name: getattr(args, name) for name in ("num_crops", "num_clips", "num_frames")}
-        overrides |= data.reading
-        model, processor = load_model_and_processor(args.model, **overrides)
-        settings = FeatureSettings(args.pool, args.layer)
-        settings.check(model)
-        options = data.reader_options
-        videos = find_videos(args.dataset, args.data_dir, args.split, **options).videos
-        names = ("model", "dataset", "data_dir", "split", "pool", "layer", "num_crops", "num_clips")
-        about = {name: getattr(args, name) for name in names}
-        about |= options | {
-            "frame_rate": args.frame_rate,
-            "num_frames": processor.num_frames,
-            "dtype": str(dtype).removeprefix("torch."),
-        }
-        folder = FeatureFolder(args.output_dir, about, writer=writer_name(args.shard))
-        before = len(folder.done)
-        if before:
-            print(f"{args.output_dir} has {before} videos already")
-        work = extract(
-            model.to(device, dtype).eval(),
-            processor,
-            videos,
-            folder,
-            settings,
-            share=share_of_videos(videos, args.shard),
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
-        )
-        with tqdm(desc="extract", unit="video", disable=not sys.stderr.isatty()) as progress:
-            for step in work:
-                if isinstance(step, Fault):
-                    failed += 1
-                    print(f"failed: {step.line}", file=sys.stderr)
-                else:
-                    progress.update(step)
-    print(
-        f"{len(folder.done) - before} videos added to {args.output_dir}, {failed} could not be read"
-    )
+    with (
+        user_errors(),
+        only_run_in(args.output_dir, Work("extract", own_share(args.shard))),
+    ):
+        added, failed = extract_share(args)
+    print(f"{added} videos added to {args.output_dir}, {failed} could not be read")
     sys.exit(int(failures_of_all(failed) > 0))
+
+
+def extract_share(args: argparse.Namespace) -> tuple[int, int]:
+    """Write the features of this process's share; returns how many videos were added, and how many
+    cannot be read.
+
+    Raises ValueError for arguments that make no sense, and for a folder of other features.
+    """
+    from ..data.dataset_factory import find_videos
+    from ..evaluation.features import FeatureFolder, FeatureSettings, extract
+    from ..inference import choose_device, choose_dtype, load_model_and_processor
+
+    device = choose_device(args.device or local_device())
+    dtype = choose_dtype(args.dtype, device)
+    data = dataset_arguments(args)
+    overrides = {name: getattr(args, name) for name in ("num_crops", "num_clips", "num_frames")}
+    model, processor = load_model_and_processor(args.model, **overrides | data.reading)
+    settings = FeatureSettings(args.pool, args.layer)
+    settings.check(model)
+    options = data.reader_options
+    videos = find_videos(args.dataset, args.data_dir, args.split, **options).videos
+    names = ("model", "dataset", "data_dir", "split", "pool", "layer", "num_crops", "num_clips")
+    about = {name: getattr(args, name) for name in names}
+    about |= options | {
+        "frame_rate": args.frame_rate,
+        "num_frames": processor.num_frames,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    folder = FeatureFolder(args.output_dir, about, writer=writer_name(args.shard))
+    before = len(folder.done)
+    if before:
+        print(f"{args.output_dir} has {before} videos already")
+    work = extract(
+        model.to(device, dtype).eval(),
+        processor,
+        videos,
+        folder,
+        settings,
+        share=share_of_videos(videos, args.shard),
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+    )
+    failed = follow(work)
+    return len(folder.done) - before, failed
+
+
+def follow(work: "Iterator[int | Fault]") -> int:
+    """Show how the work goes on, and what fails; returns how many videos have failed."""
+    from tqdm.auto import tqdm
+
+    from ..data.faults import Fault
+
+    failed = 0
+    with tqdm(desc="extract", unit="video", disable=not sys.stderr.isatty()) as progress:
+        for step in work:
+            if isinstance(step, Fault):
+                failed += 1
+                print(f"failed: {step.line}", file=sys.stderr)
+            else:
+                progress.update(step)
+    return failed
 
 
 def share_of_videos(videos: "Dataset | IterableDataset", shard: tuple[int, int]) -> list[int]:

@@ -22,6 +22,7 @@ from .common import add_shard_argument, make_parser, own_share, user_errors
 
 
 if TYPE_CHECKING:
+    from ..data.preparation.pack import PackSettings
     from ..data.preparation.parts import Part
 
 # whose clips are not in shards yet
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
 def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
     """The flow, for one part of the videos; every step takes up what an earlier run has left."""
     from ..data.dataset_factory import available_splits, read_records
-    from ..data.preparation.pack import PackSettings, pack
+    from ..data.preparation.pack import pack
     from ..data.preparation.parts import join_parts, refuse_other_division
     from ..data.preparation.scan import MANIFEST, SCAN_LOG, list_records, scan, write_manifest
     from ..data.record_video import ReadSettings
@@ -104,13 +105,7 @@ def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
     splits = {
         split: part.take(read_records(args.dataset, data_dir, split, **options)) for split in names
     }
-    settings = PackSettings(
-        args.videos_per_shard,
-        args.short_side,
-        args.seed,
-        args.key_frame_every,
-        args.fast_decode == "true",
-    )
+    settings = pack_settings(args)
     videos = list_records(splits, data_dir)
     rows = scan(
         videos,
@@ -124,14 +119,12 @@ def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
         readable = [
             video for video in videos if rows[video.identity]["status"] in ("ok", "partial")
         ]
-        class_names = next(iter(splits.values())).class_names
-        expected = {split: records.num_expected for split, records in splits.items()}
         places = pack(
             readable,
-            class_names,
+            next(iter(splits.values())).class_names,
             output_dir,
             settings,
-            expected=expected,
+            expected={split: records.num_expected for split, records in splits.items()},
             num_workers=args.num_workers,
             part=part,
             reading=reading,
@@ -141,15 +134,30 @@ def prepare(args: argparse.Namespace, output_dir: Path, part: "Part") -> None:
     print_summary(table.to_pylist(), packed=args.pack)
     waiting = join_parts(output_dir, part) if part.of > 1 else []
     if waiting:
-        others = ", ".join(f"{number}/{part.of}" for number in waiting)
-        print(
-            f"wrote {path}, part {part.number}/{part.of}; still to come before all is joined: {others}"
-        )
+        print_part(path, part, waiting)
         return
-    path = output_dir / MANIFEST
+    shards = f" and shards for --dataset webdataset --data_dir {output_dir}" if args.pack else ""
+    print(f"wrote {output_dir / MANIFEST}{shards}")
+
+
+def pack_settings(args: argparse.Namespace) -> "PackSettings":
+    """How the command line wants the shards. Raises ValueError for settings that make no sense."""
+    from ..data.preparation.pack import PackSettings
+
+    return PackSettings(
+        args.videos_per_shard,
+        args.short_side,
+        args.seed,
+        args.key_frame_every,
+        args.fast_decode == "true",
+    )
+
+
+def print_part(path: Path, part: "Part", waiting: list[int]) -> None:
+    """Which part is done, and which are still to come."""
+    others = ", ".join(f"{number}/{part.of}" for number in waiting)
     print(
-        f"wrote {path}"
-        + (f" and shards for --dataset webdataset --data_dir {output_dir}" if args.pack else "")
+        f"wrote {path}, part {part.number}/{part.of}; still to come before all is joined: {others}"
     )
 
 

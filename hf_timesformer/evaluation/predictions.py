@@ -5,7 +5,7 @@ exactly once.
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -91,32 +91,44 @@ def predict_dataset(
     model = model.to(accelerator.device).eval()
     start = time.perf_counter()
     exchange = ResultExchange()
-    progress = tqdm(
-        total=len(range(accelerator.process_index, len(videos), accelerator.num_processes))
-        if isinstance(videos, Dataset)
-        else None,
-        desc="evaluate",
-        unit="video",
-        disable=not accelerator.is_main_process,
-    )
-    sums = LogitSums()
-    for batch in loader:
-        good = [item for item in batch if not item["faults"]]
-        logits: np.ndarray | list[np.ndarray] = (
-            _forward(model, good, accelerator.device, AUTOCAST_DTYPES[dtype]) if good else []
-        )
-        answers = [
-            answer for item, row in zip(good, logits) if (answer := sums.add(item, row)) is not None
-        ]
-        faults = [fault._asdict() for item in batch for fault in item["faults"]]
-        exchange.add([*answers, *faults])
-        progress.update(len(answers) + len(faults))
-    progress.close()
+    with _progress_bar(videos, accelerator) as progress:
+        for rows in _rows_of_batches(model, loader, accelerator.device, AUTOCAST_DTYPES[dtype]):
+            exchange.add(rows)
+            progress.update(len(rows))
     rows = exchange.finish()
     seconds = time.perf_counter() - start  # the exchange waits for the slowest rank
     failures = [row for row in rows if isinstance(row, dict)]
     results = [row for row in rows if isinstance(row, tuple)]
     return _collect(results, failures, model.config.num_labels, problem_type, seconds)
+
+
+def _progress_bar(videos: Dataset | IterableDataset, accelerator: Accelerator) -> tqdm:
+    """A bar of this rank's videos; only the first rank shows its own."""
+    total = None
+    if isinstance(videos, Dataset):
+        total = len(range(accelerator.process_index, len(videos), accelerator.num_processes))
+    return tqdm(total=total, desc="evaluate", unit="video", disable=not accelerator.is_main_process)
+
+
+def _rows_of_batches(
+    model: "TimeSformerForVideoClassification | ExportedClassifier",
+    loader: DataLoader,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> Iterator[list[tuple | dict]]:
+    """After each batch the answers about the videos that it completes, as `LogitSums` gives them, and
+    the faults, as dictionaries."""
+    sums = LogitSums()
+    for batch in loader:
+        good = [item for item in batch if not item["faults"]]
+        rows: list[tuple | dict] = []
+        if good:
+            for item, logits in zip(good, _forward(model, good, device, dtype)):
+                answer = sums.add(item, logits)
+                if answer is not None:
+                    rows.append(answer)
+        rows += [fault._asdict() for item in batch for fault in item["faults"]]
+        yield rows
 
 
 def _view_loader(

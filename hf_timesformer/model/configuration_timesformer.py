@@ -137,25 +137,20 @@ class TimeSformerConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Part of `@strict`-powered validation: every value that a network can't be built from,
         named."""
-        _require(
-            self.attention_type in SCHEMES,
-            "attention_type",
-            self.attention_type,
-            f"one of {list(SCHEMES)}",
-        )
-        for name, allowed in (
-            ("position_interpolation", POSITION_INTERPOLATIONS),
-            ("position_embedding_type", POSITION_EMBEDDING_TYPES),
+        self._check_choices()
+        self._check_numbers()
+        self._check_sizes()
+
+    def _check_choices(self):
+        for name, choices in (
+            ("attention_type", list(SCHEMES)),
+            ("position_interpolation", list(POSITION_INTERPOLATIONS)),
+            ("position_embedding_type", list(POSITION_EMBEDDING_TYPES)),
+            ("hidden_act", sorted(ACT2FN)),
         ):
-            _require(
-                getattr(self, name) in allowed, name, getattr(self, name), f"one of {list(allowed)}"
-            )
-        for name in ("image_size", "patch_size"):
-            value = getattr(self, name)
-            is_size = isinstance(value, int) or len(value) == 2
-            _require(
-                is_size and min(pair(value)) > 0, name, value, "a positive int or [height, width]"
-            )
+            self._require(name, getattr(self, name) in choices, f"one of {choices}")
+
+    def _check_numbers(self):
         for name in (
             "num_channels",
             "num_frames",
@@ -164,35 +159,37 @@ class TimeSformerConfig(PreTrainedConfig):
             "num_attention_heads",
             "intermediate_size",
         ):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            self._require(name, getattr(self, name) >= 1, "at least 1")
         hidden = self.classifier_hidden_size
-        _require(
-            hidden is None or hidden >= 1, "classifier_hidden_size", hidden, "None or at least 1"
-        )
+        self._require("classifier_hidden_size", hidden is None or hidden >= 1, "None or at least 1")
         for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        _require(
-            self.hidden_act in ACT2FN, "hidden_act", self.hidden_act, f"one of {sorted(ACT2FN)}"
-        )
-        _require(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "above 0")
-        _require(
-            self.initializer_range >= 0, "initializer_range", self.initializer_range, "at least 0"
-        )
-        for size, patch, axis in zip(
-            pair(self.image_size), pair(self.patch_size), ("height", "width")
-        ):
-            _require(
-                size % patch == 0,
-                "image_size",
-                self.image_size,
-                f"a multiple of the patch {axis} {patch}",
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("layer_norm_eps", self.layer_norm_eps > 0, "above 0")
+        self._require("initializer_range", self.initializer_range >= 0, "at least 0")
+
+    def _check_sizes(self):
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            is_size = isinstance(value, int) or len(value) == 2
+            self._require(
+                name, is_size and min(pair(value)) > 0, "a positive int or [height, width]"
             )
-        _require(
-            self.hidden_size % self.num_attention_heads == 0,
+        sizes = zip(("height", "width"), pair(self.image_size), pair(self.patch_size))
+        for side, pixels, patch in sizes:
+            self._require(
+                "image_size", pixels % patch == 0, f"a multiple of the patch {side} {patch}"
+            )
+        heads = self.num_attention_heads
+        self._require(
             "hidden_size",
-            self.hidden_size,
-            f"a multiple of num_attention_heads={self.num_attention_heads}",
+            self.hidden_size % heads == 0,
+            f"a multiple of num_attention_heads={heads}",
         )
+
+    def _require(self, name: str, holds: bool, wanted: str) -> None:
+        """Raise ValueError with the value of that field, unless `holds`."""
+        if not holds:
+            raise ValueError(f"TimeSformerConfig: {name}={getattr(self, name)!r} must be {wanted}.")
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs
@@ -237,11 +234,6 @@ def _forget_class(file: Path, key: str, name: str) -> None:
     if settings.get(key) == name:
         del settings[key]
         file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _require(condition: bool, name: str, value: object, wanted: str) -> None:
-    if not condition:
-        raise ValueError(f"TimeSformerConfig: {name}={value!r} must be {wanted}.")
 
 
 __all__ = ["TimeSformerConfig"]
