@@ -7,9 +7,9 @@ Out-of-Distribution").
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,8 +25,11 @@ Tensors = tuple[torch.Tensor, ...]
 Gather = Callable[[Tensors], Tensors]
 
 # How much of the covariance is replaced by that of independent features: of a few clips it is known
-# poorly.
-SHRINKAGE = 0.03
+# poorly. Which of them suits some clips is tried on those left out (`best_shrinkage`); of many clips
+# the covariance is known well, and what is usual does.
+SHRINKAGES = (0.01, 0.03, 0.1, 0.3)
+USUAL_SHRINKAGE = 0.03
+MANY_VIEWS = 5_000
 
 FOLDS = 5  # parts of the clips that `held_out_logits` leaves out in turn
 
@@ -143,10 +146,9 @@ def fit_classifier(
     """A linear classifier by arithmetic instead of by steps: linear discriminants.
 
     Clips of class `c` are taken as normally distributed about its mean, all classes with one
-    covariance, shrunk by `SHRINKAGE` towards its mean variance (Friedman 1989, "Regularized
-    Discriminant Analysis"): directions in which the views and clips of one class differ count for
-    little. The logits are scaled by the factor up to 1 that minimises the cross-entropy to the
-    targets.
+    covariance, shrunk towards its mean variance (Friedman 1989, "Regularized Discriminant
+    Analysis"): directions in which the views and clips of one class differ count for little. The
+    logits are scaled by the factor up to 1 that minimises the cross-entropy to the targets.
 
     Args:
         features: of the clips, `(N, d)`.
@@ -157,7 +159,7 @@ def fit_classifier(
         Weight `(classes, d)` and bias `(classes,)`, in float64.
     """
     features, targets = features.double(), targets.double()
-    weight, bias = _discriminants(features, targets)
+    weight, bias = _discriminants(_moments(features, targets), best_shrinkage(features, targets))
     scale = _best_scale(
         features @ weight.T + bias,
         targets.lerp(targets.new_tensor(1 / targets.shape[1]), label_smoothing),
@@ -165,10 +167,42 @@ def fit_classifier(
     return scale * weight, scale * bias
 
 
-def _discriminants(
-    features: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight `(classes, d)` and bias `(classes,)` of `fit_classifier` before they are scaled."""
+def best_shrinkage(features: torch.Tensor, targets: torch.Tensor) -> float:
+    """That of `SHRINKAGES` with which classifiers of the other clips find the classes of each clip
+    likeliest; the usual one where this cannot be told, or need not.
+
+    Args:
+        features: of the clips, float64 `(N, d)`.
+        targets: share of each class in each clip, float64 `(N, classes)`.
+    """
+    if len(features) > MANY_VIEWS:
+        return USUAL_SHRINKAGE
+    # every clip a group of its own, numbered by what it is: processes may give them in any order
+    numbers = features.norm(dim=1).argsort().argsort()
+    logits, told = held_out_logits(features, targets, numbers, SHRINKAGES)
+    if not told.any():
+        return USUAL_SHRINKAGE
+    losses = [_scaled_loss(found[told], targets[told]) for found in logits]
+    return SHRINKAGES[losses.index(min(losses))]
+
+
+def _scaled_loss(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    """Mean cross-entropy of logits `(n, classes)` that are scaled by the best factor up to 1."""
+    scaled = _best_scale(logits, targets) * logits
+    return -(targets * scaled.log_softmax(dim=1)).sum(dim=1).mean().item()
+
+
+class _Moments(NamedTuple):
+    """Of clips: share `(classes,)` and mean `(classes, d)` of each class, the latter from the `center
+    (d,)` of all, and their covariance within a class `(d, d)`."""
+
+    priors: torch.Tensor
+    means: torch.Tensor
+    center: torch.Tensor
+    within: torch.Tensor
+
+
+def _moments(features: torch.Tensor, targets: torch.Tensor) -> _Moments:
     # a class without clips gets a mean, too: that of all
     counts = targets.sum(dim=0).clamp(min=0.5)
     priors = counts / counts.sum()
@@ -176,19 +210,28 @@ def _discriminants(
     centered = features - center
     means = targets.T @ centered / counts[:, None]
     within = centered.T @ centered / len(features) - means.T @ (priors[:, None] * means)
+    return _Moments(priors, means, center, within)
+
+
+def _discriminants(moments: _Moments, shrinkage: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight `(classes, d)` and bias `(classes,)` of `fit_classifier` before they are scaled."""
+    priors, means, center, within = moments
     variance = within.diagonal().mean().clamp(min=1e-6)
     identity = torch.eye(len(within), dtype=within.dtype)
     weight = torch.linalg.solve(
-        (1 - SHRINKAGE) * within + SHRINKAGE * variance * identity, means.T
+        (1 - shrinkage) * within + shrinkage * variance * identity, means.T
     ).T
     bias = priors.log() - (weight * means).sum(dim=1) / 2 - weight @ center
     return weight, bias
 
 
 def held_out_logits(
-    features: torch.Tensor, targets: torch.Tensor, groups: torch.Tensor
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    groups: torch.Tensor,
+    shrinkages: Sequence[float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of every clip by a classifier that is fitted to others, none of its own group, and which
+    """Logits of every clip by classifiers that are fitted to others, none of its own group, and which
     clips have such.
 
     A clip has none where no other group has clips of its class.
@@ -197,18 +240,22 @@ def held_out_logits(
         features: float64 `(N, d)`.
         targets: float64 `(N, classes)`.
         groups: a number of each clip's group, `(N,)`.
+        shrinkages: S numbers from 0 to 1, of the covariances.
 
     Returns:
-        Logits `(N, classes)`, and bool `(N,)`.
+        Logits `(S, N, classes)`, and bool `(N,)`.
     """
-    logits, has_logits = torch.zeros_like(targets), torch.zeros(len(targets), dtype=torch.bool)
+    logits = targets.new_zeros(len(shrinkages), *targets.shape)
+    has_logits = torch.zeros(len(targets), dtype=torch.bool)
     labels, parts = targets.argmax(dim=1), _parts(targets, groups)
     for part in range(FOLDS):
         held_out = parts == part
         if held_out.all() or not held_out.any():
             continue
-        weight, bias = _discriminants(features[~held_out], targets[~held_out])
-        logits[held_out] = features[held_out] @ weight.T + bias
+        moments = _moments(features[~held_out], targets[~held_out])
+        for found, shrinkage in zip(logits, shrinkages):
+            weight, bias = _discriminants(moments, shrinkage)
+            found[held_out] = features[held_out] @ weight.T + bias
         has_logits |= held_out & torch.isin(labels, labels[~held_out])
     return logits, has_logits
 

@@ -21,14 +21,17 @@ import torch
 from torch import nn
 
 from ..model.modeling_timesformer import TimeSformerForVideoClassification
-from .classifier_fit import held_out_logits, soft_targets
+from .classifier_fit import best_shrinkage, held_out_logits, soft_targets
 from .temporal_start import STARTS, has_temporal_half_that_learns, start_blocks
 
 
 logger = logging.getLogger(__name__)
 
 USUAL = STARTS[0]
-MARGIN = 2.0  # standard errors by which another start must be better: a wrong one costs much
+# Standard errors by which another start must be better than the usual one: a wrong one costs much. But
+# where the usual one is right no more often than who always names the most frequent class, by that
+# margin, nothing is lost, and the best one is taken.
+MARGIN = 2.0
 SHARE_OF_CLIPS = 2 / 3  # are looked at, within these limits
 FEWEST_CLIPS, MOST_CLIPS = 40, 200
 FILE = "temporal_start.json"  # in a checkpoint, for the run that goes on from it
@@ -169,15 +172,17 @@ def compare_starts(
     features: dict[str, torch.Tensor], targets: torch.Tensor, groups: torch.Tensor
 ) -> TemporalStart:
     """The start whose features `(n, d)` tell the classes `targets (n, classes)` best. The usual one,
-    unless another is better by more than `MARGIN` standard errors.
+    unless another is better by more than `MARGIN` standard errors, or the usual one tells nothing.
     """
     counts = targets.sum(dim=1) > 0  # the others could not be read
     targets, groups = targets[counts].double(), groups[counts]
     labels = targets.argmax(dim=1)
     right, told = {}, torch.zeros(len(targets), dtype=torch.bool)
     for start, found in features.items():
-        logits, told = held_out_logits(found[counts].double(), targets, groups)
-        right[start] = (logits.argmax(dim=1) == labels).double()
+        found = found[counts].double()
+        shrinkage = best_shrinkage(found, targets)
+        logits, told = held_out_logits(found, targets, groups, [shrinkage])
+        right[start] = (logits[0].argmax(dim=1) == labels).double()
     if len(groups[told].unique()) < 2:
         return TemporalStart(USUAL)
     percent = {start: 100 * each[told].mean().item() for start, each in right.items()}
@@ -186,7 +191,10 @@ def compare_starts(
         for start, each in right.items()
         if start != USUAL
     }
-    better = [s for s in errors if percent[s] - percent[USUAL] > MARGIN * errors[s]]
+    guessed = 100 * labels[told].bincount().max().item() / int(told.sum())
+    error = 100 * _standard_error(right[USUAL][told], groups[told])
+    margin = MARGIN if percent[USUAL] - guessed > MARGIN * error else 0.0
+    better = [s for s in errors if percent[s] - percent[USUAL] > margin * errors[s]]
     best = max(better, key=lambda start: percent[start], default=USUAL)
     return TemporalStart(best, int(told.sum()), percent, errors)
 

@@ -8,7 +8,7 @@ classes, shows what is lost of the pictures. Each is judged by cross-validation 
 videos' groups (`gXX` in UCF101's names).
 
 The frozen first blocks run once over every clip; what they give, averaged over squares of patches,
-is kept on disk, and only the last blocks learn. So there is no augmentation, and clips are small.
+is kept on disk, and only the last blocks learn. So there is no augmentation.
 """
 
 import argparse
@@ -49,7 +49,7 @@ from torch.nn import functional
 
 from hf_timesformer.training.classifier_fit import fit_classifier
 from hf_timesformer.training.temporal_choice import compare_starts
-from hf_timesformer.training.temporal_start import NEEDS_CLIPS, STARTS
+from hf_timesformer.training.temporal_start import STARTS
 
 
 OLD = Way()
@@ -85,7 +85,8 @@ WAYS = {
 def judge(
     vit: str, name: str, clips: Clips, way: Way, seeds: range, folder: Path
 ) -> dict[str, Any]:
-    """Accuracy of a way over folds and seeds, and what a run took."""
+    """Accuracy of a way over folds and seeds, `trained` and before it, `untrained`, and what a run
+    took."""
     tokens = cached_tokens(vit, name, clips, way, folder)
     if way.pooled != GRID:
         alone = way.attention_type == "space_only"
@@ -93,44 +94,43 @@ def judge(
         flat = shrink(flat, (GRID, GRID, 1 if alone else FRAMES), way.pooled)
         tokens = flat.unflatten(0, (len(tokens), -1)) if alone else flat
     names = STARTS if way.start == "auto" else (way.start,)
-    looks_first = way.start == "auto" or not way.epochs
-    known: dict[str, torch.Tensor] = {}  # features of starts that look at no clips
-    accuracies, seconds, starts = [], [], []
+    accuracies, untrained, seconds, starts = [], [], [], []
     for seed in seeds:
         for train, test in folds(clips.groups, seed):
-            untrained = known | {
-                start: untrained_features(vit, clips, tokens, replace(way, start=start), train)
-                for start in names
-                if looks_first and start not in known
+            started = {
+                name: start_network(vit, clips, replace(way, start=name), train) for name in names
             }
-            known = {start: untrained[start] for start in untrained if start not in NEEDS_CLIPS}
-            start = choose(untrained, clips, train) if way.start == "auto" else way.start
+            features = {name: features_of(network, tokens) for name, network in started.items()}
+            start = choose(features, clips, train) if way.start == "auto" else way.start
+            answers = fit_and_answer(features[start], clips, train, test)
+            untrained.append(mean_class_accuracy(answers, clips.labels[test]))
             began = time.process_time()
             if way.epochs:
+                torch.manual_seed(seed)
                 chosen = replace(way, start=start)
-                answers = train_and_answer(vit, clips, tokens, train, test, chosen, seed)
-            else:
-                answers = fit_and_answer(untrained[start], clips, train, test)
+                answers = train_and_answer(started[start], clips, tokens, train, test, chosen, seed)
             seconds.append(time.process_time() - began)
             accuracies.append(mean_class_accuracy(answers, clips.labels[test]))
             starts.append(start)
-            print(name, seed, start, accuracies[-1], flush=True)
+            print(name, seed, start, untrained[-1], accuracies[-1], flush=True)
+    more = {"starts": starts, "cpu_seconds_a_run": round(statistics.mean(seconds), 1)}
+    return {"trained": summary(accuracies) | more, "untrained": summary(untrained) | more}
+
+
+def summary(accuracies: list[float]) -> dict[str, Any]:
+    """Mean and deviation of what some runs gave, and the runs."""
     return {
         "mean": round(statistics.mean(accuracies), 1),
         "deviation": round(statistics.stdev(accuracies), 1),
         "runs": [round(accuracy, 1) for accuracy in accuracies],
-        "starts": starts,
-        "cpu_seconds_a_run": round(statistics.mean(seconds), 1),
     }
 
 
-def untrained_features(
-    vit: str, clips: Clips, tokens: torch.Tensor, way: Way, train: np.ndarray
-) -> torch.Tensor:
-    """What the classifier gets before anything is learned, `(n, d)`."""
+def start_network(vit: str, clips: Clips, way: Way, train: np.ndarray) -> Any:
+    """The last blocks as a way starts them, before anything is learned."""
     network = make_network(vit, way, clips.num_classes, seed=0, seen=clips.frames[train])
     keep_last_blocks(network, way.pooled)
-    return features_of(network, tokens)
+    return network
 
 
 def choose(untrained: dict[str, torch.Tensor], clips: Clips, train: np.ndarray) -> str:
@@ -141,7 +141,7 @@ def choose(untrained: dict[str, torch.Tensor], clips: Clips, train: np.ndarray) 
 
 
 def train_and_answer(
-    vit: str,
+    network: Any,
     clips: Clips,
     tokens: torch.Tensor,
     train: np.ndarray,
@@ -149,9 +149,7 @@ def train_and_answer(
     way: Way,
     seed: int,
 ) -> torch.Tensor:
-    """The classes that a network which is tuned to some clips gives the others."""
-    network = make_network(vit, way, clips.num_classes, seed, seen=clips.frames[train])
-    keep_last_blocks(network, way.pooled)
+    """The classes that a network, once tuned to some clips, gives the others."""
     tune(network, tokens[train], clips.labels[train], way, seed)
     with torch.no_grad():
         return network.classifier(features_of(network, tokens[test])).argmax(-1)
@@ -195,11 +193,7 @@ def probe(features: torch.Tensor, clips: Clips, seeds: range) -> dict[str, Any]:
             weight, bias = fit_classifier(scaled[train], targets[train])
             answers = (scaled[test].double() @ weight.T + bias).argmax(-1)
             accuracies.append(mean_class_accuracy(answers, clips.labels[test]))
-    return {
-        "mean": round(statistics.mean(accuracies), 1),
-        "deviation": round(statistics.stdev(accuracies), 1),
-        "runs": [round(accuracy, 1) for accuracy in accuracies],
-    }
+    return summary(accuracies)
 
 
 def over_time(features: torch.Tensor) -> torch.Tensor:
@@ -253,7 +247,10 @@ def run(args: argparse.Namespace) -> None:
         for text in args.ways:
             way = find_way(text)
             result = judge(args.from_vit, name, clips, way, seeds, args.cache)
-            keep(args.json, name, text, result | {"way": asdict(way)})
+            if way.epochs:
+                keep(args.json, name, text, result["trained"] | {"way": asdict(way)})
+            untrained = text if text.endswith("no training") else f"{text}, no training"
+            keep(args.json, name, untrained, result["untrained"] | {"way": asdict(way)})
 
 
 def keep(path: Path | None, name: str, way: str, result: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from hf_timesformer.data.synthetic import MOTIONS, motion_frames
 from hf_timesformer.video.decoding import decode_video
 
 
-SIZE = 112  # pixels
+SIZE = 224  # pixels
 FRAMES = 8
 FOLDS = 3
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]

@@ -20,7 +20,7 @@ from hf_timesformer.training.temporal_start import RATES, STARTS, start_blocks
 
 
 FROZEN = 8  # blocks, of 12
-GRID = 4  # patches along a side that are kept for each frame
+GRID = 8  # squares along a side that are kept of the 16 x 16 patches of each frame
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Way:
     head_learning_rate: float = 3e-4
     fits_before: bool = True
     fits_after: bool = True
-    pooled: int = 2  # patches along a side that the last blocks see, of the GRID that are kept
+    pooled: int = 4  # squares along a side that the last blocks see, of the GRID that are kept
 
 
 # What the frozen blocks give

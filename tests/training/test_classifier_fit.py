@@ -28,7 +28,10 @@ from hf_timesformer.model.configuration_timesformer import TimeSformerConfig
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.training.arguments import VideoTrainingArguments
 from hf_timesformer.training.classifier_fit import (
-    SHRINKAGE,
+    MANY_VIEWS,
+    SHRINKAGES,
+    USUAL_SHRINKAGE,
+    best_shrinkage,
     collect_features,
     fit_classifier,
     fit_new_classifier,
@@ -46,10 +49,9 @@ LEARNING = (
 )
 
 
-def shrunk(covariance: torch.Tensor) -> torch.Tensor:
-    return (1 - SHRINKAGE) * covariance + SHRINKAGE * covariance.trace() / len(
-        covariance
-    ) * torch.eye(len(covariance), dtype=covariance.dtype)
+def shrunk(covariance: torch.Tensor, shrinkage: float) -> torch.Tensor:
+    alike = covariance.trace() / len(covariance) * torch.eye(len(covariance)).double()
+    return (1 - shrinkage) * covariance + shrinkage * alike
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -73,7 +75,8 @@ def test_fitted_classifier_gives_the_scaled_log_posterior_of_normal_distribution
         means.append((share[:, None] * features).sum(dim=0) / share.sum())
         apart = features - means[-1]
         within += sum(s * torch.outer(row, row) for s, row in zip(share, apart)) / len(features)
-    classes = [torch.distributions.MultivariateNormal(mean, shrunk(within)) for mean in means]
+    within = shrunk(within, best_shrinkage(features, targets.float().double()))
+    classes = [torch.distributions.MultivariateNormal(mean, within) for mean in means]
     posterior = torch.stack(
         [c.log_prob(features) + p.log() for c, p in zip(classes, priors)], dim=1
     )
@@ -102,14 +105,54 @@ def test_held_out_logits_are_of_classifiers_that_have_not_seen_the_group():
     targets = functional.one_hot(labels, 3).double()
     features = torch.randn(30, 4, generator=generator, dtype=torch.float64)
     features[:, :3] += 8 * targets
-    logits, told = held_out_logits(features, targets, groups)
+    (more, logits), told = held_out_logits(features, targets, groups, [0.3, 0.03])
+    assert (more - logits)[told].abs().max() > 1e-2
     assert torch.equal(told, labels < 2)
     assert torch.equal(logits.argmax(-1)[told], labels[told])
     changed = features.clone()
     changed[0] += 5
-    others, _ = held_out_logits(changed, targets, groups)
+    (others,), _ = held_out_logits(changed, targets, groups, [0.03])
     assert_close(others[1:3], logits[1:3], 1e-12)
     assert (others - logits)[3:].abs().amax(dim=1).gt(1e-3).sum() >= 18  # of the other parts
+
+
+@pytest.mark.parametrize("quiet", [1.0, 0.1])
+def test_shrinkage_is_the_one_with_which_clips_left_out_are_likeliest(quiet):
+    """What tells the classes is as loud as the other channels, or quiet beside them. Held against
+    every clip left out by itself, which is nearly the same for so many."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(80) % 2
+    features = torch.randn(80, 30, generator=generator).double()
+    features[:, 0] += 2.5 * labels
+    features[:, 0] *= quiet
+    targets = functional.one_hot(labels, 2).double()
+    losses = []
+    for shrinkage in SHRINKAGES:
+        logits = torch.zeros(80, 2).double()
+        for row in range(80):
+            others = torch.arange(80) != row
+            means = [features[others & (labels == c)].mean(dim=0) for c in (0, 1)]
+            apart = features[others] - torch.stack(means)[labels[others]]
+            inverse = shrunk(apart.T @ apart / 79, shrinkage).inverse()
+            for c, mean in enumerate(means):
+                away = features[row] - mean
+                logits[row, c] = (
+                    labels[others].eq(c).double().mean().log() - away @ inverse @ away / 2
+                )
+        scaled = [k / 100 * logits for k in range(1, 101)]
+        losses.append(min(functional.cross_entropy(each, labels).item() for each in scaled))
+    best = best_shrinkage(features, targets)
+    assert best == SHRINKAGES[losses.index(min(losses))]
+    assert best == (0.3 if quiet == 1 else 0.01)
+    order = torch.randperm(80, generator=generator)  # as many processes give them
+    assert best_shrinkage(features[order], targets[order]) == best
+
+
+def test_shrinkage_is_the_usual_one_where_nothing_tells_it_or_clips_are_many():
+    targets = torch.eye(4).double()
+    assert best_shrinkage(torch.randn(4, 6).double(), targets) == USUAL_SHRINKAGE
+    many = targets.repeat(MANY_VIEWS // 4 + 1, 1)
+    assert best_shrinkage(torch.randn(len(many), 2).double(), many) == USUAL_SHRINKAGE
 
 
 def test_a_class_without_clips_is_the_least_likely():

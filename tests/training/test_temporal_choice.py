@@ -15,7 +15,7 @@ from transformers import ViTConfig, ViTModel
 from hf_timesformer.model.modeling_timesformer import TimeSformerForVideoClassification
 from hf_timesformer.training import first_process, run_start, temporal_choice
 from hf_timesformer.training.arguments import DataArguments, ModelArguments, VideoTrainingArguments
-from hf_timesformer.training.classifier_fit import held_out_logits
+from hf_timesformer.training.classifier_fit import best_shrinkage, held_out_logits
 from hf_timesformer.training.optimization import freeze_parameters
 from hf_timesformer.training.run import train
 from hf_timesformer.training.temporal_choice import (
@@ -94,23 +94,29 @@ def test_percentages_are_those_of_the_whole_network_with_each_start(vit):
         with torch.no_grad():
             features = network.eval().timesformer(clips).last_hidden_state[counts, 0].double()
         targets = functional.one_hot(labels[counts], 2).double()
-        logits, _ = held_out_logits(features, targets, groups[counts])
+        shrinkage = best_shrinkage(features, targets)
+        (logits,), _ = held_out_logits(features, targets, groups[counts], [shrinkage])
         right = (logits.argmax(-1) == labels[counts]).double().mean().item()
         assert choice.percent_right[start] == pytest.approx(100 * right, abs=2)
 
 
-@pytest.mark.parametrize("better", [6, 30])
-def test_another_start_must_be_better_by_more_than_two_standard_errors(better, monkeypatch):
-    """Groups of 2 clips: the usual start is right about half of the clips, the other one about some
-    groups more, and about one clip less."""
-    usual = torch.arange(80) % 4 < 2
+@pytest.mark.parametrize(
+    ("knows", "better", "taken"),
+    [(3, 6, "parts"), (3, 20, "changes"), (2, 6, "changes"), (2, 30, "changes"), (2, 1, "parts")],
+)
+def test_another_start_must_be_better_by_two_standard_errors_or_nothing_be_lost(
+    knows, better, taken, monkeypatch
+):
+    """Groups of 2 clips: the usual start is right about half of the clips, as guesses are, or about
+    three quarters, the other one about some groups more, and about one clip less."""
+    usual = torch.arange(80) % 4 < knows
     other = usual.clone()
     other[[row for row in range(80) if not usual[row]][:better]] = True
     other[0] = False
     answers = {"parts": usual, "changes": other}
 
-    def logits_of(features, targets, groups):  # features that are right or wrong themselves
-        return torch.where(features > 0, targets, 1 - targets), torch.ones(80, dtype=torch.bool)
+    def logits_of(features, targets, groups, shrinkages):  # of features that are right or wrong
+        return torch.where(features > 0, targets, 1 - targets)[None], torch.ones(80).bool()
 
     monkeypatch.setattr(temporal_choice, "held_out_logits", logits_of)
     targets = functional.one_hot(torch.arange(80) % 2, 2)
@@ -118,10 +124,10 @@ def test_another_start_must_be_better_by_more_than_two_standard_errors(better, m
     choice = temporal_choice.compare_starts(features, targets, torch.arange(80) // 2)
     more = (other.double() - usual.double()).view(40, 2).mean(dim=1)
     assert choice.standard_errors["changes"] == pytest.approx(100 * (more.std() / 40**0.5).item())
-    assert choice.percent_right["changes"] == pytest.approx(50 + 100 * (better - 1) / 80)
-    errors = (choice.percent_right["changes"] - 50) / choice.standard_errors["changes"]
-    assert (1 < errors < 2) if better == 6 else (errors > 2)
-    assert choice.name == (USUAL if better == 6 else "changes")
+    assert choice.percent_right["changes"] == pytest.approx(25 * knows + 100 * (better - 1) / 80)
+    errors = (choice.percent_right["changes"] - 25 * knows) / choice.standard_errors["changes"]
+    assert {1: errors == 0, 6: 1 < errors < 2, 20: errors > 2, 30: errors > 2}[better]
+    assert choice.name == taken
 
 
 def test_few_groups_tell_nothing():
