@@ -184,6 +184,7 @@ TABLES: dict[str, tuple[str, Callable[[Content], Content]]] = {
     "cluster": ("packing", cluster),
     "small_set": ("small_set", small_set),
     "small_set_shown": ("small_set", small_set_shown),
+    "small_set_112": ("small_set_112", small_set),
     "formats": ("formats", formats),
     "exported": ("exported", exported),
 }
