@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -58,7 +59,9 @@ def fit_new_classifier(
     in `batches`. The model may be wrapped by PEFT, or by FSDP.
 
     Every process gives its own batches, as many as the others; each ends with the same classifier.
-    `gather` takes a tuple of tensors and gives those of all processes (`accelerator.gather`).
+    `gather` takes a tuple of tensors and gives those of all processes (`accelerator.gather`). A batch
+    may say in which `round` over the clips it is, a number: how much covariances are shrunk is tried
+    on the last round alone, as a clip that is left out must not be there in another view.
     Raises ValueError for another classifier.
     """
     classifier = find_classifier(model)
@@ -66,12 +69,20 @@ def fit_new_classifier(
         raise ValueError(
             f"only a linear classifier can be fitted, not a {type(classifier).__name__}"
         )
-    features, targets = collect_features(model, batches, gather=gather)
-    weight, bias = fit_classifier(features, targets, label_smoothing=label_smoothing)
+    rounds = [
+        collect_features(model, batches_of_one, gather=gather)
+        for _, batches_of_one in groupby(batches, key=lambda batch: batch.get("round"))
+    ]
+    shrinkage = best_shrinkage(*(each.double() for each in rounds[-1]))
+    features, targets = (torch.cat(parts) for parts in zip(*rounds))
+    weight, bias = fit_classifier(
+        features, targets, label_smoothing=label_smoothing, shrinkage=shrinkage
+    )
     right = (features.double() @ weight.T + bias).argmax(-1) == targets.argmax(-1)
     logger.info(
-        "classifier fitted to %d views as the network sees them: %.1f %% of them are right",
+        "classifier fitted to %d views as the network sees them (shrinkage %g): %.1f %% of them are right",
         len(features),
+        shrinkage,
         100 * right.double().mean(),
     )
     write_part(model, classifier, {"weight": weight, "bias": bias})
@@ -142,7 +153,11 @@ def soft_targets(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def fit_classifier(
-    features: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    shrinkage: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A linear classifier by arithmetic instead of by steps: linear discriminants.
 
@@ -155,12 +170,15 @@ def fit_classifier(
         features: of the clips, `(N, d)`.
         targets: share of each class in each clip, `(N, classes)`; may be soft.
         label_smoothing: of the targets in that cross-entropy, a share from 0 to 1.
+        shrinkage: from 0 to 1; None tries some (`best_shrinkage`), and features are of clips once each.
 
     Returns:
         Weight `(classes, d)` and bias `(classes,)`, in float64.
     """
     features, targets = features.double(), targets.double()
-    weight, bias = _discriminants(_moments(features, targets), best_shrinkage(features, targets))
+    if shrinkage is None:
+        shrinkage = best_shrinkage(features, targets)
+    weight, bias = _discriminants(_moments(features, targets), shrinkage)
     scale = _best_scale(
         features @ weight.T + bias,
         targets.lerp(targets.new_tensor(1 / targets.shape[1]), label_smoothing),

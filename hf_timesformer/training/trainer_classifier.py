@@ -75,18 +75,21 @@ class ClassifierFitMixin:
         Args:
             passes: how many epochs, counted from the first one after training.
             with_views: add the evaluation views of the clips at the end.
+
+        Returns:
+            Batches as they are trained on, and the `round` of each: its epoch.
         """
         first = math.ceil(self.args.num_train_epochs)
         clips, processor = self.train_dataset, self.processing_class
-        rounds: list[tuple[Any, Sequence[int]]] = [(clips, range(first, first + passes))]
+        datasets: list[tuple[Any, Sequence[int]]] = [(clips, range(first, first + passes))]
         if with_views and processor is not None:
             processor = copy.copy(processor)
             processor.num_crops = EVALUATION_CROPS
             views = EvaluationClips(clips.source, processor, label_ids=clips.label_ids)
-            rounds.append((views, [first + passes]))
+            datasets.append((views, [first + passes]))
         hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
         with tqdm(desc="features", total=0, disable=hidden) as bar:
-            for dataset, epochs in rounds:
+            for dataset, epochs in datasets:
                 loader = self.make_train_dataloader(dataset)
                 bar.total += len(epochs) * len(loader)
                 for epoch in epochs:
@@ -95,7 +98,7 @@ class ClassifierFitMixin:
                     for batch in loader:
                         self.leave_if_stopped()
                         self.train_faults.add(batch["faults"])
-                        yield batch
+                        yield {**batch, "round": epoch}
                         bar.update()
 
     def refit_classifier(self) -> None:

@@ -146,6 +146,31 @@ def test_shrinkage_is_the_one_with_which_clips_left_out_are_likeliest(quiet):
     assert best == (0.3 if quiet == 1 else 0.01)
 
 
+def test_other_views_of_a_clip_that_is_left_out_do_not_choose_the_shrinkage(caplog):
+    """Every clip is there twice, all but the same: left out it would be told by the other."""
+    torch.manual_seed(0)
+    network = nn.Module()
+    network.num_labels, network.classifier = 2, nn.Linear(30, 2)
+    network.forward = lambda pixel_values: network.classifier(pixel_values[:, 0, :, 0, 0])
+    labels = torch.arange(40) % 2
+    clips = torch.randn(40, 1, 30, 1, 1)
+    clips[:, 0, 0, 0, 0] += labels
+    again = clips + 1e-3 * torch.randn_like(clips)
+    batches = [
+        {"pixel_values": some, "labels": labels, "round": number}
+        for number, some in enumerate((again, clips))
+    ]
+    targets = functional.one_hot(labels, 2).double()
+    both = torch.cat((again, clips)).flatten(1).double()
+    honest = best_shrinkage(both[40:], targets)
+    assert honest > best_shrinkage(both, targets.repeat(2, 1))
+    with caplog.at_level(logging.INFO):
+        fit_new_classifier(network, batches)
+    weight, _ = fit_classifier(both, targets.repeat(2, 1), shrinkage=honest)
+    assert_close(network.classifier.weight.double(), weight, 1e-4)
+    assert f"80 views as the network sees them (shrinkage {honest:g})" in caplog.text
+
+
 def test_shrinkage_depends_on_no_order_and_on_no_last_digit():
     """As several processes give the features of one network, whose LayerNorm makes all as long."""
     generator = torch.Generator().manual_seed(0)
@@ -244,12 +269,14 @@ def processor():
 
 
 def fitted_by_hand(model, pixels, labels) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Weight and bias, and the percentage of the clips `(N, T, C, H, W)` that they get right."""
+    """Weight and bias, and the percentage of the clips `(N, T, C, H, W)` that they get right; of two
+    passes over them, with the shrinkage of the second."""
     with torch.no_grad():
         features = model.eval().timesformer(pixels).last_hidden_state[:, 0]
-    weight, bias = fit_classifier(
-        features, functional.one_hot(labels, 6).float(), label_smoothing=0.1
-    )
+    targets = functional.one_hot(labels, 6).float()
+    second = slice(len(pixels) // 2, None)
+    shrinkage = best_shrinkage(features[second].double(), targets[second].double())
+    weight, bias = fit_classifier(features, targets, label_smoothing=0.1, shrinkage=shrinkage)
     right = (features.double() @ weight.T + bias).argmax(-1) == labels
     return weight, bias, 100 * right.double().mean().item()
 
@@ -267,7 +294,10 @@ def test_training_begins_with_the_classifier_of_further_passes(folder, processor
         trainer.train()
     assert_close(trainer.model.classifier.weight, weight, 1e-3)
     assert_close(trainer.model.classifier.bias, bias, 1e-3)
-    found = re.search(r"fitted to (\d+) views as the network sees them: ([\d.]+) % of", caplog.text)
+    found = re.search(
+        r"fitted to (\d+) views as the network sees them \(shrinkage [\d.]+\): ([\d.]+) % of",
+        caplog.text,
+    )
     assert int(found[1]) == len(pixels) == 36
     assert float(found[2]) == pytest.approx(right, abs=3)
     assert right > 100 * 2 / 6
