@@ -419,7 +419,9 @@ def test_classifier_is_fitted_anew_to_the_network_that_training_ends_with(
         assert_close(value, weights[name], 1e-5)
         assert not torch.equal(value, start[name]) or name not in LEARNING
     features, targets = collect_features(tuned.model, tuned.fitting_batches(1))
-    weight, bias = fit_classifier(features, targets, label_smoothing=0.1)
+    views = slice(len(features) // 2, None)
+    shrinkage = best_shrinkage(features[views].double(), targets[views].double())
+    weight, bias = fit_classifier(features, targets, label_smoothing=0.1, shrinkage=shrinkage)
     assert_close(refitted.model.classifier.weight, weight, 1e-3)
     assert_close(refitted.model.classifier.bias, bias, 1e-3)
     assert (refitted.model.classifier.weight - tuned.model.classifier.weight).abs().max() > 0.01
